@@ -1,0 +1,33 @@
+# make study: the whole study and its book; make test: the tests; make smoke: every stage at toy size in a scratch copy.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: study test smoke bench lint
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+study: $(READY)
+	python -m memlib.pipeline check
+	dvc repro
+	@echo "The book is at $(CURDIR)/book/_build/html/index.html"
+
+test: $(READY)
+	ruff check .
+	ruff format --check .
+	python -m pytest
+
+smoke: $(READY)
+	python tests/smoke.py
+
+bench: $(READY)
+	python tests/bench.py
+
+lint: $(READY)
+	ruff check --fix .
+	ruff format .
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11 to 3.13 is needed, this is ' + sys.version.split()[0] + '; name another with: make PYTHON=python3.12')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt -e .
+	touch $@

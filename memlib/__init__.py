@@ -1,0 +1,1 @@
+"""Detecting memorised training data in diffusion models."""

@@ -1,0 +1,68 @@
+"""The table of the papers' claims: what each says, how it is judged here, and how it came out."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from memlib.files import read_json, suggest, whole_file, write_json
+from memlib.pipeline import timed_stage
+from memlib.statistics import Estimate
+
+REGISTRY = Path("book/claims.yml")
+Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
+
+
+def criterion(claim_id: str, registry: str | Path = REGISTRY) -> str:
+    """How a claim is judged, as it was written down before any run."""
+    entries = {entry["id"]: entry for entry in yaml.safe_load(Path(registry).read_text())}
+    if claim_id not in entries:
+        raise ValueError(f"there is no claim {claim_id!r}{suggest(claim_id, entries)}")
+    return entries[claim_id]["criterion"]
+
+
+def judge(estimate: Estimate, threshold: float, also: bool = True) -> Verdict:
+    """Reproduced if the whole interval lies above the threshold (and `also` holds), not if it lies below, else inconclusive."""
+    if estimate.high < threshold:
+        return "not reproduced"
+    return "reproduced" if estimate.low > threshold and also else "inconclusive"
+
+
+def settled(claim_id: str, estimate: Estimate, verdict: Verdict) -> dict[str, Any]:
+    """A notebook's entry, in its metrics file, for a claim that it has settled."""
+    criterion(claim_id)
+    return {"id": claim_id, "value": round(estimate.value, 4), "ci95": [round(estimate.low, 4), round(estimate.high, 4)], "verdict": verdict}
+
+
+def collect(metrics: str | Path = "metrics", registry: str | Path = REGISTRY) -> list[dict[str, Any]]:
+    """All claims of the registry with what the metrics files of the chapters say of them; the others are open."""
+    found = {}
+    for path in sorted(Path(metrics).glob("*.json")):
+        content = read_json(path)
+        found |= {entry["id"]: entry for entry in content.get("claims", [])} if isinstance(content, dict) else {}
+    nothing = {"value": None, "ci95": None, "verdict": "open"}
+    return [entry | found.get(entry["id"], nothing) for entry in yaml.safe_load(Path(registry).read_text())]
+
+
+def table(claims: list[dict[str, Any]]) -> str:
+    """The claims as a MyST table, each linked to its page where it is settled."""
+    lines = ["| Claim | Judged by | Found here | Verdict |", "|---|---|---|---|"]
+    for claim in claims:
+        found = "" if claim["value"] is None else f"{claim['value']:.3f} [{claim['ci95'][0]:.3f}, {claim['ci95'][1]:.3f}]"
+        name = f"{claim['claim']} {{cite}}`{claim['paper']}`"
+        verdict = claim["verdict"] if claim["verdict"] == "open" else f"[**{claim['verdict']}**]({claim['page']})"
+        lines.append(f"| {name} | {claim['criterion']} | {found} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write metrics/claims.json and the table that the first page includes."""
+    with timed_stage("claims"):
+        claims = collect()
+        write_json("metrics/claims.json", claims)
+        with whole_file("book/generated/claims.md") as temporary:
+            temporary.write_text(table(claims))
+
+
+if __name__ == "__main__":
+    main()

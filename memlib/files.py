@@ -1,0 +1,64 @@
+"""Files written whole or not at all, and the one-sentence hints of error messages."""
+
+import difflib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it (file or folder) to `path` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if temporary.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as JSON with sorted keys, so that equal content gives equal bytes."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_table(path: str | Path, table: "pd.DataFrame") -> None:
+    """Write a table as parquet, without its index."""
+    with whole_file(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file."""
+    return json.loads(Path(path).read_text())
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """End of an error message: the nearest valid name if one is near, and all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(str(word), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} known: {', '.join(known)}"
+
+
+def to_project_root() -> None:
+    """Change to the nearest folder upwards that holds dvc.yaml, so that a notebook runs the same from anywhere in the project."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "dvc.yaml").exists():
+            os.chdir(folder)
+            return
+    raise ValueError(f"{Path.cwd()} is not inside the study: no folder upwards holds dvc.yaml")

@@ -1,0 +1,101 @@
+"""The one abstraction of the study: noise prediction eps(x, sigma) in variance-exploding coordinates.
+
+A *noise predictor* is any callable that takes noisy data `x` [N, ...] = x0 + sigma * n and the noise level `sigma`
+(a number, or a tensor [N]) and returns E[n | x] in the shape of `x`. Score, probability-flow ODE and every detector
+follow from it. Networks, Gaussian mixtures and training sets (`memlib.mixtures`) all come in this form.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor
+
+from memlib.config import PREDICTION_TYPES
+
+NoisePredictor = Callable[[Tensor, Tensor | float], Tensor]
+
+
+def per_item(sigma: Tensor | float, x: Tensor) -> Tensor:
+    """Noise level as a tensor that broadcasts against `x` [N, ...]: one value, or one an item."""
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    return sigma.reshape(-1, *[1] * (x.ndim - 1))
+
+
+class NetworkNoise:
+    """Noise prediction of a diffusers U-Net trained under a discrete schedule.
+
+    The schedule's abar_t gives sigma_t = sqrt((1 - abar_t) / abar_t) and x_t = sqrt(abar_t) x_sigma; between two
+    timesteps, t is interpolated in log sigma. The three prediction types are converted as in Salimans & Ho
+    (arXiv 2202.00512, appendix D). Raises ValueError for another prediction type and, when called, for a noise level
+    outside of the schedule.
+    """
+
+    def __init__(self, unet: torch.nn.Module, scheduler: DDPMScheduler) -> None:
+        self.prediction_type = scheduler.config.prediction_type
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction type {self.prediction_type!r} is not supported; known: {', '.join(PREDICTION_TYPES)}")
+        self.unet = unet.eval().requires_grad_(False)
+        # The forward-mode derivative of group normalisation fails on the transposed outputs of diffusers' attention.
+        for module in self.unet.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+        self.log_sigmas = schedule_sigmas(scheduler).log().to(unet.device)
+        self.sigma_min, self.sigma_max = (float(self.log_sigmas[i].exp()) for i in (0, -1))
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Fractional timestep of each noise level [N], interpolated in log sigma."""
+        log_sigma = sigma.to(self.log_sigmas.dtype).log()
+        tolerance = 1e-4
+        if not ((log_sigma >= self.log_sigmas[0] - tolerance) & (log_sigma <= self.log_sigmas[-1] + tolerance)).all():
+            raise ValueError(
+                f"sigma from {float(sigma.min()):.4g} to {float(sigma.max()):.4g} lies outside of the schedule, "
+                f"which goes from {self.sigma_min:.4g} to {self.sigma_max:.4g}"
+            )
+        upper = torch.searchsorted(self.log_sigmas, log_sigma).clamp(1, len(self.log_sigmas) - 1)
+        below, above = self.log_sigmas[upper - 1], self.log_sigmas[upper]
+        return (upper - 1) + ((log_sigma - below) / (above - below)).clamp(0, 1)
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        level = per_item(sigma, x)
+        t = self.timestep(level.flatten()).to(x.dtype).expand(len(x))
+        signal = (1 + level**2).rsqrt()  # sqrt(abar)
+        noise = level * signal  # sqrt(1 - abar)
+        x_t = signal * x
+        output = self.unet(x_t, t).sample
+        if self.prediction_type == "epsilon":
+            return output
+        if self.prediction_type == "v_prediction":
+            return signal * output + noise * x_t
+        return (x - output) / level
+
+
+def schedule_sigmas(scheduler: DDPMScheduler) -> Tensor:
+    """Noise levels sigma_t [T] of a discrete schedule, in float64, increasing."""
+    abar = scheduler.alphas_cumprod.double()
+    return ((1 - abar) / abar).sqrt()
+
+
+def load_network(directory: str | Path, channels: int | None = None, device: str | torch.device = "cpu") -> NetworkNoise:
+    """Noise prediction of a model saved as a diffusers pipeline (folders `unet` and `scheduler`, safetensors weights).
+
+    Raises ValueError, before anything is loaded, when the folder is not such a model, when its weights are pickled, or
+    when its network does not take pictures with `channels` channels.
+    """
+    directory = Path(directory)
+    unet_dir = directory / "unet"
+    if not (unet_dir / "config.json").exists() or not (directory / "scheduler" / "scheduler_config.json").exists():
+        raise ValueError(f"{directory} is not a diffusers model; it must hold unet/config.json and scheduler/scheduler_config.json")
+    if not list(unet_dir.glob("*.safetensors")):
+        pickled = sorted(path.name for path in unet_dir.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        raise ValueError(
+            f"{unet_dir} has no safetensors weights{f', only {pickled[0]}, which is pickled and is not opened' if pickled else ''}; "
+            "save the model with safe_serialization=True"
+        )
+    expected = UNet2DModel.load_config(unet_dir)["in_channels"]
+    if channels is not None and channels != expected:
+        raise ValueError(f"the network in {directory} takes {expected} channels but the pictures have {channels}")
+    unet = UNet2DModel.from_pretrained(unet_dir, use_safetensors=True, local_files_only=True)
+    scheduler = DDPMScheduler.from_pretrained(directory / "scheduler", local_files_only=True)
+    return NetworkNoise(unet.to(device), scheduler)

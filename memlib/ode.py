@@ -1,0 +1,80 @@
+"""The probability-flow ODE dx/dsigma = eps(x, sigma): images to latents and back (Song et al., arXiv 2011.13456, eq. 13)."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from memlib.models import NoisePredictor
+
+Method = Literal["euler", "heun"]
+
+
+def sigma_grid(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> Tensor:
+    """Noise levels [steps + 1] from `sigma_min` up to `sigma_max`, even in sigma^(1/rho) (Karras et al., arXiv 2206.00364, eq. 5).
+
+    `rho = inf` makes them even in log sigma. Raises ValueError unless 0 < sigma_min < sigma_max and steps >= 1.
+    """
+    if not 0 < sigma_min < sigma_max or steps < 1:
+        raise ValueError(f"a sigma grid needs 0 < sigma_min < sigma_max and at least one step; got {sigma_min}, {sigma_max} and {steps}")
+    ends = torch.tensor([sigma_min, sigma_max], dtype=torch.float64)
+    ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    if rho == float("inf"):
+        return (ends[0].log() + ramp * (ends[1] / ends[0]).log()).exp()
+    low, high = ends ** (1 / rho)
+    return (low + ramp * (high - low)) ** rho
+
+
+def integrate(
+    eps: NoisePredictor,
+    x: Tensor,
+    sigmas: Tensor,
+    method: Method = "heun",
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Carry x [N, ...] along the ODE through the noise levels `sigmas` [S + 1], rising or falling.
+
+    Euler takes one network evaluation a step, Heun two. `callback(step, x)` sees every intermediate state.
+    """
+    if method not in ("euler", "heun"):
+        raise ValueError(f"unknown ODE method {method!r}; known: euler, heun")
+    levels = sigmas.tolist()
+    for step, (here, there) in enumerate(pairwise(levels)):
+        slope = eps(x, here)
+        if method == "heun":
+            slope = (slope + eps(x + (there - here) * slope, there)) / 2
+        x = x + (there - here) * slope
+        if callback is not None:
+            callback(step, x)
+    return x
+
+
+def encode(eps: NoisePredictor, x: Tensor, sigmas: Tensor, method: Method = "heun") -> Tensor:
+    """Latents [N, ...] at the largest of `sigmas` of images x, taken to lie at the smallest."""
+    return integrate(eps, x, sigmas.sort().values, method)
+
+
+def decode(eps: NoisePredictor, latent: Tensor, sigmas: Tensor, method: Method = "heun") -> Tensor:
+    """Images [N, ...] at the smallest of `sigmas` of latents at the largest; the inverse of `encode`."""
+    return integrate(eps, latent, sigmas.sort(descending=True).values, method)
+
+
+@torch.no_grad()
+def sample(
+    eps: NoisePredictor,
+    shape: tuple[int, ...],
+    sigmas: Tensor,
+    generator: torch.Generator,
+    method: Method = "heun",
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Draw images [*shape]: decode Gaussian latents at the largest of `sigmas`, then take off the noise left at the smallest.
+
+    The noise is drawn on the processor, so that a seed gives the same latents on every device.
+    """
+    levels = sigmas.sort().values
+    latent = torch.randn(shape, generator=generator).to(device) * float(levels[-1])
+    x = decode(eps, latent, levels, method)
+    return x - float(levels[0]) * eps(x, float(levels[0]))

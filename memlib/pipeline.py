@@ -1,0 +1,220 @@
+"""What every stage of dvc.yaml shares: checked parameters, notebooks run by papermill, time and memory, clear errors."""
+
+import argparse
+import ast
+import dataclasses
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from memlib.config import TrainConfig
+from memlib.files import read_json, suggest, whole_file, write_json
+
+NOTEBOOKS = Path("notebooks")
+TIMES = Path("results/times")
+PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn", "pandas", "jupyter-book", "papermill", "dvc")
+
+
+def read_parameters(section: str) -> dict[str, Any]:
+    """One section of params.yaml, after the whole file has been checked."""
+    return check_parameters()[section]
+
+
+def check_parameters(path: str | Path = "params.yaml") -> dict[str, Any]:
+    """Content of params.yaml.
+
+    Raises ValueError for a section or name that nothing reads, naming the nearest one that something does, for one
+    that is missing, and for settings of a training that cannot be.
+    """
+    parameters = yaml.safe_load(Path(path).read_text())
+    known = known_parameters()
+    for section, names in known.items():
+        if section not in parameters:
+            raise ValueError(f"{path} has no section {section!r}")
+        for name in names - set(parameters[section]):
+            raise ValueError(f"{path} does not set {section}.{name}")
+    for section, content in parameters.items():
+        if section not in known:
+            raise ValueError(f"{path} has an unknown section {section!r}{suggest(section, known)}")
+        for name in set(content) - known[section]:
+            raise ValueError(f"{path} has an unknown parameter {section}.{name}{suggest(name, sorted(known[section]))}")
+    TrainConfig(**parameters["train"])
+    return parameters
+
+
+def known_parameters() -> dict[str, set[str]]:
+    """Names that each section of params.yaml has.
+
+    A notebook's names are those that its cell tagged `parameters` assigns; those of `train` are the fields of TrainConfig.
+    """
+    sections = {path.stem: set(notebook_parameters(path)) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    return {"run": {"launcher"}, "train": fields} | {name: names for name, names in sections.items() if names}
+
+
+def notebook_parameters(path: str | Path) -> dict[str, Any]:
+    """Names and default values that a notebook's cell tagged `parameters` assigns."""
+    cells = json.loads(Path(path).read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    assignments = [node for source in sources for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in assignments}
+
+
+def run_notebook(name: str, output: str | Path) -> None:
+    """Run notebooks/NAME.ipynb with its section of params.yaml and write it, normalised, to `output`.
+
+    A notebook without parameters has no section. When a cell fails, the notebook stays, as far as it came, in
+    results/failed; ValueError is raised with memlib's sentence where an input was refused, RuntimeError otherwise.
+    """
+    import nbformat
+    import papermill
+
+    source = NOTEBOOKS / f"{name}.ipynb"
+    parameters = read_parameters(name) if notebook_parameters(source) else {}
+    running = Path("results/failed") / source.name
+    running.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            source, running, parameters, kernel_name="python3", progress_bar=False, stderr_file=sys.stderr, request_save_on_cell_execute=False
+        )
+    except papermill.PapermillExecutionError as error:
+        if error.ename == "ValueError":
+            raise ValueError(error.evalue) from error
+        raise RuntimeError(f"a cell of {source} failed; see {running}\n{error}") from error
+    notebook = normalise(nbformat.read(running, as_version=4))
+    with whole_file(output) as temporary:
+        nbformat.write(notebook, temporary)
+    running.unlink()
+
+
+def normalise(notebook: Any) -> Any:
+    """Drop from an executed notebook what differs between equal runs (times, random ids, progress on stderr); merge its streams."""
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+        for key in ("papermill", "execution", "ExecuteTime"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type != "code":
+            continue
+        outputs: list[Any] = []
+        for output in cell.outputs:
+            if output.output_type == "stream" and output.name == "stderr":
+                continue
+            if outputs and output.output_type == "stream" == outputs[-1].output_type:
+                outputs[-1].text += output.text
+            else:
+                outputs.append(output)
+        cell.outputs = outputs
+    return notebook
+
+
+@contextmanager
+def timed_stage(name: str) -> Iterator[SimpleNamespace]:
+    """Write the seconds and peak memory (MiB) of the block to results/times/NAME.json once it has ended well.
+
+    `earlier_seconds` of the object given may be set to what interrupted runs had spent before.
+    """
+    stage = SimpleNamespace(earlier_seconds=0.0)
+    started = time.monotonic()
+    yield stage
+    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    seconds = round(stage.earlier_seconds + time.monotonic() - started, 1)
+    write_json(TIMES / f"{name}.json", {"seconds": seconds, "peak_memory_mib": round(kilobytes / scale)})
+
+
+@contextmanager
+def reporting_errors(stage: str) -> Iterator[None]:
+    """Turn a refused input or a failed cell into a message on stderr and exit status 1."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"stage {stage}: {error}")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, Python and package versions of this machine."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": psutil.cpu_count(logical=True),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "gpus": gpus,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def stage_times() -> dict[str, dict[str, float]]:
+    """Seconds and peak memory of every stage's last run."""
+    return {path.stem: read_json(path) for path in sorted(TIMES.glob("*.json"))}
+
+
+def write_study() -> None:
+    """Write metrics/study.json: the seconds of every stage, their sum, peak memory, the machine and the versions."""
+    times = stage_times()
+    study = {
+        "seconds": {name: time["seconds"] for name, time in times.items()},
+        "total_seconds": round(sum(time["seconds"] for time in times.values()), 1),
+        "peak_memory_mib": max(time["peak_memory_mib"] for time in times.values()),
+        "machine": machine(),
+    }
+    write_json("metrics/study.json", study)
+
+
+def build_book() -> None:
+    """Build the book with warnings as errors, into book/_build/html."""
+    command = [sys.executable, "-m", "jupyter_book", "build", "book", "-W", "-n", "--keep-going", "-q"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"the book does not build:\n{result.stdout}\n{result.stderr}")
+
+
+def main() -> None:
+    """Command line of the stages."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("check", help="check params.yaml")
+    notebook = commands.add_parser("notebook", help="run a notebook with its section of params.yaml")
+    notebook.add_argument("name")
+    commands.add_parser("book", help="build the book")
+    commands.add_parser("study", help="write metrics/study.json")
+    arguments = parser.parse_args()
+    if arguments.command == "check":
+        with reporting_errors("check"):
+            check_parameters()
+    elif arguments.command == "notebook":
+        with reporting_errors(arguments.name), timed_stage(arguments.name):
+            run_notebook(arguments.name, f"book/chapters/{arguments.name}.ipynb")
+    elif arguments.command == "book":
+        with reporting_errors("book"), timed_stage("book"):
+            build_book()
+    else:
+        write_study()
+
+
+if __name__ == "__main__":
+    main()

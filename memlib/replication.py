@@ -1,0 +1,50 @@
+"""Ground truth: which training images the model reproduces."""
+
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+RATIO = 1 / 3
+
+
+class Matches(NamedTuple):
+    """For N generated images: the nearest training image [N], the distance to it and to the second nearest [N] (pixels, L2)."""
+
+    nearest: Tensor
+    distance: Tensor
+    second_distance: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """Distance to the nearest over distance to the second nearest training image [N]; small for a copy."""
+        return self.distance / self.second_distance
+
+
+def match(generated: Tensor, training: Tensor) -> Matches:
+    """Nearest and second nearest training image of each generated one, both as [N, ...] on one scale.
+
+    Every training image is to be listed once, however often it was seen. Raises ValueError with fewer than two.
+    """
+    if len(training) < 2:
+        raise ValueError(f"the nearest and second nearest training image need at least two of them; there are {len(training)}")
+    training = training.flatten(1)
+    found = [torch.cdist(block, training).topk(2, largest=False) for block in generated.flatten(1).split(4096)]
+    distances, indices = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    return Matches(indices[:, 0], distances[:, 0], distances[:, 1])
+
+
+def is_copy(matches: Matches) -> Tensor:
+    """Whether each generated image is a copy: at less than a third of the distance to the second nearest training image.
+
+    The criterion of Yoon et al. (Diffusion probabilistic models generalize when they fail to memorize, 2023) and
+    Gu et al. (arXiv 2310.02664).
+    """
+    return matches.ratio < RATIO
+
+
+def reproduced(matches: Matches, n_training: int) -> pd.DataFrame:
+    """For each training image: in how many generated images it is copied (`generated_copies`) and whether at all (`reproduced`)."""
+    counts = torch.bincount(matches.nearest[is_copy(matches)], minlength=n_training)
+    return pd.DataFrame({"generated_copies": counts.numpy(), "reproduced": (counts > 0).numpy()})

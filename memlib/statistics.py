@@ -1,0 +1,126 @@
+"""How well scores separate two groups, with confidence intervals. Larger scores mean more memorised."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class WelchTest(NamedTuple):
+    """Welch's t-test of two means and the effect size (Cohen's d with the mean of the two variances)."""
+
+    t: float
+    degrees_of_freedom: float
+    p_value: float
+    effect_size: float
+
+
+def _groups(positive: ArrayLike, negative: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    groups = tuple(np.asarray(scores, dtype=np.float64) for scores in (positive, negative))
+    for name, scores in zip(("positive", "negative"), groups, strict=True):
+        if scores.ndim != 1 or len(scores) < 2:
+            raise ValueError(f"the {name} group has {scores.size} scores; two groups of at least two are needed")
+        if not np.isfinite(scores).all():
+            raise ValueError(f"the {name} group has scores that are not finite")
+    return groups
+
+
+def _auroc(positive: NDArray, negative: NDArray, axis: int = -1) -> NDArray:
+    """Share of pairs in which the positive score is larger, ties counting half, along an axis."""
+    u = stats.mannwhitneyu(positive, negative, axis=axis, method="asymptotic", use_continuity=False).statistic
+    return u / (positive.shape[axis] * negative.shape[axis])
+
+
+def _tpr_at_fpr(positive: NDArray, negative: NDArray, fpr: float) -> NDArray:
+    """Largest TPR among thresholds whose FPR is at most `fpr`, along the last axis."""
+    allowed = int(np.floor(fpr * negative.shape[-1] + 1e-9))
+    threshold = np.sort(negative, axis=-1)[..., -allowed - 1]
+    return (positive > threshold[..., None]).mean(-1)
+
+
+def _interval(statistic: Callable[[NDArray, NDArray], NDArray], positive: NDArray, negative: NDArray, seed: int, resamples: int = 2000) -> tuple[float, float]:
+    """Percentile interval of the stratified bootstrap: each group is drawn again on its own."""
+    rng = np.random.default_rng(seed)
+    values = statistic(*(group[rng.integers(0, len(group), (resamples, len(group)))] for group in (positive, negative)))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def auroc(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
+    """Area under the ROC curve with a stratified bootstrap interval.
+
+    Where the groups do not overlap the bootstrap has no spread; the interval then ends where chance would still separate
+    min(n, m) independent pairs with probability 2.5 %, at 0.025^(1 / min(n, m)).
+    """
+    positive, negative = _groups(positive, negative)
+    value = float(_auroc(positive, negative))
+    low, high = _interval(_auroc, positive, negative, seed)
+    bound = 0.025 ** (1 / min(len(positive), len(negative)))
+    return Estimate(value, min(low, bound) if value == 1 else low, max(high, 1 - bound) if value == 0 else high)
+
+
+def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float, seed: int = 0) -> Estimate:
+    """Largest true-positive rate among thresholds with a false-positive rate of at most `fpr`, with a bootstrap interval.
+
+    Raises ValueError when the negatives are too few to resolve that rate (fewer than 1 / fpr).
+    """
+    positive, negative = _groups(positive, negative)
+    if fpr * len(negative) < 1:
+        raise ValueError(f"{len(negative)} negatives cannot resolve a false-positive rate of {fpr}; at least {int(np.ceil(1 / fpr))} are needed")
+    low, high = _interval(lambda p, n: _tpr_at_fpr(p, n, fpr), positive, negative, seed)
+    return Estimate(float(_tpr_at_fpr(positive, negative, fpr)), low, high)
+
+
+def auroc_difference(positive: tuple[ArrayLike, ArrayLike], negative: tuple[ArrayLike, ArrayLike], seed: int = 0, resamples: int = 2000) -> Estimate:
+    """AUROC of a first detector minus that of a second on the same items, with a paired stratified bootstrap interval.
+
+    positive, negative: the scores of the two detectors, item by item.
+    """
+    (pos_a, neg_a), (pos_b, neg_b) = (_groups(p, n) for p, n in zip(positive, negative, strict=True))
+    if len(pos_a) != len(pos_b) or len(neg_a) != len(neg_b):
+        raise ValueError("two detectors can only be compared on the same items")
+    rng = np.random.default_rng(seed)
+    rows_pos = rng.integers(0, len(pos_a), (resamples, len(pos_a)))
+    rows_neg = rng.integers(0, len(neg_a), (resamples, len(neg_a)))
+    differences = _auroc(pos_a[rows_pos], neg_a[rows_neg]) - _auroc(pos_b[rows_pos], neg_b[rows_neg])
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return Estimate(float(_auroc(pos_a, neg_a) - _auroc(pos_b, neg_b)), float(low), float(high))
+
+
+def proportion(successes: int, trials: int) -> Estimate:
+    """Share of successes with Wilson's score interval."""
+    if not 0 <= successes <= trials or trials == 0:
+        raise ValueError(f"{successes} successes of {trials} trials is no share")
+    interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return Estimate(successes / trials, float(interval.low), float(interval.high))
+
+
+def welch(positive: ArrayLike, negative: ArrayLike) -> WelchTest:
+    """Two-sided Welch's t-test that the means of two groups differ, with the effect size."""
+    positive, negative = _groups(positive, negative)
+    result = stats.ttest_ind(positive, negative, equal_var=False)
+    pooled = np.sqrt((positive.var(ddof=1) + negative.var(ddof=1)) / 2)
+    return WelchTest(float(result.statistic), float(result.df), float(result.pvalue), float((positive.mean() - negative.mean()) / pooled))
+
+
+def effect_size(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
+    """Cohen's d (with the mean of the two variances) with a stratified bootstrap interval."""
+    positive, negative = _groups(positive, negative)
+
+    def cohen(p: NDArray, n: NDArray) -> NDArray:
+        return (p.mean(-1) - n.mean(-1)) / np.sqrt((p.var(-1, ddof=1) + n.var(-1, ddof=1)) / 2)
+
+    return Estimate(float(cohen(positive, negative)), *_interval(cohen, positive, negative, seed))

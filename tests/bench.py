@@ -1,0 +1,102 @@
+"""What things cost, as ratios within one run: `make bench`."""
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+
+from memlib import data, training
+from memlib.config import TrainConfig
+from memlib.models import NetworkNoise
+from memlib.volume import divergence
+
+CONFIG = TrainConfig(**yaml.safe_load(Path("params.yaml").read_text())["train"])
+PICTURES = torch.randint(0, 256, (256, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def seconds(call: Callable[[], object], repeats: int = 5) -> float:
+    """Median time of a call, after one to warm up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def training_seconds(config: TrainConfig, steps: int) -> float:
+    """Seconds a step of memlib's training, by the difference of a long and a short run."""
+    times = []
+    for count in (5, 5 + steps):
+        AcceleratorState._reset_state(True)
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            run = replace(config, steps=count, checkpoint_every=10**6)
+            training.train(PICTURES, torch.ones(256, dtype=torch.long), run, Path(folder) / "model", Path(folder) / "checkpoint.pt")
+            times.append(time.perf_counter() - started)
+    return (times[1] - times[0]) / steps
+
+
+def plain_loop_seconds(steps: int) -> float:
+    """Seconds a step of the plain loop of diffusers' unconditional example: data loader, float32, one step after the other."""
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(mixed_precision="no")
+    model, scheduler = training.build_network(3, 16, CONFIG), DDPMScheduler(1000)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=5, num_training_steps=steps)
+    ema = EMAModel(model.parameters())
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data.to_float(PICTURES)), batch_size=CONFIG.batch, shuffle=True)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    done, started = 0, 0.0
+    while True:
+        for (clean,) in loader:
+            if done == 5:
+                started = time.perf_counter()
+            if done == 5 + steps:
+                return (time.perf_counter() - started) / steps
+            noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+            loss = F.mse_loss(model(scheduler.add_noise(clean, noise, t), t).sample, noise)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            ema.step(model.parameters())
+            done += 1
+
+
+@torch.no_grad()
+def main() -> None:
+    eps = NetworkNoise(training.build_network(3, 16, CONFIG), DDPMScheduler(1000))
+    x = data.to_float(PICTURES[:64])
+    one = lambda y: divergence(eps, y, 0.3, 1, torch.Generator().manual_seed(0))  # noqa: E731
+    forward = seconds(lambda: eps(x, 0.3))
+    batched = seconds(lambda: one(x))
+    singly = seconds(lambda: [one(row[None]) for row in x], repeats=2)
+    print(f"one growth evaluation (a forward-mode derivative) takes {batched / forward:.1f} times a forward pass, batch of 64")
+    print(f"64 growth evaluations one by one take {singly / batched:.1f} times as long as batched")
+    with torch.enable_grad():
+        steps = 30
+        plain = plain_loop_seconds(steps)
+        variants = {"float32": replace(CONFIG, precision="no"), f"precision: {CONFIG.precision} (the study's)": CONFIG}
+        if shutil.which("c++") or torch.cuda.is_available():
+            variants["the same with torch.compile"] = replace(CONFIG, compile=True)
+        for name, config in variants.items():
+            print(f"training, {name}: {plain / training_seconds(config, steps):.2f} times the steps per second of the plain diffusers loop")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Noise prediction of networks against the scheduler's own conversions, and refused models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import scheduler, small_unet
+from diffusers import DDPMPipeline
+
+from memlib.models import NetworkNoise, load_network, schedule_sigmas
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("t", [0, 10, 500, 999])
+def test_every_prediction_type_is_converted_as_the_scheduler_does(prediction_type: str, t: int, generator: torch.Generator) -> None:
+    noise_scheduler, unet = scheduler(prediction_type), small_unet()
+    eps = NetworkNoise(unet, noise_scheduler)
+    sigma = schedule_sigmas(noise_scheduler)[t]
+    x_t = torch.randn(4, 3, 8, 8, generator=generator)
+    x = x_t * (1 + sigma**2).sqrt().float()
+    with torch.no_grad():
+        clean = noise_scheduler.step(unet(x_t, t).sample, t, x_t).pred_original_sample
+        torch.testing.assert_close(eps(x, float(sigma)), (x - clean) / sigma.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_timesteps_of_the_schedule_are_found_again() -> None:
+    eps = NetworkNoise(small_unet(), scheduler())
+    torch.testing.assert_close(eps.timestep(schedule_sigmas(scheduler())), torch.arange(1000).double(), atol=1e-6, rtol=0)
+
+
+def test_one_noise_level_an_item(generator: torch.Generator) -> None:
+    eps = NetworkNoise(small_unet(), scheduler())
+    x, levels = torch.randn(3, 3, 8, 8, generator=generator), torch.tensor([0.1, 1.0, 20.0])
+    singly = torch.cat([eps(row[None], float(level)) for row, level in zip(x, levels, strict=True)])
+    torch.testing.assert_close(eps(x, levels), singly, rtol=1e-4, atol=1e-5)
+
+
+def test_a_noise_level_outside_of_the_schedule_is_refused() -> None:
+    eps = NetworkNoise(small_unet(), scheduler())
+    for sigma in (1e-3, 1e3, float("nan")):
+        with pytest.raises(ValueError, match=r"outside of the schedule, which goes from 0\.01 to 157\.4"):
+            eps(torch.zeros(1, 3, 8, 8), sigma)
+
+
+def test_an_unknown_prediction_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="'flow' is not supported; known: epsilon, v_prediction, sample"):
+        NetworkNoise(small_unet(), scheduler("flow"))
+
+
+def test_a_saved_model_gives_the_same_field(tmp_path: Path, generator: torch.Generator) -> None:
+    unet = small_unet()
+    DDPMPipeline(unet, scheduler("v_prediction")).save_pretrained(tmp_path)
+    x = torch.randn(2, 3, 8, 8, generator=generator)
+    torch.testing.assert_close(load_network(tmp_path)(x, 0.5), NetworkNoise(unet, scheduler("v_prediction"))(x, 0.5))
+
+
+def test_models_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a diffusers model; it must hold unet/config.json"):
+        load_network(tmp_path)
+    DDPMPipeline(small_unet(), scheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="takes 3 channels but the pictures have 1"):
+        load_network(tmp_path, channels=1)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(ValueError, match="diffusion_pytorch_model.bin, which is pickled and is not opened"):
+        load_network(tmp_path)

@@ -1,0 +1,237 @@
+"""Parameters, stages, notebooks and files."""
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from memlib import claims, files, pipeline
+from memlib.statistics import Estimate
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+RUNNER = {"pipeline", "progress"}  # run a stage and tell how far it is, but decide no result
+
+
+def imports(source: str) -> set[str]:
+    """Modules of memlib that a source imports itself."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    return {alias.name for node in nodes if node.module == "memlib" for alias in node.names} | {
+        node.module.split(".")[1] for node in nodes if (node.module or "").startswith("memlib.")
+    }
+
+
+def all_imports(source: str) -> set[str]:
+    """Modules of memlib that a source imports, directly or through others, but for the runner."""
+    found, todo = set(), imports(source) - RUNNER
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        todo |= imports((ROOT / f"memlib/{name}.py").read_text()) - RUNNER - found
+    return found
+
+
+def code(path: Path) -> str:
+    return "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_lists_exactly_the_modules_it_uses(name: str) -> None:
+    notebook = ROOT / f"notebooks/{name}.ipynb"
+    if notebook.exists():
+        expected = all_imports(code(notebook))
+    else:
+        modules = {"train": "training", "claims": "claims", "study": "pipeline", "book": None}
+        expected = all_imports(f"from memlib import {modules[name]}") if modules[name] else set()
+    if name in ("study", "reproducibility"):
+        expected |= {"pipeline"}
+    if name == "study":
+        expected = {"pipeline"}
+    if name == "reproducibility":
+        expected |= all_imports((ROOT / "memlib/pipeline.py").read_text())
+    listed = {Path(dep).stem for dep in STAGES[name]["deps"] if dep.startswith("memlib/")}
+    assert listed == expected
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_clean(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
+    assert notebook.cells[0].source.startswith("# ")
+    assert f"notebooks/{path.stem}.ipynb" in STAGES[path.stem]["deps"]
+    parameters = pipeline.notebook_parameters(path)
+    assert STAGES[path.stem].get("params", []) == [path.stem] or not parameters
+    study = yaml.safe_load((ROOT / "params.yaml").read_text()).get(path.stem, {})
+    assert json.loads(json.dumps(parameters)) == json.loads(json.dumps(study)), "the notebook's defaults are those of params.yaml"
+    assert "def " not in code(path).replace("_def ", ""), "no method is implemented inside a notebook"
+
+
+def test_every_page_is_a_dependency_of_the_book() -> None:
+    toc = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
+    pages = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    deps = STAGES["book"]["deps"]
+    assert all(f"book/{page}.md" in deps or f"book/{page}.ipynb" in deps for page in pages)
+    assert {f"book/chapters/{path.name}" for path in NOTEBOOKS} <= set(deps)
+
+
+def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: dict | None) -> Path:
+    monkeypatch.chdir(ROOT)
+    parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section, content in sections.items():
+        if content is None:
+            del parameters[section]
+        else:
+            parameters[section] = parameters.get(section, {}) | content
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(parameters))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"volume": {"direction": 3}}, "unknown parameter volume.direction; did you mean 'directions'"),
+        ({"trian": {"steps": 3}}, "unknown section 'trian'; did you mean 'train'"),
+        ({"train": {"precision": "fp8"}}, "train.precision is 'fp8'"),
+        ({"mixtures": None}, "has no section 'mixtures'"),
+    ],
+)
+def test_parameters_that_nothing_reads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict, message: str) -> None:
+    path = changed(tmp_path, monkeypatch, **sections)
+    with pytest.raises(ValueError, match=message):
+        pipeline.check_parameters(path)
+
+
+def test_the_parameters_of_the_study_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert pipeline.read_parameters("data")["name"] == "openmoji"
+
+
+def toy_study(folder: Path, body: str) -> None:
+    """A study of one notebook, with the parameters that all the others need."""
+    v4 = nbformat.v4
+    cells = [v4.new_markdown_cell("# Toy"), v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}), v4.new_code_cell(body)]
+    (folder / "notebooks").mkdir(parents=True)
+    nbformat.write(v4.new_notebook(cells=cells), folder / "notebooks/toy.ipynb")
+    study = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (folder / "params.yaml").write_text(yaml.safe_dump({"run": study["run"], "train": study["train"], "toy": {"n": 7}}))
+
+
+def run_toy(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "memlib.pipeline", "notebook", "toy"]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+
+
+def test_two_runs_of_a_notebook_are_the_same_bytes(tmp_path: Path) -> None:
+    body = "import sys, time\nprint('n is', n)\ntime.sleep(0.1)\nprint('progress', file=sys.stderr)\nprint('twice')\nn"
+    outputs = []
+    for name in ("first", "second"):
+        toy_study(tmp_path / name, body)
+        process = run_toy(tmp_path / name)
+        assert process.wait() == 0
+        assert "progress" in process.stderr.read()
+        outputs.append((tmp_path / name / "book/chapters/toy.ipynb").read_bytes())
+        times = files.read_json(tmp_path / name / "results/times/toy.json")
+        assert 0 < times["seconds"] < 60
+        assert times["peak_memory_mib"] > 10
+    assert outputs[0] == outputs[1]
+    notebook = nbformat.reads(outputs[0].decode(), as_version=4)
+    assert notebook.cells[-1].outputs[0].text == "n is 7\ntwice\n"
+
+
+def test_a_refused_input_is_one_sentence(tmp_path: Path) -> None:
+    toy_study(tmp_path, "raise ValueError('the sky is green; paint it blue')")
+    process = run_toy(tmp_path)
+    _, message = process.communicate()
+    assert process.returncode == 1
+    assert message.strip().splitlines()[-1] == "stage toy: the sky is green; paint it blue"
+    assert not (tmp_path / "book").exists()
+    assert (tmp_path / "results/failed/toy.ipynb").exists()
+
+
+def test_a_killed_notebook_leaves_nothing_half_written(tmp_path: Path) -> None:
+    body = (
+        "import pandas as pd, time\nfrom memlib import files\n"
+        "for i in range(10**6):\n    files.write_table('results/table.parquet', pd.DataFrame({'i': [i] * 10**5}))\n"
+        "    files.write_json('metrics/toy.json', list(range(10**5)))"
+    )
+    toy_study(tmp_path, body)
+    for wait in (0.3, 0.517):
+        process = run_toy(tmp_path)
+        while not (tmp_path / "metrics/toy.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kill_kernels_of(tmp_path)
+        import pandas as pd
+
+        assert len(pd.read_parquet(tmp_path / "results/table.parquet")) == 10**5
+        assert files.read_json(tmp_path / "metrics/toy.json") == list(range(10**5))
+        assert not (tmp_path / "book").exists()
+        assert not (tmp_path / "results/times").exists()
+
+
+def kill_kernels_of(folder: Path) -> None:
+    """Kill the Jupyter kernels that work in a folder: they outlive the process that started them for a moment."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            if "ipykernel_launcher" in " ".join(process.info["cmdline"] or []) and process.cwd() == str(folder):
+                process.kill()
+                process.wait(5)
+        except psutil.Error:
+            continue
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for content in ("old", "new"):
+        with files.whole_file(target) as temporary:
+            temporary.mkdir()
+            (temporary / "file").write_text(content)
+    with pytest.raises(KeyError), files.whole_file(target) as temporary:
+        temporary.mkdir()
+        (temporary / "file").write_text("broken")
+        raise KeyError
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_claims_are_judged_by_their_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert claims.judge(Estimate(0.8, 0.7, 0.9), 0.5) == "reproduced"
+    assert claims.judge(Estimate(0.8, 0.7, 0.9), 0.5, also=False) == "inconclusive"
+    assert claims.judge(Estimate(0.55, 0.45, 0.6), 0.5) == "inconclusive"
+    assert claims.judge(Estimate(0.3, 0.2, 0.4), 0.5) == "not reproduced"
+    entry = claims.settled("volume.trained_above_unseen", Estimate(0.8, 0.7, 0.9), "reproduced")
+    files.write_json(tmp_path / "metrics/volume.json", {"claims": [entry]})
+    collected = {claim["id"]: claim for claim in claims.collect(tmp_path / "metrics")}
+    assert collected["volume.trained_above_unseen"]["value"] == 0.8
+    assert collected["text.first_step_detects"]["verdict"] == "open"
+    assert len(collected) == 14
+    table = claims.table(list(collected.values()))
+    assert "0.800 [0.700, 0.900] | [**reproduced**](chapters/volume.ipynb)" in table
+    with pytest.raises(ValueError, match="there is no claim 'volume.trained'; did you mean"):
+        claims.settled("volume.trained", Estimate(0, 0, 0), "reproduced")
+
+
+def test_committed_claims_are_those_of_the_committed_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert files.read_json("metrics/claims.json") == claims.collect()
+
+
+def test_every_citation_is_in_the_bibliography() -> None:
+    keys = {line.split("{")[1].rstrip(",\n") for line in (ROOT / "book/references.bib").open() if line.startswith("@")}
+    registry = yaml.safe_load((ROOT / "book/claims.yml").read_text())
+    assert {entry["paper"] for entry in registry} <= keys

@@ -1,0 +1,44 @@
+"""Ground truth on models that are known to copy everything, or nothing."""
+
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from memlib import ode, replication
+from memlib.mixtures import GaussianMixture, PointMasses
+
+
+def test_a_perfect_memoriser_only_copies(generator: torch.Generator) -> None:
+    training = torch.randn(12, 3, 4, 4, generator=generator)
+    samples = ode.sample(PointMasses(training), (300, 3, 4, 4), ode.sigma_grid(0.01, 80.0, 30), generator)
+    matches = replication.match(samples, training)
+    assert replication.is_copy(matches).float().mean() > 0.97
+    assert replication.reproduced(matches, 12)["reproduced"].all()
+
+
+def test_copies_in_training_are_copied_more_often(generator: torch.Generator) -> None:
+    training = torch.randn(8, 1, 4, 4, generator=generator)
+    weights = torch.tensor([16.0, 16, 1, 1, 1, 1, 1, 1])
+    samples = ode.sample(PointMasses(training, weights), (2000, 1, 4, 4), ode.sigma_grid(0.01, 80.0, 20), generator)
+    counts = replication.reproduced(replication.match(samples, training), 8)["generated_copies"]
+    assert counts[:2].sum() / counts.sum() == pytest.approx(32 / 38, abs=0.03)
+
+
+def test_a_model_that_generalises_copies_nothing(generator: torch.Generator) -> None:
+    gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 32), torch.eye(32)[None])
+    training = gaussian.sample(50, generator)
+    samples = ode.sample(gaussian, (500, 32), ode.sigma_grid(0.01, 80.0, 30), generator)
+    assert not replication.is_copy(replication.match(samples, training)).any()
+
+
+def test_nearest_pictures_are_those_of_sklearn(generator: torch.Generator) -> None:
+    generated, training = (torch.randn(n, 1, 3, 3, generator=generator) for n in (5000, 40))
+    distances, indices = NearestNeighbors(n_neighbors=2).fit(training.flatten(1).numpy()).kneighbors(generated.flatten(1).numpy())
+    matches = replication.match(generated, training)
+    assert (matches.nearest.numpy() == indices[:, 0]).all()
+    torch.testing.assert_close(torch.stack([matches.distance, matches.second_distance], 1), torch.from_numpy(distances).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_one_training_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least two of them; there are 1"):
+        replication.match(torch.zeros(3, 1, 2, 2), torch.zeros(1, 1, 2, 2))

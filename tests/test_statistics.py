@@ -1,0 +1,85 @@
+"""Statistics against sklearn, scipy and known values."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from memlib import statistics
+
+scores = st.lists(st.integers(-8, 8).map(float), min_size=2, max_size=40)
+
+
+@given(scores, scores)
+def test_auroc_is_that_of_sklearn(positive: list[float], negative: list[float]) -> None:
+    estimate = statistics.auroc(positive, negative)
+    labels = [1] * len(positive) + [0] * len(negative)
+    assert estimate.value == pytest.approx(roc_auc_score(labels, positive + negative))
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
+@given(scores, st.lists(st.integers(-8, 8).map(float), min_size=20, max_size=60), st.sampled_from([0.05, 0.1, 0.33]))
+def test_tpr_at_fpr_is_the_best_point_of_the_curve_that_keeps_the_limit(positive: list[float], negative: list[float], fpr: float) -> None:
+    false, true, _ = roc_curve([1] * len(positive) + [0] * len(negative), positive + negative, drop_intermediate=False)
+    assert statistics.tpr_at_fpr(positive, negative, fpr).value == pytest.approx(true[false <= fpr + 1e-12].max())
+
+
+def test_an_fpr_that_the_negatives_cannot_resolve_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"50 negatives cannot resolve a false-positive rate of 0.01; at least 100"):
+        statistics.tpr_at_fpr([1, 2], np.arange(50), 0.01)
+
+
+def test_intervals_cover_the_truth() -> None:
+    rng, truth = np.random.default_rng(0), stats.norm.cdf(1 / np.sqrt(2))
+    covered = [e.low <= truth <= e.high for e in (statistics.auroc(rng.normal(1, 1, 60), rng.normal(0, 1, 60)) for _ in range(200))]
+    assert 0.89 <= np.mean(covered) <= 0.99
+
+
+def test_a_perfect_separation_is_not_certain() -> None:
+    estimate = statistics.auroc(np.arange(10, 30), np.arange(5))
+    assert (estimate.value, estimate.high) == (1, 1)
+    assert estimate.low == pytest.approx(0.025 ** (1 / 5))
+    reverse = statistics.auroc(np.arange(5), np.arange(10, 30))
+    assert (reverse.value, reverse.low, reverse.high) == (0, 0, pytest.approx(1 - 0.025 ** (1 / 5)))
+
+
+def test_a_paired_comparison_is_sharper_than_an_unpaired_one() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 1, 200)
+    positive, negative = common[:100] + 1, common[100:]
+    noisy = [group + rng.normal(0, 0.1, 100) for group in (positive, negative)]
+    difference = statistics.auroc_difference((positive, noisy[0]), (negative, noisy[1]))
+    single = statistics.auroc(positive, negative)
+    assert difference.low < 0.01 < 0.05
+    assert difference.value == pytest.approx(single.value - statistics.auroc(*noisy).value)
+    assert difference.high - difference.low < 0.5 * (single.high - single.low)
+    with pytest.raises(ValueError, match="same items"):
+        statistics.auroc_difference((positive, positive[1:]), (negative, negative))
+
+
+def test_welch_and_effect_size() -> None:
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(1, 2, 4000), rng.normal(0, 1, 3000)
+    test = statistics.welch(positive, negative)
+    standard_error = np.sqrt(positive.var(ddof=1) / 4000 + negative.var(ddof=1) / 3000)
+    assert test.t == pytest.approx((positive.mean() - negative.mean()) / standard_error)
+    assert test.p_value == pytest.approx(2 * stats.t.sf(abs(test.t), test.degrees_of_freedom))
+    effect = statistics.effect_size(positive, negative)
+    assert effect.value == pytest.approx(test.effect_size)
+    assert effect.low < 1 / np.sqrt(2.5) < effect.high
+
+
+def test_shares() -> None:
+    assert statistics.proportion(0, 10) == pytest.approx((0, 0, 0.2775), abs=1e-4)
+    assert statistics.proportion(5, 10) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
+    with pytest.raises(ValueError, match="is no share"):
+        statistics.proportion(3, 2)
+
+
+def test_groups_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(ValueError, match="the positive group has 1 scores"):
+        statistics.auroc([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="the negative group has scores that are not finite"):
+        statistics.auroc([1.0, 2.0], [1.0, float("nan")])

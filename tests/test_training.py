@@ -1,0 +1,172 @@
+"""Training: what it sees, that it learns, and that a kill changes nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from diffusers import DDPMPipeline
+from safetensors.torch import load_file
+from test_data import planted
+
+from memlib import data, ode, training
+from memlib.config import TrainConfig
+from memlib.models import load_network
+
+CONFIG = TrainConfig(
+    steps=24,
+    batch=8,
+    learning_rate=2e-3,
+    warmup_steps=2,
+    ema_decay=0.9,
+    channels=[16, 32],
+    layers=1,
+    attention=[False, False],
+    prediction_type="epsilon",
+    beta_schedule="linear",
+    mirror=False,
+    precision="no",
+    compile=False,
+    checkpoint_every=4,
+    seed=0,
+)
+PICTURES = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+COPIES = torch.tensor([5, 2, 1, 1, 1, 1])
+
+
+def test_an_epoch_shows_every_picture_as_often_as_planted() -> None:
+    batches = [training.batch_indices(COPIES, step, 4, seed=3) for step in range(11)]  # 44 positions, 4 epochs of 11
+    for epoch in torch.cat(batches).split(11):
+        assert Counter(epoch.tolist()) == dict(enumerate(COPIES.tolist()))
+    assert not torch.equal(torch.cat(batches)[:11], torch.cat(batches)[11:22])
+
+
+def test_a_step_depends_on_seed_and_number_alone() -> None:
+    first, again = (training.training_batch(PICTURES, COPIES, 5, CONFIG, 1000) for _ in range(2))
+    other = training.training_batch(PICTURES, COPIES, 6, CONFIG, 1000)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[1], other[1])
+    clean, _, _ = training.training_batch(PICTURES, COPIES, 5, replace(CONFIG, mirror=True, batch=64), 1000)
+    known = data.to_float(PICTURES)
+    mirrored = torch.cat([known, known.flip(-1)])
+    found = torch.cdist(clean.flatten(1), mirrored.flatten(1)).argmin(1)
+    assert 16 <= int((found >= len(known)).sum()) <= 48
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_single_picture_is_learnt_by_heart(prediction_type: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=250, prediction_type=prediction_type, batch=32, learning_rate=5e-3, ema_decay=0.95, checkpoint_every=1000)
+    smooth = torch.linspace(0, 255, 64).reshape(1, 1, 8, 8).to(torch.uint8)
+    training.train(smooth, torch.ones(1, dtype=torch.long), config, tmp_path / "model", tmp_path / "checkpoint.pt")
+    eps = load_network(tmp_path / "model", channels=1)
+    samples = ode.sample(eps, (8, 1, 8, 8), ode.sigma_grid(eps.sigma_min, eps.sigma_max, 12), torch.Generator().manual_seed(0))
+    error = (samples - data.to_float(smooth)).square().mean().sqrt()
+    assert error < 0.15, f"samples are {error:.2f} away from the only picture there is"
+
+
+def test_the_result_is_a_pipeline_of_diffusers(tmp_path: Path) -> None:
+    training.train(PICTURES, COPIES, CONFIG, tmp_path / "model", tmp_path / "checkpoint.pt")
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 3)
+    assert len(pd.read_parquet(tmp_path / "model" / "loss.parquet")) == CONFIG.steps
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def scratch_study(folder: Path, config: TrainConfig) -> None:
+    """Parameters, notebooks and an image set such that the training program runs in `folder`."""
+    root = Path(__file__).parent.parent
+    (folder / "notebooks").symlink_to(root / "notebooks")
+    parameters = yaml.safe_load((root / "params.yaml").read_text()) | {"train": asdict(config)}
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
+    data.save(planted({4: 2}), folder / "results/data")
+
+
+def run_training(folder: Path, *launcher: str) -> subprocess.Popen:
+    command = [*(launcher or (sys.executable,)), "-m", "memlib.training", "results/data", "results/model"]
+    return subprocess.Popen(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_runs_go_on_and_end_as_an_unbroken_one(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=400, checkpoint_every=20)
+    for name in ("unbroken", "killed"):
+        (tmp_path / name).mkdir()
+        scratch_study(tmp_path / name, config)
+    unbroken = run_training(tmp_path / "unbroken")
+    assert unbroken.wait() == 0
+    folder, checkpoint = tmp_path / "killed", tmp_path / "killed/results/checkpoints/model.pt"
+    for _ in range(2):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = run_training(folder)
+        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
+            time.sleep(0.001)
+        assert process.poll() is None, f"the run ended before it could be killed: {process.stderr.read()}"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        reached = torch.load(checkpoint, weights_only=True)["reached"]
+        assert 0 < reached["step"] < config.steps
+        assert not (folder / "results/model").exists()
+    assert run_training(folder).wait() == 0
+    assert not checkpoint.exists()
+    for name in ("unet/diffusion_pytorch_model.safetensors", "loss.parquet"):
+        assert (folder / "results/model" / name).read_bytes() == (tmp_path / "unbroken/results/model" / name).read_bytes()
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        scratch_study(tmp_path / name, replace(CONFIG, learning_rate=1e-4))
+    assert run_training(tmp_path / "one").wait() == 0
+    accelerate = Path(sys.executable).with_name("accelerate")
+    two = run_training(tmp_path / "two", str(accelerate), "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
+    assert two.wait() == 0, two.stderr.read()
+    one, two = (load_file(tmp_path / name / "results/model/unet/diffusion_pytorch_model.safetensors") for name in ("one", "two"))
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Killed
+
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.EMAModel, "copy_to", stop)
+        training.train(PICTURES, COPIES, CONFIG, tmp_path / "model", checkpoint)
+    assert checkpoint.exists()
+    other = replace(CONFIG, seed=1)
+    training.train(PICTURES, COPIES, other, tmp_path / "resumed", checkpoint)
+    training.train(PICTURES, COPIES, other, tmp_path / "fresh", tmp_path / "no-checkpoint.pt")
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction_type": "flow"}, "train.prediction_type is 'flow'; known: epsilon"),
+        ({"precision": "fp8"}, "train.precision is 'fp8'; known: auto, no, bf16"),
+        ({"attention": [True]}, "train.attention has 1 entries but train.channels has 2"),
+        ({"channels": [20, 40]}, "must be multiples of 16"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)
+
+
+def test_pictures_that_do_not_fit_the_network_are_refused() -> None:
+    with pytest.raises(ValueError, match="pictures of 9 pixels do not halve 1 times"):
+        training.build_network(3, 9, CONFIG)
