@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
@@ -42,6 +43,7 @@ class NetworkNoise:
             if isinstance(module, torch.nn.GroupNorm):
                 module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self.log_sigmas = schedule_sigmas(scheduler).log().to(unet.device)
+        self.device = unet.device
         self.sigma_min, self.sigma_max = (float(self.log_sigmas[i].exp()) for i in (0, -1))
 
     def timestep(self, sigma: Tensor) -> Tensor:
@@ -77,8 +79,10 @@ def schedule_sigmas(scheduler: DDPMScheduler) -> Tensor:
     return ((1 - abar) / abar).sqrt()
 
 
-def load_network(directory: str | Path, channels: int | None = None, device: str | torch.device = "cpu") -> NetworkNoise:
+def load_network(directory: str | Path, channels: int | None = None) -> NetworkNoise:
     """Noise prediction of a model saved as a diffusers pipeline (folders `unet` and `scheduler`, safetensors weights).
+
+    The network lies on the device that accelerate finds, a GPU if there is one; pictures are to be brought to its `device`.
 
     Raises ValueError, before anything is loaded, when the folder is not such a model, when its weights are pickled, or
     when its network does not take pictures with `channels` channels.
@@ -98,4 +102,4 @@ def load_network(directory: str | Path, channels: int | None = None, device: str
         raise ValueError(f"the network in {directory} takes {expected} channels but the pictures have {channels}")
     unet = UNet2DModel.from_pretrained(unet_dir, use_safetensors=True, local_files_only=True)
     scheduler = DDPMScheduler.from_pretrained(directory / "scheduler", local_files_only=True)
-    return NetworkNoise(unet.to(device), scheduler)
+    return NetworkNoise(unet.to(PartialState().device), scheduler)

@@ -79,14 +79,17 @@ def run_notebook(name: str, output: str | Path) -> None:
     """
     import nbformat
     import papermill
+    from traitlets.config import Config
 
     source = NOTEBOOKS / f"{name}.ipynb"
     parameters = read_parameters(name) if notebook_parameters(source) else {}
     running = Path("results/failed") / source.name
     running.parent.mkdir(parents=True, exist_ok=True)
     try:
+        # Sockets of the file system: no port of the machine is opened.
+        config = Config({"KernelManager": {"transport": "ipc"}})
         papermill.execute_notebook(
-            source, running, parameters, kernel_name="python3", progress_bar=False, stderr_file=sys.stderr, request_save_on_cell_execute=False
+            source, running, parameters, config=config, kernel_name="python3", progress_bar=False, stderr_file=sys.stderr, request_save_on_cell_execute=False
         )
     except papermill.PapermillExecutionError as error:
         if error.ename == "ValueError":

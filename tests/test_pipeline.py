@@ -121,7 +121,7 @@ def toy_study(folder: Path, body: str) -> None:
     v4 = nbformat.v4
     cells = [v4.new_markdown_cell("# Toy"), v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}), v4.new_code_cell(body)]
     (folder / "notebooks").mkdir(parents=True)
-    nbformat.write(v4.new_notebook(cells=cells), folder / "notebooks/toy.ipynb")
+    nbformat.write(v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), folder / "notebooks/toy.ipynb")
     study = yaml.safe_load((ROOT / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump({"run": study["run"], "train": study["train"], "toy": {"n": 7}}))
 

@@ -17,7 +17,7 @@ from diffusers import DDPMPipeline
 from safetensors.torch import load_file
 from test_data import planted
 
-from memlib import data, ode, training
+from memlib import data, training
 from memlib.config import TrainConfig
 from memlib.models import load_network
 
@@ -67,9 +67,11 @@ def test_a_single_picture_is_learnt_by_heart(prediction_type: str, tmp_path: Pat
     smooth = torch.linspace(0, 255, 64).reshape(1, 1, 8, 8).to(torch.uint8)
     training.train(smooth, torch.ones(1, dtype=torch.long), config, tmp_path / "model", tmp_path / "checkpoint.pt")
     eps = load_network(tmp_path / "model", channels=1)
-    samples = ode.sample(eps, (8, 1, 8, 8), ode.sigma_grid(eps.sigma_min, eps.sigma_max, 12), torch.Generator().manual_seed(0))
-    error = (samples - data.to_float(smooth)).square().mean().sqrt()
-    assert error < 0.15, f"samples are {error:.2f} away from the only picture there is"
+    noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = data.to_float(smooth) + noise
+    with torch.no_grad():
+        error = (noisy - eps(noisy, 1.0) - data.to_float(smooth)).square().mean().sqrt()
+    assert error < 0.2, f"noise of size 1 is taken off with an error of {error:.2f}"
 
 
 def test_the_result_is_a_pipeline_of_diffusers(tmp_path: Path) -> None:
