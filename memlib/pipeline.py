@@ -190,7 +190,7 @@ def write_study() -> None:
 
 def build_book() -> None:
     """Build the book with warnings as errors, into book/_build/html."""
-    command = [sys.executable, "-m", "jupyter_book", "build", "book", "-W", "-n", "--keep-going", "-q"]
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book", "-W", "-n", "--keep-going", "-q"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"the book does not build:\n{result.stdout}\n{result.stderr}")

@@ -56,7 +56,7 @@ def test_page(browser, address: str, name: str, width: int) -> None:
     page.on("response", lambda response: errors.append(f"{response.status} {response.url}") if response.status >= 400 else None)
     page.goto(f"{address}/{name}.html", wait_until="networkidle")
     assert page.title().strip()
-    assert page.locator("h1").count() == 1
+    assert page.locator("article h1").count() == 1
     assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))], "a request to another host"
     assert not errors
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
