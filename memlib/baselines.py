@@ -8,7 +8,9 @@ from memlib.models import NoisePredictor
 
 
 @torch.no_grad()
-def denoising_loss(eps: NoisePredictor, x: Tensor, sigma: float, draws: int, generator: torch.Generator, max_batch: int = 256) -> Tensor:
+def denoising_loss(
+    eps: NoisePredictor, x: Tensor, sigma: float, draws: int, generator: torch.Generator, max_batch: int = 256
+) -> Tensor:
     """Minus the mean squared error of the noise prediction at one noise level [N], over `draws` noises an image.
 
     The loss that training minimises (Ho et al., arXiv 2006.11239, eq. 14), used as a membership score by Matsumoto et al.

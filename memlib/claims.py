@@ -14,7 +14,7 @@ Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
 def criterion(claim_id: str, registry: str | Path = REGISTRY) -> str:
-    """How a claim is judged, as it was written down before any run."""
+    """How a claim is judged, as it was written down before the run that settles it."""
     entries = {entry["id"]: entry for entry in yaml.safe_load(Path(registry).read_text())}
     if claim_id not in entries:
         raise ValueError(f"there is no claim {claim_id!r}{suggest(claim_id, entries)}")
@@ -31,7 +31,12 @@ def judge(estimate: Estimate, threshold: float, also: bool = True) -> Verdict:
 def settled(claim_id: str, estimate: Estimate, verdict: Verdict) -> dict[str, Any]:
     """A notebook's entry, in its metrics file, for a claim that it has settled."""
     criterion(claim_id)
-    return {"id": claim_id, "value": round(estimate.value, 4), "ci95": [round(estimate.low, 4), round(estimate.high, 4)], "verdict": verdict}
+    return {
+        "id": claim_id,
+        "value": round(estimate.value, 4),
+        "ci95": [round(estimate.low, 4), round(estimate.high, 4)],
+        "verdict": verdict,
+    }
 
 
 def collect(metrics: str | Path = "metrics", registry: str | Path = REGISTRY) -> list[dict[str, Any]]:
@@ -48,7 +53,9 @@ def table(claims: list[dict[str, Any]]) -> str:
     """The claims as a MyST table, each linked to its page where it is settled."""
     lines = ["| Claim | Judged by | Found here | Verdict |", "|---|---|---|---|"]
     for claim in claims:
-        found = "" if claim["value"] is None else f"{claim['value']:.3f} [{claim['ci95'][0]:.3f}, {claim['ci95'][1]:.3f}]"
+        found = (
+            "" if claim["value"] is None else f"{claim['value']:.3f} [{claim['ci95'][0]:.3f}, {claim['ci95'][1]:.3f}]"
+        )
         name = f"{claim['claim']} {{cite}}`{claim['paper']}`"
         verdict = claim["verdict"] if claim["verdict"] == "open" else f"[**{claim['verdict']}**]({claim['page']})"
         lines.append(f"| {name} | {claim['criterion']} | {found} | {verdict} |")

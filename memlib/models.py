@@ -36,7 +36,9 @@ class NetworkNoise:
     def __init__(self, unet: torch.nn.Module, scheduler: DDPMScheduler) -> None:
         self.prediction_type = scheduler.config.prediction_type
         if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction type {self.prediction_type!r} is not supported; known: {', '.join(PREDICTION_TYPES)}")
+            raise ValueError(
+                f"prediction type {self.prediction_type!r} is not supported; known: {', '.join(PREDICTION_TYPES)}"
+            )
         self.unet = unet.eval().requires_grad_(False)
         # The forward-mode derivative of group normalisation fails on the transposed outputs of diffusers' attention.
         for module in self.unet.modules():
@@ -90,13 +92,15 @@ def load_network(directory: str | Path, channels: int | None = None) -> NetworkN
     directory = Path(directory)
     unet_dir = directory / "unet"
     if not (unet_dir / "config.json").exists() or not (directory / "scheduler" / "scheduler_config.json").exists():
-        raise ValueError(f"{directory} is not a diffusers model; it must hold unet/config.json and scheduler/scheduler_config.json")
-    if not list(unet_dir.glob("*.safetensors")):
-        pickled = sorted(path.name for path in unet_dir.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
         raise ValueError(
-            f"{unet_dir} has no safetensors weights{f', only {pickled[0]}, which is pickled and is not opened' if pickled else ''}; "
-            "save the model with safe_serialization=True"
+            f"{directory} is not a diffusers model; it must hold unet/config.json and scheduler/scheduler_config.json"
         )
+    if not list(unet_dir.glob("*.safetensors")):
+        pickled = sorted(
+            path.name for path in unet_dir.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        )
+        found = f", only {pickled[0]}, which is pickled and is not opened" if pickled else ""
+        raise ValueError(f"{unet_dir} has no safetensors weights{found}; save the model with safe_serialization=True")
     expected = UNet2DModel.load_config(unet_dir)["in_channels"]
     if channels is not None and channels != expected:
         raise ValueError(f"the network in {directory} takes {expected} channels but the pictures have {channels}")

@@ -13,12 +13,15 @@ Method = Literal["euler", "heun"]
 
 
 def sigma_grid(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> Tensor:
-    """Noise levels [steps + 1] from `sigma_min` up to `sigma_max`, even in sigma^(1/rho) (Karras et al., arXiv 2206.00364, eq. 5).
+    """Noise levels [steps + 1] from `sigma_min` up to `sigma_max`, even in sigma^(1/rho).
 
-    `rho = inf` makes them even in log sigma. Raises ValueError unless 0 < sigma_min < sigma_max and steps >= 1.
+    Karras et al. (arXiv 2206.00364, eq. 5). `rho = inf` makes them even in log sigma. Raises ValueError unless 0 <
+    sigma_min < sigma_max and steps >= 1.
     """
     if not 0 < sigma_min < sigma_max or steps < 1:
-        raise ValueError(f"a sigma grid needs 0 < sigma_min < sigma_max and at least one step; got {sigma_min}, {sigma_max} and {steps}")
+        raise ValueError(
+            f"a sigma grid needs 0 < sigma_min < sigma_max and at least one step; got {sigma_min}, {sigma_max} and {steps}"
+        )
     ends = torch.tensor([sigma_min, sigma_max], dtype=torch.float64)
     ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     if rho == float("inf"):

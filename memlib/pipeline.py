@@ -23,7 +23,18 @@ from memlib.files import read_json, suggest, whole_file, write_json
 
 NOTEBOOKS = Path("notebooks")
 TIMES = Path("results/times")
-PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn", "pandas", "jupyter-book", "papermill", "dvc")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "jupyter-book",
+    "papermill",
+    "dvc",
+)
 
 
 def read_parameters(section: str) -> dict[str, Any]:
@@ -89,7 +100,14 @@ def run_notebook(name: str, output: str | Path) -> None:
         # Sockets of the file system: no port of the machine is opened.
         config = Config({"KernelManager": {"transport": "ipc"}})
         papermill.execute_notebook(
-            source, running, parameters, config=config, kernel_name="python3", progress_bar=False, stderr_file=sys.stderr, request_save_on_cell_execute=False
+            source,
+            running,
+            parameters,
+            config=config,
+            kernel_name="python3",
+            progress_bar=False,
+            stderr_file=sys.stderr,
+            request_save_on_cell_execute=False,
         )
     except papermill.PapermillExecutionError as error:
         if error.ename == "ValueError":
@@ -102,7 +120,7 @@ def run_notebook(name: str, output: str | Path) -> None:
 
 
 def normalise(notebook: Any) -> Any:
-    """Drop from an executed notebook what differs between equal runs (times, random ids, progress on stderr); merge its streams."""
+    """Drop from an executed notebook what differs between equal runs: times, random ids, progress on stderr, split streams."""
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
     notebook.metadata.get("language_info", {}).pop("version", None)
@@ -168,7 +186,9 @@ def machine() -> dict[str, Any]:
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def stage_times() -> dict[str, dict[str, float]]:

@@ -26,7 +26,9 @@ PALETTE = sns.color_palette("colorblind")
 def set_style() -> None:
     """White background, colours safe for colour-blind readers, letters that stay legible on a phone."""
     sns.set_theme(style="whitegrid", palette=PALETTE, font_scale=1.1)
-    plt.rcParams.update({"figure.figsize": (7, 4), "figure.dpi": 110, "savefig.bbox": "tight", "figure.constrained_layout.use": True})
+    plt.rcParams.update(
+        {"figure.figsize": (7, 4), "figure.dpi": 110, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
+    )
 
 
 def group_name(copies: int) -> str:
@@ -50,7 +52,8 @@ def figure(fig: Figure, caption: str, alt: str, path: str | Path | None = None) 
             temporary.write_bytes(buffer.getvalue())
     source = base64.b64encode(buffer.getvalue()).decode()
     return HTML(
-        f'<figure class="result"><img src="data:image/png;base64,{source}" alt="{html.escape(alt)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        f'<figure class="result"><img src="data:image/png;base64,{source}" alt="{html.escape(alt)}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
 
@@ -76,7 +79,12 @@ def show_pictures(ax: Axes, images: Tensor, columns: int, gap: int = 1, title: s
 def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
     """The stages of dvc.yaml, each below those whose outputs it reads."""
     stages = yaml.safe_load(Path(dvc_file).read_text())["stages"]
-    makers = {_path(out): name for name, stage in stages.items() for kind in ("outs", "metrics") for out in stage.get(kind, [])}
+    makers = {
+        _path(out): name
+        for name, stage in stages.items()
+        for kind in ("outs", "metrics")
+        for out in stage.get(kind, [])
+    }
     graph = nx.DiGraph()
     graph.add_nodes_from(stages)
     for name, stage in stages.items():
@@ -89,7 +97,9 @@ def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
     positions = nx.multipartite_layout(graph, subset_key="layer", align="horizontal")
     nx.draw_networkx_edges(graph, positions, ax=ax, node_size=2500, edge_color="grey")
     for name, (x, y) in positions.items():
-        ax.text(x, y, name, ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "grey"})
+        ax.text(
+            x, y, name, ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "grey"}
+        )
     ax.margins(0.2)
     ax.set_axis_off()
     return fig

@@ -28,7 +28,9 @@ def match(generated: Tensor, training: Tensor) -> Matches:
     Every training image is to be listed once, however often it was seen. Raises ValueError with fewer than two.
     """
     if len(training) < 2:
-        raise ValueError(f"the nearest and second nearest training image need at least two of them; there are {len(training)}")
+        raise ValueError(
+            f"the nearest and second nearest training image need at least two of them; there are {len(training)}"
+        )
     training = training.flatten(1)
     found = [torch.cdist(block, training).topk(2, largest=False) for block in generated.flatten(1).split(4096)]
     distances, indices = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
@@ -45,6 +47,6 @@ def is_copy(matches: Matches) -> Tensor:
 
 
 def reproduced(matches: Matches, n_training: int) -> pd.DataFrame:
-    """For each training image: in how many generated images it is copied (`generated_copies`) and whether at all (`reproduced`)."""
+    """Per training image, in how many generated images it is copied (`generated_copies`) and whether in any (`reproduced`)."""
     counts = torch.bincount(matches.nearest[is_copy(matches)], minlength=n_training)
     return pd.DataFrame({"generated_copies": counts.numpy(), "reproduced": (counts > 0).numpy()})

@@ -51,7 +51,13 @@ def _tpr_at_fpr(positive: NDArray, negative: NDArray, fpr: float) -> NDArray:
     return (positive > threshold[..., None]).mean(-1)
 
 
-def _interval(statistic: Callable[[NDArray, NDArray], NDArray], positive: NDArray, negative: NDArray, seed: int, resamples: int = 2000) -> tuple[float, float]:
+def _interval(
+    statistic: Callable[[NDArray, NDArray], NDArray],
+    positive: NDArray,
+    negative: NDArray,
+    seed: int,
+    resamples: int = 2000,
+) -> tuple[float, float]:
     """Percentile interval of the stratified bootstrap: each group is drawn again on its own."""
     rng = np.random.default_rng(seed)
     values = statistic(*(group[rng.integers(0, len(group), (resamples, len(group)))] for group in (positive, negative)))
@@ -79,12 +85,17 @@ def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float, seed: int =
     """
     positive, negative = _groups(positive, negative)
     if fpr * len(negative) < 1:
-        raise ValueError(f"{len(negative)} negatives cannot resolve a false-positive rate of {fpr}; at least {int(np.ceil(1 / fpr))} are needed")
+        raise ValueError(
+            f"{len(negative)} negatives cannot resolve a false-positive rate of {fpr}; "
+            f"at least {int(np.ceil(1 / fpr))} are needed"
+        )
     low, high = _interval(lambda p, n: _tpr_at_fpr(p, n, fpr), positive, negative, seed)
     return Estimate(float(_tpr_at_fpr(positive, negative, fpr)), low, high)
 
 
-def auroc_difference(positive: tuple[ArrayLike, ArrayLike], negative: tuple[ArrayLike, ArrayLike], seed: int = 0, resamples: int = 2000) -> Estimate:
+def auroc_difference(
+    positive: tuple[ArrayLike, ArrayLike], negative: tuple[ArrayLike, ArrayLike], seed: int = 0, resamples: int = 2000
+) -> Estimate:
     """AUROC of a first detector minus that of a second on the same items, with a paired stratified bootstrap interval.
 
     positive, negative: the scores of the two detectors, item by item.
@@ -113,7 +124,12 @@ def welch(positive: ArrayLike, negative: ArrayLike) -> WelchTest:
     positive, negative = _groups(positive, negative)
     result = stats.ttest_ind(positive, negative, equal_var=False)
     pooled = np.sqrt((positive.var(ddof=1) + negative.var(ddof=1)) / 2)
-    return WelchTest(float(result.statistic), float(result.df), float(result.pvalue), float((positive.mean() - negative.mean()) / pooled))
+    return WelchTest(
+        float(result.statistic),
+        float(result.df),
+        float(result.pvalue),
+        float((positive.mean() - negative.mean()) / pooled),
+    )
 
 
 def effect_size(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:

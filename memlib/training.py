@@ -33,7 +33,9 @@ def build_network(channels: int, size: int, config: TrainConfig) -> UNet2DModel:
     """Untrained U-Net for pictures [channels, size, size]; raises ValueError if the size does not halve often enough."""
     levels = len(config.channels)
     if size % 2 ** (levels - 1):
-        raise ValueError(f"pictures of {size} pixels do not halve {levels - 1} times; change data.size or give train.channels fewer levels")
+        raise ValueError(
+            f"pictures of {size} pixels do not halve {levels - 1} times; change data.size or give train.channels fewer levels"
+        )
     return UNet2DModel(
         sample_size=size,
         in_channels=channels,
@@ -70,8 +72,10 @@ def _generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
-def training_batch(images: Tensor, copies: Tensor, step: int, config: TrainConfig, timesteps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean pictures [batch, C, H, W] in [-1, 1], noise of that shape and timesteps [batch] of one step, on all processes together."""
+def training_batch(
+    images: Tensor, copies: Tensor, step: int, config: TrainConfig, timesteps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean pictures [batch, C, H, W] in [-1, 1], noise of that shape and timesteps [batch] of one step, over all processes."""
     generator = _generator(config.seed, 1, step)
     clean = data.to_float(images[batch_indices(copies, step, config.batch, config.seed)])
     if config.mirror:
@@ -99,7 +103,9 @@ def train(images: Tensor, copies: Tensor, config: TrainConfig, output: str | Pat
     """
     accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, PartialState().device))
     if config.batch % accelerator.num_processes:
-        raise ValueError(f"train.batch is {config.batch}, which {accelerator.num_processes} processes cannot share evenly")
+        raise ValueError(
+            f"train.batch is {config.batch}, which {accelerator.num_processes} processes cannot share evenly"
+        )
     set_seed(config.seed)
     network = build_network(images.shape[1], images.shape[-1], config)
     scheduler = DDPMScheduler(1000, beta_schedule=config.beta_schedule, prediction_type=config.prediction_type)
@@ -137,7 +143,9 @@ def train(images: Tensor, copies: Tensor, config: TrainConfig, output: str | Pat
             mean = accelerator.reduce(losses[:done], "mean").cpu()
             if main:
                 seconds = earlier_seconds + time.monotonic() - started
-                _checkpoint(checkpoint, parts, {"fingerprint": fingerprint, "step": done, "losses": mean, "seconds": seconds})
+                _checkpoint(
+                    checkpoint, parts, {"fingerprint": fingerprint, "step": done, "losses": mean, "seconds": seconds}
+                )
     losses = accelerator.reduce(losses, "mean").cpu()
     if main:
         ema.copy_to(network.parameters())
@@ -188,7 +196,9 @@ def main() -> None:
         rows = (image_set.items["split"] == "train").to_numpy()
         copies = torch.tensor(image_set.items.loc[rows, "copies"].tolist())
         checkpoint = Path("results/checkpoints") / f"{output.name}.pt"
-        stage.earlier_seconds = train(image_set.images[torch.from_numpy(rows.copy())], copies, config, output, checkpoint)
+        stage.earlier_seconds = train(
+            image_set.images[torch.from_numpy(rows.copy())], copies, config, output, checkpoint
+        )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def training_seconds(config: TrainConfig, steps: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             run = replace(config, steps=count, checkpoint_every=10**6)
-            training.train(PICTURES, torch.ones(256, dtype=torch.long), run, Path(folder) / "model", Path(folder) / "checkpoint.pt")
+            training.train(
+                PICTURES, torch.ones(256, dtype=torch.long), run, Path(folder) / "model", Path(folder) / "checkpoint.pt"
+            )
             times.append(time.perf_counter() - started)
     return (times[1] - times[0]) / steps
 
@@ -58,7 +60,9 @@ def plain_loop_seconds(steps: int) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=5, num_training_steps=steps)
     ema = EMAModel(model.parameters())
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data.to_float(PICTURES)), batch_size=CONFIG.batch, shuffle=True)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(data.to_float(PICTURES)), batch_size=CONFIG.batch, shuffle=True
+    )
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     done, started = 0, 0.0
     while True:
@@ -86,7 +90,9 @@ def main() -> None:
     forward = seconds(lambda: eps(x, 0.3))
     batched = seconds(lambda: one(x))
     singly = seconds(lambda: [one(row[None]) for row in x], repeats=2)
-    print(f"one growth evaluation (a forward-mode derivative) takes {batched / forward:.1f} times a forward pass, batch of 64")
+    print(
+        f"one growth evaluation (a forward-mode derivative) takes {batched / forward:.1f} times a forward pass, batch of 64"
+    )
     print(f"64 growth evaluations one by one take {singly / batched:.1f} times as long as batched")
     with torch.enable_grad():
         steps = 30
@@ -95,7 +101,10 @@ def main() -> None:
         if shutil.which("c++") or torch.cuda.is_available():
             variants["the same with torch.compile"] = replace(CONFIG, compile=True)
         for name, config in variants.items():
-            print(f"training, {name}: {plain / training_seconds(config, steps):.2f} times the steps per second of the plain diffusers loop")
+            print(
+                f"training, {name}: {plain / training_seconds(config, steps):.2f} times "
+                "the steps per second of the plain diffusers loop"
+            )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Every stage at toy size in a scratch copy of the working tree; tracked results stay as they are.
 
-Then: a second `dvc repro` does nothing, a changed parameter of one chapter runs that chapter and the book again, and the
-pages pass tests/test_book.py.
+The run is killed while it trains and taken up again. Then: a second `dvc repro` does nothing, a changed parameter of
+one chapter runs that chapter and the book again, and the pages pass tests/test_book.py.
 """
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,9 @@ def merge(parameters: dict, changes: dict) -> dict:
 
 def scratch_copy(folder: Path) -> None:
     """Copy what git tracks or would track, set the parameters to toy size and make DVC work without git."""
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     for name in filter(None, names.split("\0")):
         if (ROOT / name).exists() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -47,15 +50,28 @@ def repro(folder: Path) -> tuple[set[str], float]:
     return set(re.findall(r"Running stage '(\w+)'", result.stdout)), time.monotonic() - started
 
 
+def kill_while_training(folder: Path) -> None:
+    """Start `dvc repro` and kill it with all it has started as soon as the training has written a checkpoint."""
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    process = subprocess.Popen(["dvc", "repro", "-q"], cwd=folder, env=environment, start_new_session=True)
+    while not (folder / "results/checkpoints/model.pt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results/model").exists(), "a killed training has left a model"
+
+
 def main() -> None:
     before = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
     stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
     with tempfile.TemporaryDirectory(prefix="smoke-") as name:
         folder = Path(name)
         scratch_copy(folder)
+        kill_while_training(folder)
         ran, seconds = repro(folder)
-        assert ran == stages, f"these stages did not run: {stages - ran}"
-        print(f"smoke: all {len(ran)} stages ran in {seconds:.0f} s")
+        assert stages - ran == {"data"}, f"after a kill while training, these stages did not run: {stages - ran}"
+        print(f"smoke: killed while training, `dvc repro` went on and ended in {seconds:.0f} s")
         ran, seconds = repro(folder)
         assert not ran, f"nothing had changed, yet these stages ran again: {ran}"
         assert seconds < 3 or os.environ.get("CI"), f"a `dvc repro` with nothing to do took {seconds:.1f} s"
@@ -64,10 +80,14 @@ def main() -> None:
         parameters["mixtures"]["repeats"] += 1
         (folder / "params.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
         ran, seconds = repro(folder)
-        assert ran == {"mixtures", "reproducibility", "book", "study"}, f"a parameter of one chapter was changed, and these stages ran: {ran}"
+        assert ran == {"mixtures", "reproducibility", "book", "study"}, (
+            f"a parameter of one chapter was changed, and these stages ran: {ran}"
+        )
         print(f"smoke: a changed parameter ran {', '.join(sorted(ran))} in {seconds:.0f} s")
         pages = subprocess.run(
-            [sys.executable, "-m", "pytest", "tests/test_book.py", "-rs"], cwd=ROOT, env=os.environ | {"BOOK_HTML": str(folder / "book/_build/html")}
+            [sys.executable, "-m", "pytest", "tests/test_book.py", "-rs"],
+            cwd=ROOT,
+            env=os.environ | {"BOOK_HTML": str(folder / "book/_build/html")},
         )
         if pages.returncode:
             sys.exit("smoke: the pages of the book failed")

@@ -19,7 +19,9 @@ PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in 
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine (Debian's package `chromium`)"),
-    pytest.mark.skipif(not (HTML / "index.html").exists(), reason="the book is not built; `make study` or `make smoke` builds it"),
+    pytest.mark.skipif(
+        not (HTML / "index.html").exists(), reason="the book is not built; `make study` or `make smoke` builds it"
+    ),
 ]
 
 
@@ -40,7 +42,9 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking", "--disable-quic"])
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking", "--disable-quic"]
+        )
         yield chromium
         chromium.close()
 
@@ -53,7 +57,10 @@ def test_page(browser, address: str, name: str, width: int) -> None:
     page.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("response", lambda response: errors.append(f"{response.status} {response.url}") if response.status >= 400 else None)
+    page.on(
+        "response",
+        lambda response: errors.append(f"{response.status} {response.url}") if response.status >= 400 else None,
+    )
     page.goto(f"{address}/{name}.html", wait_until="networkidle")
     assert page.title().strip()
     assert page.locator("article h1").count() == 1

@@ -24,7 +24,9 @@ def write_pictures(folder: Path, n: int, size: int = 8) -> np.ndarray:
 
 def test_a_folder_with_captions(tmp_path: Path) -> None:
     pixels = write_pictures(tmp_path, 3)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "00.png", "text": "from the table"}\n{"file_name": "01.png", "caption": "a caption"}\n')
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "00.png", "text": "from the table"}\n{"file_name": "01.png", "caption": "a caption"}\n'
+    )
     (tmp_path / "02.txt").write_text("from its own file\n")
     images, names, captions = data.load_pictures("folder", 8, str(tmp_path))
     assert (images.permute(0, 2, 3, 1).numpy() == pixels).all()
@@ -81,7 +83,9 @@ def test_cifar10_from_files(tmp_path: Path, kind: str) -> None:
     for batch in range(2):
         part = pixels[3 * batch : 3 * batch + 3]
         if kind == "png":
-            Image.fromarray(part.transpose(0, 2, 3, 1).reshape(3, 1024, 3)).save(tmp_path / f"data_batch_{batch + 1}.png")
+            Image.fromarray(part.transpose(0, 2, 3, 1).reshape(3, 1024, 3)).save(
+                tmp_path / f"data_batch_{batch + 1}.png"
+            )
         else:
             labels = np.full((3, 1), 3, np.uint8)
             np.concatenate([labels, part.reshape(3, -1)], 1).tofile(tmp_path / f"data_batch_{batch + 1}.bin")

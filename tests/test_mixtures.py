@@ -59,7 +59,9 @@ def test_samples_have_the_moments_of_the_mixture(generator: torch.Generator) -> 
     x = mixture.sample(200_000, generator)
     mean = mixture.weights @ mixture.means
     centred = mixture.means - mean
-    covariance = (mixture.weights[:, None, None] * (mixture.covariances + centred[:, :, None] * centred[:, None, :])).sum(0)
+    covariance = (
+        mixture.weights[:, None, None] * (mixture.covariances + centred[:, :, None] * centred[:, None, :])
+    ).sum(0)
     standard_error = (covariance.diagonal() / len(x)).sqrt()
     assert ((x.mean(0) - mean).abs() < 5 * standard_error).all()
     torch.testing.assert_close(x.T.cov(), covariance, rtol=0.05, atol=0.1)

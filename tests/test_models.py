@@ -12,7 +12,9 @@ from memlib.models import NetworkNoise, load_network, schedule_sigmas
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("t", [0, 10, 500, 999])
-def test_every_prediction_type_is_converted_as_the_scheduler_does(prediction_type: str, t: int, generator: torch.Generator) -> None:
+def test_every_prediction_type_is_converted_as_the_scheduler_does(
+    prediction_type: str, t: int, generator: torch.Generator
+) -> None:
     noise_scheduler, unet = scheduler(prediction_type), small_unet()
     eps = NetworkNoise(unet, noise_scheduler)
     sigma = schedule_sigmas(noise_scheduler)[t]
@@ -25,7 +27,9 @@ def test_every_prediction_type_is_converted_as_the_scheduler_does(prediction_typ
 
 def test_timesteps_of_the_schedule_are_found_again() -> None:
     eps = NetworkNoise(small_unet(), scheduler())
-    torch.testing.assert_close(eps.timestep(schedule_sigmas(scheduler())), torch.arange(1000).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        eps.timestep(schedule_sigmas(scheduler())), torch.arange(1000).double(), atol=1e-6, rtol=0
+    )
 
 
 def test_one_noise_level_an_item(generator: torch.Generator) -> None:

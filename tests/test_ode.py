@@ -19,7 +19,10 @@ def test_convergence_order_against_torchdiffeq(method: ode.Method, order: int) -
     ends = torch.tensor([0.1, 5.0], dtype=torch.float64)
     truth = odeint(lambda sigma, y: mixture(y, sigma), x, ends, rtol=1e-11, atol=1e-12, method="dopri8")[-1]
     steps = [32, 64, 128, 256]
-    errors = [float((ode.encode(mixture, x, ode.sigma_grid(0.1, 5.0, n, float("inf")), method) - truth).abs().max()) for n in steps]
+    errors = [
+        float((ode.encode(mixture, x, ode.sigma_grid(0.1, 5.0, n, float("inf")), method) - truth).abs().max())
+        for n in steps
+    ]
     slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert slope == pytest.approx(-order, abs=0.15)
     assert errors[-1] < 0.1
@@ -35,7 +38,9 @@ def test_decoding_undoes_encoding() -> None:
 
 
 def test_samples_follow_the_distribution(generator: torch.Generator) -> None:
-    gaussian = GaussianMixture(torch.ones(1).double(), torch.tensor([[3.0]]).double(), torch.tensor([[[0.25]]]).double())
+    gaussian = GaussianMixture(
+        torch.ones(1).double(), torch.tensor([[3.0]]).double(), torch.tensor([[[0.25]]]).double()
+    )
     x = ode.sample(lambda y, s: gaussian(y.double(), s), (4000, 1), ode.sigma_grid(0.002, 1000.0, 60), generator)
     assert kstest(x[:, 0].numpy(), "norm", args=(3.0, 0.5)).pvalue > 0.01
 

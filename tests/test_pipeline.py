@@ -71,7 +71,9 @@ def test_a_notebook_is_stored_clean(path: Path) -> None:
     parameters = pipeline.notebook_parameters(path)
     assert STAGES[path.stem].get("params", []) == [path.stem] or not parameters
     study = yaml.safe_load((ROOT / "params.yaml").read_text()).get(path.stem, {})
-    assert json.loads(json.dumps(parameters)) == json.loads(json.dumps(study)), "the notebook's defaults are those of params.yaml"
+    assert json.loads(json.dumps(parameters)) == json.loads(json.dumps(study)), (
+        "the notebook's defaults are those of params.yaml"
+    )
     assert "def " not in code(path).replace("_def ", ""), "no method is implemented inside a notebook"
 
 
@@ -105,7 +107,9 @@ def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: dict | 
         ({"mixtures": None}, "has no section 'mixtures'"),
     ],
 )
-def test_parameters_that_nothing_reads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict, message: str) -> None:
+def test_parameters_that_nothing_reads_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict, message: str
+) -> None:
     path = changed(tmp_path, monkeypatch, **sections)
     with pytest.raises(ValueError, match=message):
         pipeline.check_parameters(path)
@@ -119,16 +123,29 @@ def test_the_parameters_of_the_study_are_good(monkeypatch: pytest.MonkeyPatch) -
 def toy_study(folder: Path, body: str) -> None:
     """A study of one notebook, with the parameters that all the others need."""
     v4 = nbformat.v4
-    cells = [v4.new_markdown_cell("# Toy"), v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}), v4.new_code_cell(body)]
+    cells = [
+        v4.new_markdown_cell("# Toy"),
+        v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}),
+        v4.new_code_cell(body),
+    ]
     (folder / "notebooks").mkdir(parents=True)
-    nbformat.write(v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), folder / "notebooks/toy.ipynb")
+    nbformat.write(
+        v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), folder / "notebooks/toy.ipynb"
+    )
     study = yaml.safe_load((ROOT / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump({"run": study["run"], "train": study["train"], "toy": {"n": 7}}))
 
 
 def run_toy(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "memlib.pipeline", "notebook", "toy"]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
 
 
 def test_two_runs_of_a_notebook_are_the_same_bytes(tmp_path: Path) -> None:

@@ -33,10 +33,17 @@ def test_a_model_that_generalises_copies_nothing(generator: torch.Generator) -> 
 
 def test_nearest_pictures_are_those_of_sklearn(generator: torch.Generator) -> None:
     generated, training = (torch.randn(n, 1, 3, 3, generator=generator) for n in (5000, 40))
-    distances, indices = NearestNeighbors(n_neighbors=2).fit(training.flatten(1).numpy()).kneighbors(generated.flatten(1).numpy())
+    distances, indices = (
+        NearestNeighbors(n_neighbors=2).fit(training.flatten(1).numpy()).kneighbors(generated.flatten(1).numpy())
+    )
     matches = replication.match(generated, training)
     assert (matches.nearest.numpy() == indices[:, 0]).all()
-    torch.testing.assert_close(torch.stack([matches.distance, matches.second_distance], 1), torch.from_numpy(distances).float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        torch.stack([matches.distance, matches.second_distance], 1),
+        torch.from_numpy(distances).float(),
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def test_one_training_picture_is_refused() -> None:

@@ -21,7 +21,9 @@ def test_auroc_is_that_of_sklearn(positive: list[float], negative: list[float]) 
 
 
 @given(scores, st.lists(st.integers(-8, 8).map(float), min_size=20, max_size=60), st.sampled_from([0.05, 0.1, 0.33]))
-def test_tpr_at_fpr_is_the_best_point_of_the_curve_that_keeps_the_limit(positive: list[float], negative: list[float], fpr: float) -> None:
+def test_tpr_at_fpr_is_the_best_point_of_the_curve_that_keeps_the_limit(
+    positive: list[float], negative: list[float], fpr: float
+) -> None:
     false, true, _ = roc_curve([1] * len(positive) + [0] * len(negative), positive + negative, drop_intermediate=False)
     assert statistics.tpr_at_fpr(positive, negative, fpr).value == pytest.approx(true[false <= fpr + 1e-12].max())
 
@@ -33,7 +35,10 @@ def test_an_fpr_that_the_negatives_cannot_resolve_is_refused() -> None:
 
 def test_intervals_cover_the_truth() -> None:
     rng, truth = np.random.default_rng(0), stats.norm.cdf(1 / np.sqrt(2))
-    covered = [e.low <= truth <= e.high for e in (statistics.auroc(rng.normal(1, 1, 60), rng.normal(0, 1, 60)) for _ in range(200))]
+    covered = [
+        e.low <= truth <= e.high
+        for e in (statistics.auroc(rng.normal(1, 1, 60), rng.normal(0, 1, 60)) for _ in range(200))
+    ]
     assert 0.89 <= np.mean(covered) <= 0.99
 
 

@@ -63,7 +63,15 @@ def test_a_step_depends_on_seed_and_number_alone() -> None:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_a_single_picture_is_learnt_by_heart(prediction_type: str, tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=250, prediction_type=prediction_type, batch=32, learning_rate=5e-3, ema_decay=0.95, checkpoint_every=1000)
+    config = replace(
+        CONFIG,
+        steps=250,
+        prediction_type=prediction_type,
+        batch=32,
+        learning_rate=5e-3,
+        ema_decay=0.95,
+        checkpoint_every=1000,
+    )
     smooth = torch.linspace(0, 255, 64).reshape(1, 1, 8, 8).to(torch.uint8)
     training.train(smooth, torch.ones(1, dtype=torch.long), config, tmp_path / "model", tmp_path / "checkpoint.pt")
     eps = load_network(tmp_path / "model", channels=1)
@@ -95,7 +103,9 @@ def scratch_study(folder: Path, config: TrainConfig) -> None:
 
 def run_training(folder: Path, *launcher: str) -> subprocess.Popen:
     command = [*(launcher or (sys.executable,)), "-m", "memlib.training", "results/data", "results/model"]
-    return subprocess.Popen(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_killed_runs_go_on_and_end_as_an_unbroken_one(tmp_path: Path) -> None:
@@ -120,7 +130,9 @@ def test_killed_runs_go_on_and_end_as_an_unbroken_one(tmp_path: Path) -> None:
     assert run_training(folder).wait() == 0
     assert not checkpoint.exists()
     for name in ("unet/diffusion_pytorch_model.safetensors", "loss.parquet"):
-        assert (folder / "results/model" / name).read_bytes() == (tmp_path / "unbroken/results/model" / name).read_bytes()
+        assert (folder / "results/model" / name).read_bytes() == (
+            tmp_path / "unbroken/results/model" / name
+        ).read_bytes()
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
@@ -129,9 +141,22 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         scratch_study(tmp_path / name, replace(CONFIG, learning_rate=1e-4))
     assert run_training(tmp_path / "one").wait() == 0
     accelerate = Path(sys.executable).with_name("accelerate")
-    two = run_training(tmp_path / "two", str(accelerate), "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
+    two = run_training(
+        tmp_path / "two",
+        str(accelerate),
+        "launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+    )
     assert two.wait() == 0, two.stderr.read()
-    one, two = (load_file(tmp_path / name / "results/model/unet/diffusion_pytorch_model.safetensors") for name in ("one", "two"))
+    one, two = (
+        load_file(tmp_path / name / "results/model/unet/diffusion_pytorch_model.safetensors") for name in ("one", "two")
+    )
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-4)
 

@@ -22,7 +22,10 @@ def test_growth_of_a_mixture_converges_to_the_drop_of_the_log_density(method: od
     mixture, x = random_mixture(0), points(1, 12)
     fine = ode.sigma_grid(0.1, 30.0, 2000, INF)
     truth = mixture.log_density(x, 0.1) - mixture.log_density(ode.encode(mixture, x, fine), 30.0)
-    errors = [float((growth(mixture, x, ode.sigma_grid(0.1, 30.0, n, INF), method=method).value - truth).abs().max()) for n in (50, 100, 200)]
+    errors = [
+        float((growth(mixture, x, ode.sigma_grid(0.1, 30.0, n, INF), method=method).value - truth).abs().max())
+        for n in (50, 100, 200)
+    ]
     rates = torch.tensor(errors).log2().diff()
     assert (rates < -order + 0.35).all(), errors
     assert errors[-1] < 0.2
@@ -30,7 +33,9 @@ def test_growth_of_a_mixture_converges_to_the_drop_of_the_log_density(method: od
 
 @given(st.lists(st.floats(1e-3, 10.0), min_size=1, max_size=64), st.floats(0.01, 0.1), st.floats(1.0, 100.0))
 @settings(max_examples=25, deadline=None)
-def test_growth_of_a_gaussian_of_any_shape_and_up_to_64_dimensions(eigenvalues: list[float], low: float, high: float) -> None:
+def test_growth_of_a_gaussian_of_any_shape_and_up_to_64_dimensions(
+    eigenvalues: list[float], low: float, high: float
+) -> None:
     spread, d = torch.tensor(eigenvalues, dtype=torch.float64), len(eigenvalues)
     axes = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)).Q
     gaussian = GaussianMixture(torch.ones(1).double(), torch.zeros(1, d).double(), (axes * spread @ axes.T)[None])
@@ -42,7 +47,9 @@ def test_growth_of_a_point_mass_is_the_largest_there_is() -> None:
     memoriser = PointMasses(points(0, 10, 24) * 5)
     x = (points(0, 10, 24) * 5)[:4]
     result = growth(memoriser, x, ode.sigma_grid(0.01, 0.5, 10, INF))
-    torch.testing.assert_close(result.value, torch.full((4,), 24 * torch.log(torch.tensor(50.0)).item()).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        result.value, torch.full((4,), 24 * torch.log(torch.tensor(50.0)).item()).double(), rtol=1e-6, atol=0
+    )
     torch.testing.assert_close(result.rate, torch.full((4, 11), 24.0).double(), rtol=1e-6, atol=0)
 
 
@@ -68,7 +75,9 @@ def test_error_of_the_growth_is_that_of_repeated_estimates() -> None:
 def test_divergence_of_a_network_is_the_trace_of_its_jacobian(attention: bool, generator: torch.Generator) -> None:
     eps = NetworkNoise(small_unet(attention=attention), scheduler())
     x = torch.randn(2, 3, 8, 8, generator=generator)
-    traces = [torch.autograd.functional.jacobian(lambda y: eps(y[None], 0.4)[0], row).reshape(192, 192).trace() for row in x]
+    traces = [
+        torch.autograd.functional.jacobian(lambda y: eps(y[None], 0.4)[0], row).reshape(192, 192).trace() for row in x
+    ]
     value, _ = divergence(eps, x, 0.4)
     torch.testing.assert_close(value, torch.stack(traces), rtol=1e-3, atol=1e-2)
 
@@ -77,11 +86,16 @@ def test_divergence_of_a_network_is_the_trace_of_its_jacobian(attention: bool, g
 @settings(max_examples=10, deadline=None)
 def test_the_batch_size_changes_nothing(max_batch: int) -> None:
     mixture, x, sigmas = random_mixture(1), points(2, 7), ode.sigma_grid(0.1, 3.0, 4, INF)
-    whole, split = (growth(mixture, x, sigmas, 3, torch.Generator().manual_seed(0), max_batch=b) for b in (10**6, max_batch))
+    whole, split = (
+        growth(mixture, x, sigmas, 3, torch.Generator().manual_seed(0), max_batch=b) for b in (10**6, max_batch)
+    )
     torch.testing.assert_close(split.value, whole.value, rtol=1e-12, atol=1e-12)
     pictures = x[:, None, None]
     as_pictures = lambda y, s: mixture(y.flatten(1), s).reshape(y.shape)  # noqa: E731
-    loss, split_loss = (baselines.denoising_loss(as_pictures, pictures, 0.5, 3, torch.Generator().manual_seed(0), b) for b in (10**6, max_batch))
+    loss, split_loss = (
+        baselines.denoising_loss(as_pictures, pictures, 0.5, 3, torch.Generator().manual_seed(0), b)
+        for b in (10**6, max_batch)
+    )
     torch.testing.assert_close(split_loss, loss, rtol=1e-12, atol=1e-12)
 
 
@@ -91,11 +105,15 @@ def test_growth_does_not_depend_on_the_axes(seed: int) -> None:
     mixture, x, sigmas = random_mixture(seed), points(seed + 1), ode.sigma_grid(0.1, 3.0, 6, INF)
     turn = torch.linalg.qr(points(seed + 2, 4)).Q
     turned = GaussianMixture(mixture.weights, mixture.means @ turn.T, turn @ mixture.covariances @ turn.T)
-    torch.testing.assert_close(growth(turned, x @ turn.T, sigmas).value, growth(mixture, x, sigmas).value, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        growth(turned, x @ turn.T, sigmas).value, growth(mixture, x, sigmas).value, rtol=1e-8, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize(("directions", "method"), [(3, "heun"), (2, "euler"), (None, "heun")])
-def test_network_evaluations_are_counted_as_they_happen(directions: int | None, method: ode.Method, generator: torch.Generator) -> None:
+def test_network_evaluations_are_counted_as_they_happen(
+    directions: int | None, method: ode.Method, generator: torch.Generator
+) -> None:
     mixture, x = random_mixture(0), points(1, 5)
     seen: Counter[str] = Counter()
 
@@ -119,7 +137,10 @@ def test_bad_input_is_refused(generator: torch.Generator) -> None:
     eps = NetworkNoise(small_unet(), scheduler())
     pictures = torch.zeros(3, 3, 8, 8)
     pictures[1, 0, 0, 0] = float("nan")
-    for call in (lambda: growth(eps, pictures, ode.sigma_grid(0.1, 1, 2), 1, generator), lambda: baselines.denoising_loss(eps, pictures, 0.1, 1, generator)):
+    for call in (
+        lambda: growth(eps, pictures, ode.sigma_grid(0.1, 1, 2), 1, generator),
+        lambda: baselines.denoising_loss(eps, pictures, 0.1, 1, generator),
+    ):
         with pytest.raises(ValueError, match="picture 1 of 3 has NaN or infinite values"):
             call()
     with pytest.raises(ValueError, match="at least one direction; got 0"):
