@@ -50,16 +50,16 @@ def collect(metrics: str | Path = "metrics", registry: str | Path = REGISTRY) ->
 
 
 def table(claims: list[dict[str, Any]]) -> str:
-    """The claims as a MyST table, each linked to its page where it is settled."""
-    lines = ["| Claim | Judged by | Found here | Verdict |", "|---|---|---|---|"]
+    """The claims as a MyST table, each linked to the page that settles it, and how each is judged in a box to open."""
+    lines = ["| Claim | Found here | Verdict |", "|---|---|---|"]
     for claim in claims:
         found = (
             "" if claim["value"] is None else f"{claim['value']:.3f} [{claim['ci95'][0]:.3f}, {claim['ci95'][1]:.3f}]"
         )
-        name = f"{claim['claim']} {{cite}}`{claim['paper']}`"
         verdict = claim["verdict"] if claim["verdict"] == "open" else f"[**{claim['verdict']}**]({claim['page']})"
-        lines.append(f"| {name} | {claim['criterion']} | {found} | {verdict} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {claim['claim']} {{cite}}`{claim['paper']}` | {found} | {verdict} |")
+    criteria = [f"- *{claim['claim']}* {claim['criterion']}" for claim in claims]
+    return "\n".join([*lines, "", ":::{dropdown} How each claim is judged", *criteria, ":::", ""])
 
 
 def main() -> None:

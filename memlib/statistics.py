@@ -65,17 +65,24 @@ def _interval(
     return float(low), float(high)
 
 
+def _with_interval(value: float, interval: tuple[float, float], trials: int) -> Estimate:
+    """Estimate of a share with its bootstrap interval, which has no spread where every trial came out the same way.
+
+    There it ends where `trials` independent trials would still all come out so with probability 2.5 %.
+    """
+    bound = 0.025 ** (1 / trials)
+    low, high = interval
+    return Estimate(value, min(low, bound) if value == 1 else low, max(high, 1 - bound) if value == 0 else high)
+
+
 def auroc(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
     """Area under the ROC curve with a stratified bootstrap interval.
 
-    Where the groups do not overlap the bootstrap has no spread; the interval then ends where chance would still separate
-    min(n, m) independent pairs with probability 2.5 %, at 0.025^(1 / min(n, m)).
+    Groups that do not overlap count as min(n, m) independent pairs, all in the right order.
     """
     positive, negative = _groups(positive, negative)
     value = float(_auroc(positive, negative))
-    low, high = _interval(_auroc, positive, negative, seed)
-    bound = 0.025 ** (1 / min(len(positive), len(negative)))
-    return Estimate(value, min(low, bound) if value == 1 else low, max(high, 1 - bound) if value == 0 else high)
+    return _with_interval(value, _interval(_auroc, positive, negative, seed), min(len(positive), len(negative)))
 
 
 def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float, seed: int = 0) -> Estimate:
@@ -89,8 +96,8 @@ def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float, seed: int =
             f"{len(negative)} negatives cannot resolve a false-positive rate of {fpr}; "
             f"at least {int(np.ceil(1 / fpr))} are needed"
         )
-    low, high = _interval(lambda p, n: _tpr_at_fpr(p, n, fpr), positive, negative, seed)
-    return Estimate(float(_tpr_at_fpr(positive, negative, fpr)), low, high)
+    interval = _interval(lambda p, n: _tpr_at_fpr(p, n, fpr), positive, negative, seed)
+    return _with_interval(float(_tpr_at_fpr(positive, negative, fpr)), interval, len(positive))
 
 
 def auroc_difference(

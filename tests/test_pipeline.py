@@ -238,7 +238,8 @@ def test_claims_are_judged_by_their_intervals(tmp_path: Path, monkeypatch: pytes
     assert collected["text.first_step_detects"]["verdict"] == "open"
     assert len(collected) == 14
     table = claims.table(list(collected.values()))
-    assert "0.800 [0.700, 0.900] | [**reproduced**](chapters/volume.ipynb)" in table
+    assert "| 0.800 [0.700, 0.900] | [**reproduced**](chapters/volume.ipynb) |" in table
+    assert all(claim["criterion"] in table for claim in collected.values())
     with pytest.raises(ValueError, match="there is no claim 'volume.trained'; did you mean"):
         claims.settled("volume.trained", Estimate(0, 0, 0), "reproduced")
 

@@ -46,6 +46,7 @@ def test_a_perfect_separation_is_not_certain() -> None:
     estimate = statistics.auroc(np.arange(10, 30), np.arange(5))
     assert (estimate.value, estimate.high) == (1, 1)
     assert estimate.low == pytest.approx(0.025 ** (1 / 5))
+    assert statistics.tpr_at_fpr(np.arange(40, 48), np.arange(20), 0.05).low == pytest.approx(0.025 ** (1 / 8))
     reverse = statistics.auroc(np.arange(5), np.arange(10, 30))
     assert (reverse.value, reverse.low, reverse.high) == (0, 0, pytest.approx(1 - 0.025 ** (1 / 5)))
 
