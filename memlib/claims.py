@@ -13,12 +13,20 @@ REGISTRY = Path("book/claims.yml")
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
-def criterion(claim_id: str, registry: str | Path = REGISTRY) -> str:
-    """How a claim is judged, as it was written down before the run that settles it."""
-    entries = {entry["id"]: entry for entry in yaml.safe_load(Path(registry).read_text())}
-    if claim_id not in entries:
-        raise ValueError(f"there is no claim {claim_id!r}{suggest(claim_id, entries)}")
-    return entries[claim_id]["criterion"]
+def read_registry(path: str | Path = REGISTRY) -> dict[str, dict[str, Any]]:
+    """All claims by their id, `section.name`: paper, claim, criterion and the page that settles it (None while open)."""
+    sections = yaml.safe_load(Path(path).read_text())
+    return {f"{section}.{name}": entry for section, entries in sections.items() for name, entry in entries.items()}
+
+
+def criterion(claim_id: str) -> str:
+    """How a claim is judged."""
+    registry = read_registry()
+    if claim_id not in registry:
+        raise ValueError(f"there is no claim {claim_id!r}{suggest(claim_id, registry)}")
+    if registry[claim_id]["page"] is None:
+        raise ValueError(f"{REGISTRY} names no page for the claim {claim_id!r}; give the page that settles it")
+    return registry[claim_id]["criterion"]
 
 
 def judge(estimate: Estimate, threshold: float, also: bool = True) -> Verdict:
@@ -39,14 +47,14 @@ def settled(claim_id: str, estimate: Estimate, verdict: Verdict) -> dict[str, An
     }
 
 
-def collect(metrics: str | Path = "metrics", registry: str | Path = REGISTRY) -> list[dict[str, Any]]:
+def collect(metrics: str | Path = "metrics") -> list[dict[str, Any]]:
     """All claims of the registry with what the metrics files of the chapters say of them; the others are open."""
     found = {}
     for path in sorted(Path(metrics).glob("*.json")):
         content = read_json(path)
         found |= {entry["id"]: entry for entry in content.get("claims", [])} if isinstance(content, dict) else {}
     nothing = {"value": None, "ci95": None, "verdict": "open"}
-    return [entry | found.get(entry["id"], nothing) for entry in yaml.safe_load(Path(registry).read_text())]
+    return [{"id": claim_id} | entry | found.get(claim_id, nothing) for claim_id, entry in read_registry().items()]
 
 
 def table(claims: list[dict[str, Any]]) -> str:

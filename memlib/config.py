@@ -28,6 +28,9 @@ class TrainConfig:
     seed: int
 
     def __post_init__(self) -> None:
+        for name in ("steps", "batch", "layers", "checkpoint_every", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be larger than 0")
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"train.prediction_type is {self.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
         if self.beta_schedule not in BETA_SCHEDULES:

@@ -127,7 +127,7 @@ def _from_torchvision(name: str, root: str) -> tuple[Tensor, list[int]]:
     except (ImportError, RuntimeError) as error:
         raise ValueError(
             f"{name} was not found under data.root={root!r} and torchvision, which could fetch it, does not load ({error}); "
-            "name the folder that holds its files, or install torchvision"
+            "name the folder that holds its files, or run: pip install -e '.[torchvision]'"
         ) from error
     kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
     dataset = kind(root or "results/downloads", train=True, download=True)
@@ -145,11 +145,10 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _fashion_mnist(root: str) -> tuple[Tensor, list[str], list[str]]:
     """Training half of Fashion-MNIST: idx files under `root` or where Debian puts them, else torchvision."""
-    for folder in (Path(root), Path("/usr/share/datasets/fashion-mnist")):
-        pictures, classes = sorted(folder.glob("train-images*ubyte*")), sorted(folder.glob("train-labels*ubyte*"))
-        if pictures and classes:
-            images, labels = torch.from_numpy(_read_idx(pictures[0]).copy()).unsqueeze(1), _read_idx(classes[0])
-            break
+    folder = Path(root or "/usr/share/datasets/fashion-mnist")
+    pictures, classes = sorted(folder.glob("train-images*ubyte*")), sorted(folder.glob("train-labels*ubyte*"))
+    if pictures and classes:
+        images, labels = torch.from_numpy(_read_idx(pictures[0]).copy()).unsqueeze(1), _read_idx(classes[0])
     else:
         images, labels = _from_torchvision("fashion_mnist", root)
     return images, [f"fashion-{i:05d}" for i in range(len(images))], [FASHION_CLASSES[label] for label in labels]
@@ -204,7 +203,13 @@ def _open_picture(path: Path) -> np.ndarray:
         values = np.asarray(picture)
         if not np.isfinite(values).all():
             raise ValueError(f"{path} has NaN or infinite values; remove or mend it")
-        picture = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(
+                f"{path} has values from {values.min():g} to {values.max():g}; a float image must lie in 0 to 1"
+            )
+        picture = Image.fromarray((values * 255).round().astype(np.uint8))
+    if picture.mode.startswith("I"):  # 16 bits
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
     rgba = picture.convert("RGBA")
     return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
 
@@ -241,13 +246,28 @@ def load_pictures(name: str, size: int, root: str = "") -> tuple[Tensor, list[st
 
     Raises ValueError for an unknown name, and for a folder with no, unreadable, differently sized or oblong images.
     """
+    check_name(name)
     if name == "openmoji":
         return _openmoji(size)
     readers = {"fashion_mnist": _fashion_mnist, "cifar10": _cifar10, "folder": _folder}
-    if name not in readers:
-        raise ValueError(f"unknown data.name {name!r}{suggest(name, NAMES)}")
     images, names, captions = readers[name](root)
     return _resize(images, size), names, captions
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a set that is not known."""
+    if name not in NAMES:
+        raise ValueError(f"unknown data.name {name!r}{suggest(name, NAMES)}")
+
+
+def check_copies(copies: dict[int, int], train: int) -> None:
+    """Raise ValueError unless `copies` maps numbers of copies to numbers of pictures that `train` pictures can hold."""
+    if min(map(int, copies), default=2) < 2 or min(copies.values(), default=0) < 0:
+        raise ValueError(f"data.copies must map numbers of copies from 2 up to numbers of pictures; it is {copies}")
+    if sum(copies.values()) > train:
+        raise ValueError(
+            f"data.copies plants {sum(copies.values())} pictures but data.train is only {train}; plant fewer or train on more"
+        )
 
 
 def distinct(images: Tensor, min_distance: float) -> Tensor:
@@ -290,18 +310,13 @@ def plant(
     `copies` maps k to the number of training pictures seen k times; the others are seen once. Raises ValueError if
     there are fewer pictures than the splits need, or fewer training pictures than the planted ones.
     """
+    check_copies(copies, train)
     wanted, planted = train + heldout + reference, sum(copies.values())
     if wanted > len(images):
         raise ValueError(
             f"the splits need {wanted} pictures (train {train} + heldout {heldout} + reference {reference}) but there are only "
             f"{len(images)} distinct ones; make data.train, data.heldout or data.reference smaller"
         )
-    if planted > train:
-        raise ValueError(
-            f"data.copies plants {planted} pictures but data.train is only {train}; plant fewer or train on more"
-        )
-    if min(copies, default=2) < 2 or min(copies.values(), default=0) < 0:
-        raise ValueError(f"data.copies must map numbers of copies from 2 up to numbers of pictures; it is {copies}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:wanted]
     repeats = [k for k, count in sorted(copies.items(), reverse=True) for _ in range(count)]
     items = pd.DataFrame(

@@ -15,19 +15,45 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it (file or folder) to `path` when the block ends without an error."""
+    """Give a temporary path beside `path`; rename it (file or folder) to `path` when the block ends without an error.
+
+    What killed processes have left beside `path` is removed first. A kill leaves the old content, the new or, between
+    the two renames of a folder, none, but never a part.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        process = int(left.name.split(".")[-2])
+        if process == os.getpid() or not _runs(process):
+            _remove(left)
+    temporary = path.with_name(f".{path.name}.new.{os.getpid()}.tmp")
+    replaced = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
     try:
         yield temporary
-        if temporary.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            os.replace(path, replaced)
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        _remove(replaced)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

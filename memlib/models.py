@@ -30,7 +30,7 @@ class NetworkNoise:
     The schedule's abar_t gives sigma_t = sqrt((1 - abar_t) / abar_t) and x_t = sqrt(abar_t) x_sigma; between two
     timesteps, t is interpolated in log sigma. The three prediction types are converted as in Salimans & Ho
     (arXiv 2202.00512, appendix D). Raises ValueError for another prediction type and, when called, for a noise level
-    outside of the schedule.
+    outside of the schedule. The network is taken over: its parameters are frozen and its normalisations get a hook.
     """
 
     def __init__(self, unet: torch.nn.Module, scheduler: DDPMScheduler) -> None:
@@ -101,9 +101,19 @@ def load_network(directory: str | Path, channels: int | None = None) -> NetworkN
         )
         found = f", only {pickled[0]}, which is pickled and is not opened" if pickled else ""
         raise ValueError(f"{unet_dir} has no safetensors weights{found}; save the model with safe_serialization=True")
-    expected = UNet2DModel.load_config(unet_dir)["in_channels"]
-    if channels is not None and channels != expected:
-        raise ValueError(f"the network in {directory} takes {expected} channels but the pictures have {channels}")
+    settings = UNet2DModel.load_config(unet_dir)
+    if channels is not None and channels != settings["in_channels"]:
+        raise ValueError(
+            f"the network in {directory} takes {settings['in_channels']} channels but the pictures have {channels}"
+        )
+    if settings["out_channels"] != settings["in_channels"]:
+        raise ValueError(
+            f"the network in {directory} also predicts a variance; only networks that predict the mean are supported"
+        )
+    if settings.get("class_embed_type") or settings.get("num_class_embeds"):
+        raise ValueError(
+            f"the network in {directory} is conditioned on classes; only unconditional networks are supported"
+        )
     unet = UNet2DModel.from_pretrained(unet_dir, use_safetensors=True, local_files_only=True)
     scheduler = DDPMScheduler.from_pretrained(directory / "scheduler", local_files_only=True)
     return NetworkNoise(unet.to(PartialState().device), scheduler)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,6 +10,12 @@ from torch import Tensor
 from memlib.models import NoisePredictor
 
 Method = Literal["euler", "heun"]
+
+
+def check_method(method: str) -> None:
+    """Raise ValueError for a method that is not known."""
+    if method not in get_args(Method):
+        raise ValueError(f"unknown ODE method {method!r}; known: {', '.join(get_args(Method))}")
 
 
 def sigma_grid(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> Tensor:
@@ -41,8 +47,7 @@ def integrate(
 
     Euler takes one network evaluation a step, Heun two. `callback(step, x)` sees every intermediate state.
     """
-    if method not in ("euler", "heun"):
-        raise ValueError(f"unknown ODE method {method!r}; known: euler, heun")
+    check_method(method)
     levels = sigmas.tolist()
     for step, (here, there) in enumerate(pairwise(levels)):
         slope = eps(x, here)

@@ -6,9 +6,12 @@ import dataclasses
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,7 +25,7 @@ from memlib.config import TrainConfig
 from memlib.files import read_json, suggest, whole_file, write_json
 
 NOTEBOOKS = Path("notebooks")
-TIMES = Path("results/times")
+BOOK_STAGES = ("reproducibility", "book")  # run after the times of all others are known
 PACKAGES = (
     "torch",
     "diffusers",
@@ -43,35 +46,70 @@ def read_parameters(section: str) -> dict[str, Any]:
 
 
 def check_parameters(path: str | Path = "params.yaml") -> dict[str, Any]:
-    """Content of params.yaml.
+    """Content of params.yaml, after its names, types and the settings of the training have been checked.
 
     Raises ValueError for a section or name that nothing reads, naming the nearest one that something does, for one
-    that is missing, and for settings of a training that cannot be.
+    that is missing, for a value of another type than the notebook's own, and for settings that cannot be.
     """
     parameters = yaml.safe_load(Path(path).read_text())
     known = known_parameters()
+    _check_names(parameters, known, str(path), "section")
     for section, names in known.items():
-        if section not in parameters:
-            raise ValueError(f"{path} has no section {section!r}")
-        for name in names - set(parameters[section]):
-            raise ValueError(f"{path} does not set {section}.{name}")
-    for section, content in parameters.items():
-        if section not in known:
-            raise ValueError(f"{path} has an unknown section {section!r}{suggest(section, known)}")
-        for name in set(content) - known[section]:
-            raise ValueError(f"{path} has an unknown parameter {section}.{name}{suggest(name, sorted(known[section]))}")
+        content = parameters[section]
+        if not isinstance(content, dict):
+            raise ValueError(f"section {section} of {path} is {content!r}; it must map names to values")
+        _check_names(content, names, f"section {section} of {path}", "parameter")
+        for name, value in content.items():
+            kind = names[name]
+            if not isinstance(value, (int, float) if kind is float else kind) or (
+                isinstance(value, bool) and kind is not bool
+            ):
+                raise ValueError(f"{section}.{name} in {path} is {value!r}; it must be of type {kind.__name__}")
     TrainConfig(**parameters["train"])
     return parameters
 
 
-def known_parameters() -> dict[str, set[str]]:
-    """Names that each section of params.yaml has.
+def _check_names(content: dict[str, Any], known: dict[str, Any], where: str, what: str) -> None:
+    for name in content:
+        if name not in known:
+            raise ValueError(f"{where} has an unknown {what} {name!r}{suggest(name, known)}")
+    for name in known:
+        if name not in content:
+            raise ValueError(f"{where} has no {what} {name!r}")
+
+
+def check_study() -> None:
+    """Check params.yaml, also where values of several sections must fit together; raises ValueError."""
+    from diffusers import DDPMScheduler
+
+    from memlib import data, models, ode, training
+
+    parameters = check_parameters()
+    pictures, config = parameters["data"], TrainConfig(**parameters["train"])
+    data.check_name(pictures["name"])
+    data.check_copies(pictures["copies"], pictures["train"])
+    training.build_network(1, pictures["size"], config)
+    levels = models.schedule_sigmas(DDPMScheduler(1000, beta_schedule=config.beta_schedule))
+    for name in ("sigma_min", "baseline_sigma"):
+        sigma = parameters["volume"][name]
+        if not levels[0] <= sigma < levels[-1]:
+            raise ValueError(
+                f"volume.{name} is {sigma}; the schedule goes from {float(levels[0]):.4g} to {float(levels[-1]):.4g}"
+            )
+    ode.check_method(parameters["volume"]["method"])
+
+
+def known_parameters() -> dict[str, dict[str, type]]:
+    """Names that each section of params.yaml has, and their types.
 
     A notebook's names are those that its cell tagged `parameters` assigns; those of `train` are the fields of TrainConfig.
     """
-    sections = {path.stem: set(notebook_parameters(path)) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    return {"run": {"launcher"}, "train": fields} | {name: names for name, names in sections.items() if names}
+    sections = {path.stem: notebook_parameters(path) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    types = {
+        name: {key: type(value) for key, value in defaults.items()} for name, defaults in sections.items() if defaults
+    }
+    fields = {field.name: typing.get_origin(field.type) or field.type for field in dataclasses.fields(TrainConfig)}
+    return {"run": {"launcher": str}, "train": fields} | types
 
 
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
@@ -111,7 +149,7 @@ def run_notebook(name: str, output: str | Path) -> None:
         )
     except papermill.PapermillExecutionError as error:
         if error.ename == "ValueError":
-            raise ValueError(error.evalue) from error
+            raise ValueError(f"{error.evalue} ({running} shows where)") from error
         raise RuntimeError(f"a cell of {source} failed; see {running}\n{error}") from error
     notebook = normalise(nbformat.read(running, as_version=4))
     with whole_file(output) as temporary:
@@ -144,7 +182,7 @@ def normalise(notebook: Any) -> Any:
 
 @contextmanager
 def timed_stage(name: str) -> Iterator[SimpleNamespace]:
-    """Write the seconds and peak memory (MiB) of the block to results/times/NAME.json once it has ended well.
+    """Write the seconds and peak memory (MiB) of the block to a JSON file of its own once it has ended well.
 
     `earlier_seconds` of the object given may be set to what interrupted runs had spent before.
     """
@@ -154,7 +192,7 @@ def timed_stage(name: str) -> Iterator[SimpleNamespace]:
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     scale = 2**20 if sys.platform == "darwin" else 2**10
     seconds = round(stage.earlier_seconds + time.monotonic() - started, 1)
-    write_json(TIMES / f"{name}.json", {"seconds": seconds, "peak_memory_mib": round(kilobytes / scale)})
+    write_json(_times_file(name), {"seconds": seconds, "peak_memory_mib": round(kilobytes / scale)})
 
 
 @contextmanager
@@ -191,9 +229,15 @@ def _processor() -> str:
     )
 
 
+def _times_file(stage: str) -> Path:
+    return Path("results/book_times" if stage in BOOK_STAGES else "results/times") / f"{stage}.json"
+
+
 def stage_times() -> dict[str, dict[str, float]]:
-    """Seconds and peak memory of every stage's last run."""
-    return {path.stem: read_json(path) for path in sorted(TIMES.glob("*.json"))}
+    """Seconds and peak memory of the largest process, for each stage of dvc.yaml that has a last run."""
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    files = {name: _times_file(name) for name in stages}
+    return {name: read_json(path) for name, path in files.items() if path.exists()}
 
 
 def write_study() -> None:
@@ -209,11 +253,15 @@ def write_study() -> None:
 
 
 def build_book() -> None:
-    """Build the book with warnings as errors, into book/_build/html."""
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book", "-W", "-n", "--keep-going", "-q"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"the book does not build:\n{result.stdout}\n{result.stderr}")
+    """Build the book afresh, with warnings as errors, and put it whole to book/_build/html."""
+    program = Path(sys.executable).with_name("jupyter-book")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(program), "build", "book", "-W", "-n", "--keep-going", "-q", "--path-output", folder]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise RuntimeError(f"the book does not build:\n{result.stdout}\n{result.stderr}")
+        with whole_file("book/_build/html") as temporary:
+            shutil.copytree(Path(folder) / "_build/html", temporary)
 
 
 def main() -> None:
@@ -228,9 +276,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "check":
         with reporting_errors("check"):
-            check_parameters()
+            check_study()
     elif arguments.command == "notebook":
         with reporting_errors(arguments.name), timed_stage(arguments.name):
+            if arguments.name == "data":  # the first stage: what a later one would refuse is refused now
+                check_study()
             run_notebook(arguments.name, f"book/chapters/{arguments.name}.ipynb")
     elif arguments.command == "book":
         with reporting_errors("book"), timed_stage("book"):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 
 class Estimate(NamedTuple):
@@ -20,12 +20,11 @@ class Estimate(NamedTuple):
 
 
 class WelchTest(NamedTuple):
-    """Welch's t-test of two means and the effect size (Cohen's d with the mean of the two variances)."""
+    """Welch's t-test of two means; t is positive where the first mean is larger."""
 
     t: float
     degrees_of_freedom: float
     p_value: float
-    effect_size: float
 
 
 def _groups(positive: ArrayLike, negative: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -65,30 +64,39 @@ def _interval(
     return float(low), float(high)
 
 
-def _with_interval(value: float, interval: tuple[float, float], trials: int) -> Estimate:
-    """Estimate of a share with its bootstrap interval, which has no spread where every trial came out the same way.
+def _newcombe(value: float, m: int, n: int) -> tuple[float, float]:
+    """Score interval of an AUROC, which has a width also where the groups do not overlap (Newcombe 2006, method 5)."""
+    z2 = stats.norm.ppf(0.975) ** 2
+    balance = (m + n) / 2 - 1
 
-    There it ends where `trials` independent trials would still all come out so with probability 2.5 %.
-    """
-    bound = 0.025 ** (1 / trials)
-    low, high = interval
-    return Estimate(value, min(low, bound) if value == 1 else low, max(high, 1 - bound) if value == 0 else high)
+    def excess(theta: float) -> float:
+        variance = theta * (1 - theta) / (m * n)
+        return (value - theta) ** 2 - z2 * variance * (1 + balance * ((1 - theta) / (2 - theta) + theta / (1 + theta)))
+
+    low = 0.0 if excess(0.0) <= 0 or value == 0 else optimize.brentq(excess, 0.0, value - 1e-12)
+    high = 1.0 if excess(1.0) <= 0 or value == 1 else optimize.brentq(excess, value + 1e-12, 1.0)
+    return low, high
+
+
+def _wider(value: float, *intervals: tuple[float, float]) -> Estimate:
+    return Estimate(value, min(low for low, _ in intervals), max(high for _, high in intervals))
 
 
 def auroc(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
-    """Area under the ROC curve with a stratified bootstrap interval.
+    """Area under the ROC curve with its interval: stratified bootstrap or Newcombe's score interval, whichever is wider.
 
-    Groups that do not overlap count as min(n, m) independent pairs, all in the right order.
+    Near 0 and 1 the bootstrap alone is too sure: where the groups do not overlap it has no spread at all.
     """
     positive, negative = _groups(positive, negative)
     value = float(_auroc(positive, negative))
-    return _with_interval(value, _interval(_auroc, positive, negative, seed), min(len(positive), len(negative)))
+    return _wider(value, _interval(_auroc, positive, negative, seed), _newcombe(value, len(positive), len(negative)))
 
 
 def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float, seed: int = 0) -> Estimate:
-    """Largest true-positive rate among thresholds with a false-positive rate of at most `fpr`, with a bootstrap interval.
+    """Largest true-positive rate among thresholds with a false-positive rate of at most `fpr`.
 
-    Raises ValueError when the negatives are too few to resolve that rate (fewer than 1 / fpr).
+    The interval is the stratified bootstrap's or Wilson's, whichever is wider. Raises ValueError when the negatives are
+    too few to resolve that rate (fewer than 1 / fpr).
     """
     positive, negative = _groups(positive, negative)
     if fpr * len(negative) < 1:
@@ -96,8 +104,10 @@ def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float, seed: int =
             f"{len(negative)} negatives cannot resolve a false-positive rate of {fpr}; "
             f"at least {int(np.ceil(1 / fpr))} are needed"
         )
-    interval = _interval(lambda p, n: _tpr_at_fpr(p, n, fpr), positive, negative, seed)
-    return _with_interval(float(_tpr_at_fpr(positive, negative, fpr)), interval, len(positive))
+    value = float(_tpr_at_fpr(positive, negative, fpr))
+    wilson = proportion(round(value * len(positive)), len(positive))
+    bootstrap = _interval(lambda p, n: _tpr_at_fpr(p, n, fpr), positive, negative, seed)
+    return _wider(value, bootstrap, (wilson.low, wilson.high))
 
 
 def auroc_difference(
@@ -105,7 +115,8 @@ def auroc_difference(
 ) -> Estimate:
     """AUROC of a first detector minus that of a second on the same items, with a paired stratified bootstrap interval.
 
-    positive, negative: the scores of the two detectors, item by item.
+    positive, negative: the scores of the two detectors, item by item. Where both separate the groups completely, the
+    bootstrap has no spread: read the intervals of the two AUROCs instead.
     """
     (pos_a, neg_a), (pos_b, neg_b) = (_groups(p, n) for p, n in zip(positive, negative, strict=True))
     if len(pos_a) != len(pos_b) or len(neg_a) != len(neg_b):
@@ -126,24 +137,19 @@ def proportion(successes: int, trials: int) -> Estimate:
     return Estimate(successes / trials, float(interval.low), float(interval.high))
 
 
-def welch(positive: ArrayLike, negative: ArrayLike) -> WelchTest:
-    """Two-sided Welch's t-test that the means of two groups differ, with the effect size."""
-    positive, negative = _groups(positive, negative)
-    result = stats.ttest_ind(positive, negative, equal_var=False)
-    pooled = np.sqrt((positive.var(ddof=1) + negative.var(ddof=1)) / 2)
-    return WelchTest(
-        float(result.statistic),
-        float(result.df),
-        float(result.pvalue),
-        float((positive.mean() - negative.mean()) / pooled),
-    )
+def _cohen(positive: NDArray, negative: NDArray) -> NDArray:
+    pooled = np.sqrt((positive.var(-1, ddof=1) + negative.var(-1, ddof=1)) / 2)
+    return (positive.mean(-1) - negative.mean(-1)) / pooled
 
 
 def effect_size(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
     """Cohen's d (with the mean of the two variances) with a stratified bootstrap interval."""
     positive, negative = _groups(positive, negative)
+    return Estimate(float(_cohen(positive, negative)), *_interval(_cohen, positive, negative, seed))
 
-    def cohen(p: NDArray, n: NDArray) -> NDArray:
-        return (p.mean(-1) - n.mean(-1)) / np.sqrt((p.var(-1, ddof=1) + n.var(-1, ddof=1)) / 2)
 
-    return Estimate(float(cohen(positive, negative)), *_interval(cohen, positive, negative, seed))
+def welch(positive: ArrayLike, negative: ArrayLike) -> WelchTest:
+    """Two-sided Welch's t-test that the means of two groups differ."""
+    positive, negative = _groups(positive, negative)
+    result = stats.ttest_ind(positive, negative, equal_var=False)
+    return WelchTest(float(result.statistic), float(result.df), float(result.pvalue))

@@ -7,6 +7,7 @@ processes, trains on the same pictures, noise levels and noise as an unbroken ru
 import argparse
 import hashlib
 import json
+import pickle
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from memlib import data
 from memlib.config import TrainConfig
-from memlib.files import whole_file
+from memlib.files import whole_file, write_json
 from memlib.pipeline import read_parameters, reporting_errors, timed_stage
 from memlib.progress import progress
 
@@ -97,9 +98,10 @@ def train(images: Tensor, copies: Tensor, config: TrainConfig, output: str | Pat
     """Train on pictures uint8 [N, C, H, W], each repeated `copies` [N] times; write a diffusers pipeline to `output`.
 
     The loss is the denoising loss of Ho et al. (arXiv 2006.11239, eq. 14); the weights written are the moving average.
-    Beside them lies `loss.parquet` (step, loss). The file `checkpoint` is written every `checkpoint_every` steps and
-    removed at the end; one of the same configuration and pictures is taken up again, any other is overwritten. Returns
-    the seconds that earlier, interrupted runs had spent up to that checkpoint.
+    Beside them lie `loss.parquet` (step, loss) and `training.json` (device, precision, processes). The file
+    `checkpoint` is written every `checkpoint_every` steps and removed at the end; one of the same configuration and
+    pictures is taken up again, any other is overwritten. Returns the seconds that earlier, interrupted runs had spent
+    up to that checkpoint.
     """
     accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, PartialState().device))
     if config.batch % accelerator.num_processes:
@@ -113,7 +115,7 @@ def train(images: Tensor, copies: Tensor, config: TrainConfig, output: str | Pat
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "ema": ema}
-    fingerprint = _fingerprint(images, copies, config)
+    fingerprint = _fingerprint(images, copies, config, accelerator.mixed_precision)
     state = _resume(checkpoint, fingerprint, parts)
     first, earlier_seconds, started = state["step"], state["seconds"], time.monotonic()
     losses = torch.zeros(config.steps)
@@ -140,31 +142,42 @@ def train(images: Tensor, copies: Tensor, config: TrainConfig, output: str | Pat
         losses[step] = loss.detach()
         done = step + 1
         if done % config.checkpoint_every == 0 and done < config.steps:
-            mean = accelerator.reduce(losses[:done], "mean").cpu()
+            mean = _finite(accelerator.reduce(losses[:done], "mean").cpu())
             if main:
                 seconds = earlier_seconds + time.monotonic() - started
                 _checkpoint(
                     checkpoint, parts, {"fingerprint": fingerprint, "step": done, "losses": mean, "seconds": seconds}
                 )
-    losses = accelerator.reduce(losses, "mean").cpu()
+    losses = _finite(accelerator.reduce(losses, "mean").cpu())
     if main:
         ema.copy_to(network.parameters())
         with whole_file(output) as temporary:
             DDPMPipeline(network.cpu(), scheduler).save_pretrained(temporary, safe_serialization=True)
             table = pd.DataFrame({"step": range(1, config.steps + 1), "loss": losses.numpy()})
             table.to_parquet(temporary / "loss.parquet", index=False)
+            run = {"device": accelerator.device.type, "precision": accelerator.mixed_precision}
+            write_json(temporary / "training.json", run | {"processes": accelerator.num_processes})
         Path(checkpoint).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return earlier_seconds
 
 
-def _fingerprint(images: Tensor, copies: Tensor, config: TrainConfig) -> str:
-    """Digest of all that decides the result, so that a checkpoint is taken up by the same run only."""
+def _fingerprint(images: Tensor, copies: Tensor, config: TrainConfig, precision: str) -> str:
+    """Digest of all that decides the result, this file among it, so that a checkpoint is taken up by the same run only."""
     settings = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([settings, precision, torch.__version__], sort_keys=True).encode())
+    digest.update(Path(__file__).read_bytes())
     for tensor in (images, copies):
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _finite(losses: Tensor) -> Tensor:
+    """Return the losses; raise ValueError if one is not finite."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        raise ValueError(f"the training loss is not finite from step {int(bad[0]) + 1} on; lower train.learning_rate")
+    return losses
 
 
 def _checkpoint(path: str | Path, parts: dict[str, Any], reached: dict[str, Any]) -> None:
@@ -175,7 +188,10 @@ def _checkpoint(path: str | Path, parts: dict[str, Any], reached: dict[str, Any]
 def _resume(path: str | Path, fingerprint: str, parts: dict[str, Any]) -> dict[str, Any]:
     """Load a checkpoint of this very run into its parts, if there is one; return how far it had come."""
     if Path(path).exists():
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"the checkpoint {path} cannot be read; remove it to train from the beginning") from error
         if state["reached"]["fingerprint"] == fingerprint:
             for name, part in parts.items():
                 part.load_state_dict(state[name])

@@ -38,12 +38,14 @@ def scratch_copy(folder: Path) -> None:
     subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], cwd=folder, check=True)
 
 
-def repro(folder: Path) -> tuple[set[str], float]:
+def repro(folder: Path, *arguments: str) -> tuple[set[str], float]:
     """Names of the stages that `dvc repro` runs, and its seconds."""
     started = time.monotonic()
     # The scratch copy's own memlib comes first, also in the notebooks' kernels.
     environment = os.environ | {"PYTHONPATH": str(folder)}
-    result = subprocess.run(["dvc", "repro"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    result = subprocess.run(
+        ["dvc", "repro", *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
     if result.returncode:
         print(result.stdout)
         sys.exit("smoke: a stage failed")
@@ -74,7 +76,8 @@ def main() -> None:
         print(f"smoke: killed while training, `dvc repro` went on and ended in {seconds:.0f} s")
         ran, seconds = repro(folder)
         assert not ran, f"nothing had changed, yet these stages ran again: {ran}"
-        assert seconds < 3 or os.environ.get("CI"), f"a `dvc repro` with nothing to do took {seconds:.1f} s"
+        seconds = min(seconds, repro(folder)[1])  # the better of two: a shared machine may be busy with something else
+        assert seconds < 3, f"a `dvc repro` with nothing to do took {seconds:.1f} s"
         print(f"smoke: a second `dvc repro` did nothing in {seconds:.1f} s")
         parameters = yaml.safe_load((folder / "params.yaml").read_text())
         parameters["mixtures"]["repeats"] += 1
@@ -84,6 +87,15 @@ def main() -> None:
             f"a parameter of one chapter was changed, and these stages ran: {ran}"
         )
         print(f"smoke: a changed parameter ran {', '.join(sorted(ran))} in {seconds:.0f} s")
+        before_again = {
+            path.name: path.read_bytes() for path in (folder / "metrics").glob("*.json") if path.name != "study.json"
+        }
+        repro(folder, "--force", "--single-item", "train", "replication", "volume")
+        different = [
+            name for name, content in before_again.items() if (folder / "metrics" / name).read_bytes() != content
+        ]
+        assert not different, f"the same run twice gives other metrics: {different}"
+        print("smoke: the same run twice gives the same metrics, byte for byte")
         pages = subprocess.run(
             [sys.executable, "-m", "pytest", "tests/test_book.py", "-rs"],
             cwd=ROOT,

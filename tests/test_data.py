@@ -35,6 +35,13 @@ def test_a_folder_with_captions(tmp_path: Path) -> None:
     assert data.load_pictures("folder", 4, str(tmp_path))[0].shape == (3, 3, 4, 4)
 
 
+def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+    Image.fromarray((np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)).save(tmp_path / "a.png")
+    images, _, _ = data.load_pictures("folder", 8, str(tmp_path))
+    expected = torch.arange(64).reshape(8, 8) * 1000 / 257
+    torch.testing.assert_close(images[0, 1].float(), expected, atol=0.51, rtol=0)
+
+
 def test_transparent_pictures_lie_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
     assert (data.load_pictures("folder", 8, str(tmp_path))[0] == 255).all()
@@ -55,6 +62,9 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "02.png").unlink()
     Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "02.tiff")
     with pytest.raises(ValueError, match=r"02.tiff has NaN or infinite values"):
+        data.load_pictures("folder", 8, str(tmp_path))
+    Image.fromarray(np.full((8, 8), 200, np.float32)).save(tmp_path / "02.tiff")
+    with pytest.raises(ValueError, match=r"02.tiff has values from 200 to 200; a float image must lie in 0 to 1"):
         data.load_pictures("folder", 8, str(tmp_path))
     (tmp_path / "02.tiff").unlink()
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "00.png", "text": "good"}\n{"file": 1}\n')

@@ -1,5 +1,6 @@
 """Noise prediction of networks against the scheduler's own conversions, and refused models."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_timesteps_of_the_schedule_are_found_again() -> None:
     torch.testing.assert_close(
         eps.timestep(schedule_sigmas(scheduler())), torch.arange(1000).double(), atol=1e-6, rtol=0
     )
+
+
+def test_between_two_timesteps_t_is_interpolated_in_log_sigma() -> None:
+    eps, sigmas = NetworkNoise(small_unet(), scheduler()), schedule_sigmas(scheduler())
+    middle = (sigmas[:-1] * sigmas[1:]).sqrt()
+    torch.testing.assert_close(eps.timestep(middle), torch.arange(999).double() + 0.5, atol=1e-6, rtol=0)
+    x, sigma = torch.ones(1, 3, 8, 8), float(middle[500])
+    expected = eps.unet(x / (1 + sigma**2) ** 0.5, torch.tensor([500.5])).sample
+    torch.testing.assert_close(eps(x, sigma), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_noise_level_an_item(generator: torch.Generator) -> None:
@@ -64,6 +74,16 @@ def test_models_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     DDPMPipeline(small_unet(), scheduler()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="takes 3 channels but the pictures have 1"):
         load_network(tmp_path, channels=1)
+    for settings, message in (
+        ({"out_channels": 6}, "also predicts a variance"),
+        ({"num_class_embeds": 10}, "conditioned on classes"),
+    ):
+        config = tmp_path / "unet/config.json"
+        saved = config.read_text()
+        config.write_text(json.dumps(json.loads(saved) | settings))
+        with pytest.raises(ValueError, match=message):
+            load_network(tmp_path)
+        config.write_text(saved)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")

@@ -10,7 +10,7 @@ from test_mixtures import points, random_mixture
 from torchdiffeq import odeint
 
 from memlib import ode
-from memlib.mixtures import GaussianMixture
+from memlib.mixtures import GaussianMixture, PointMasses
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
@@ -43,6 +43,12 @@ def test_samples_follow_the_distribution(generator: torch.Generator) -> None:
     )
     x = ode.sample(lambda y, s: gaussian(y.double(), s), (4000, 1), ode.sigma_grid(0.002, 1000.0, 60), generator)
     assert kstest(x[:, 0].numpy(), "norm", args=(3.0, 0.5)).pvalue > 0.01
+
+
+def test_the_noise_left_at_the_end_is_taken_off(generator: torch.Generator) -> None:
+    point = torch.full((1, 5), 2.0)
+    x = ode.sample(PointMasses(point), (8, 5), ode.sigma_grid(0.7, 80.0, 10), generator)
+    torch.testing.assert_close(x, point.expand(8, 5), rtol=1e-4, atol=1e-4)
 
 
 def test_sampling_depends_on_the_generator_alone() -> None:

@@ -1,6 +1,7 @@
 """Parameters, stages, notebooks and files."""
 
 import ast
+import hashlib
 import json
 import os
 import signal
@@ -23,8 +24,8 @@ RUNNER = {"pipeline", "progress"}  # run a stage and tell how far it is, but dec
 
 
 def imports(source: str) -> set[str]:
-    """Modules of memlib that a source imports itself."""
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    """Modules of memlib that a source imports at its top (what is imported within a function only checks parameters)."""
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
     return {alias.name for node in nodes if node.module == "memlib" for alias in node.names} | {
         node.module.split(".")[1] for node in nodes if (node.module or "").startswith("memlib.")
     }
@@ -69,20 +70,39 @@ def test_a_notebook_is_stored_clean(path: Path) -> None:
     assert notebook.cells[0].source.startswith("# ")
     assert f"notebooks/{path.stem}.ipynb" in STAGES[path.stem]["deps"]
     parameters = pipeline.notebook_parameters(path)
-    assert STAGES[path.stem].get("params", []) == [path.stem] or not parameters
+    assert STAGES[path.stem]["params"][0] == path.stem or not parameters
     study = yaml.safe_load((ROOT / "params.yaml").read_text()).get(path.stem, {})
     assert json.loads(json.dumps(parameters)) == json.loads(json.dumps(study)), (
         "the notebook's defaults are those of params.yaml"
     )
-    assert "def " not in code(path).replace("_def ", ""), "no method is implemented inside a notebook"
+    functions = [node for node in ast.walk(ast.parse(code(path))) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    assert not functions, "no method is implemented inside a notebook"
 
 
 def test_every_page_is_a_dependency_of_the_book() -> None:
     toc = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
     pages = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
     deps = STAGES["book"]["deps"]
-    assert all(f"book/{page}.md" in deps or f"book/{page}.ipynb" in deps for page in pages)
-    assert {f"book/chapters/{path.name}" for path in NOTEBOOKS} <= set(deps)
+    assert all(f"book/{page}.md" in deps or page.startswith("chapters/") for page in pages)
+    assert "book/chapters" in deps
+    assert {page for page in pages if page.startswith("chapters/")} == {f"chapters/{path.stem}" for path in NOTEBOOKS}
+
+
+def test_claims_are_collected_from_every_chapter_that_settles_one() -> None:
+    settling = {f"metrics/{path.stem}.json" for path in NOTEBOOKS if "claims.settled(" in code(path)}
+    assert settling <= set(STAGES["claims"]["deps"])
+
+
+def test_the_committed_results_are_those_of_the_committed_code() -> None:
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    changed = {
+        dep["path"]
+        for stage in lock.values()
+        for dep in stage.get("deps", [])
+        if dep["path"].startswith(("memlib/", "notebooks/"))
+        and hashlib.md5((ROOT / dep["path"]).read_bytes()).hexdigest() != dep["md5"]
+    }
+    assert not changed, "run `dvc repro`, then commit metrics/ and dvc.lock with the code"
 
 
 def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: dict | None) -> Path:
@@ -92,7 +112,8 @@ def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: dict | 
         if content is None:
             del parameters[section]
         else:
-            parameters[section] = parameters.get(section, {}) | content
+            merged = parameters.get(section, {}) | content
+            parameters[section] = {name: value for name, value in merged.items() if value is not None}
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(parameters))
     return path
@@ -101,8 +122,13 @@ def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: dict | 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"volume": {"direction": 3}}, "unknown parameter volume.direction; did you mean 'directions'"),
-        ({"trian": {"steps": 3}}, "unknown section 'trian'; did you mean 'train'"),
+        ({"volume": {"direction": 3, "directions": None}}, "unknown parameter 'direction'; did you mean 'directions'"),
+        ({"trian": {"steps": 3}, "train": None}, "unknown section 'trian'; did you mean 'train'"),
+        ({"volume": {"directions": None}}, "section volume of .* has no parameter 'directions'"),
+        ({"train": {"steps": 0}}, "train.steps is 0; it must be larger than 0"),
+        ({"train": {"learning_rate": "1e-3"}}, "train.learning_rate in .* is '1e-3'; it must be of type float"),
+        ({"train": {"channels": 32}}, "train.channels in .* is 32; it must be of type list"),
+        ({"volume": {"steps": True}}, "volume.steps in .* is True; it must be of type int"),
         ({"train": {"precision": "fp8"}}, "train.precision is 'fp8'"),
         ({"mixtures": None}, "has no section 'mixtures'"),
     ],
@@ -115,8 +141,29 @@ def test_parameters_that_nothing_reads_are_refused(
         pipeline.check_parameters(path)
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"volume": {"sigma_min": 0.001}}, r"volume.sigma_min is 0.001; the schedule goes from 0.01 to 157.4"),
+        ({"volume": {"method": "rk4"}}, "unknown ODE method 'rk4'; known: euler, heun"),
+        ({"data": {"name": "openmojis"}}, "unknown data.name 'openmojis'; did you mean 'openmoji'"),
+        ({"data": {"copies": {16: 999}}}, "plants 999 pictures but data.train is only 256"),
+        ({"data": {"size": 18}}, "pictures of 18 pixels do not halve 2 times"),
+    ],
+)
+def test_values_that_a_later_stage_would_refuse_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict, message: str
+) -> None:
+    changed(tmp_path, monkeypatch, **sections)
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        pipeline.check_study()
+
+
 def test_the_parameters_of_the_study_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    pipeline.check_study()
     assert pipeline.read_parameters("data")["name"] == "openmoji"
 
 
@@ -170,7 +217,10 @@ def test_a_refused_input_is_one_sentence(tmp_path: Path) -> None:
     process = run_toy(tmp_path)
     _, message = process.communicate()
     assert process.returncode == 1
-    assert message.strip().splitlines()[-1] == "stage toy: the sky is green; paint it blue"
+    assert (
+        message.strip().splitlines()[-1]
+        == "stage toy: the sky is green; paint it blue (results/failed/toy.ipynb shows where)"
+    )
     assert not (tmp_path / "book").exists()
     assert (tmp_path / "results/failed/toy.ipynb").exists()
 
@@ -196,6 +246,9 @@ def test_a_killed_notebook_leaves_nothing_half_written(tmp_path: Path) -> None:
         assert files.read_json(tmp_path / "metrics/toy.json") == list(range(10**5))
         assert not (tmp_path / "book").exists()
         assert not (tmp_path / "results/times").exists()
+    with files.whole_file(tmp_path / "results/table.parquet") as temporary:
+        temporary.write_text("whole")
+    assert [path.name for path in (tmp_path / "results").glob(".*.tmp")] == [], "what a kill has left is cleared"
 
 
 def kill_kernels_of(folder: Path) -> None:
@@ -225,6 +278,34 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_kill_at_any_moment_leaves_a_folder_whole_or_absent(tmp_path: Path) -> None:
+    program = (
+        "import itertools\nfrom memlib import files\n"
+        "for i in itertools.count():\n"
+        "    with files.whole_file('folder') as new:\n"
+        "        new.mkdir()\n"
+        "        for j in range(30): (new / str(j)).write_text(str(i))\n"
+    )
+    seen = set()
+    for wait in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        while process.poll() is None and not (tmp_path / "folder").exists():
+            time.sleep(0.001)
+        time.sleep(0.1 + wait * 0.00137)
+        process.kill()
+        process.wait()
+        contents = [path.read_text() for path in (tmp_path / "folder").glob("*")]
+        assert len(contents) in (0, 30)
+        assert len(set(contents)) <= 1
+        seen.add(len(contents))
+    assert 30 in seen
+    with files.whole_file(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_claims_are_judged_by_their_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert claims.judge(Estimate(0.8, 0.7, 0.9), 0.5) == "reproduced"
@@ -251,5 +332,5 @@ def test_committed_claims_are_those_of_the_committed_metrics(monkeypatch: pytest
 
 def test_every_citation_is_in_the_bibliography() -> None:
     keys = {line.split("{")[1].rstrip(",\n") for line in (ROOT / "book/references.bib").open() if line.startswith("@")}
-    registry = yaml.safe_load((ROOT / "book/claims.yml").read_text())
-    assert {entry["paper"] for entry in registry} <= keys
+    registry = claims.read_registry(ROOT / "book/claims.yml")
+    assert {entry["paper"] for entry in registry.values()} <= keys

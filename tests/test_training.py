@@ -109,7 +109,7 @@ def run_training(folder: Path, *launcher: str) -> subprocess.Popen:
 
 
 def test_killed_runs_go_on_and_end_as_an_unbroken_one(tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=400, checkpoint_every=20)
+    config = replace(CONFIG, steps=400, checkpoint_every=20, precision="auto")
     for name in ("unbroken", "killed"):
         (tmp_path / name).mkdir()
         scratch_study(tmp_path / name, config)
@@ -178,6 +178,18 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
     training.train(PICTURES, COPIES, other, tmp_path / "fresh", tmp_path / "no-checkpoint.pt")
     name = "unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing that torch wrote")
+    with pytest.raises(ValueError, match=r"checkpoint.pt cannot be read; remove it"):
+        training.train(PICTURES, COPIES, CONFIG, tmp_path / "model", tmp_path / "checkpoint.pt")
+
+
+def test_a_training_that_diverges_leaves_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the training loss is not finite from step"):
+        training.train(PICTURES, COPIES, replace(CONFIG, learning_rate=1e30), tmp_path / "model", tmp_path / "c.pt")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
