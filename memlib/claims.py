@@ -36,15 +36,15 @@ def judge(estimate: Estimate, threshold: float, also: bool = True) -> Verdict:
     return "reproduced" if estimate.low > threshold and also else "inconclusive"
 
 
-def settled(claim_id: str, estimate: Estimate, verdict: Verdict) -> dict[str, Any]:
-    """A notebook's entry, in its metrics file, for a claim that it has settled."""
+def settled(claim_id: str, estimate: Estimate, verdict: Verdict, baseline: Estimate) -> dict[str, Any]:
+    """A notebook's entry, in its metrics file, for a claim that it has settled; `baseline` is what a plain detector reaches."""
     criterion(claim_id)
-    return {
-        "id": claim_id,
-        "value": round(estimate.value, 4),
-        "ci95": [round(estimate.low, 4), round(estimate.high, 4)],
-        "verdict": verdict,
-    }
+    return {"id": claim_id, "verdict": verdict} | _rounded("", estimate) | _rounded("baseline_", baseline)
+
+
+def _rounded(prefix: str, estimate: Estimate) -> dict[str, Any]:
+    value, low, high = (round(number, 4) for number in estimate)
+    return {f"{prefix}value": value, f"{prefix}ci95": [low, high]}
 
 
 def collect(metrics: str | Path = "metrics") -> list[dict[str, Any]]:
@@ -59,13 +59,16 @@ def collect(metrics: str | Path = "metrics") -> list[dict[str, Any]]:
 
 def table(claims: list[dict[str, Any]]) -> str:
     """The claims as a MyST table, each linked to the page that settles it, and how each is judged in a box to open."""
-    lines = ["| Claim | Found here | Verdict |", "|---|---|---|"]
+    lines = ["| Claim | Found here | Plain baseline | Verdict |", "|---|---|---|---|"]
     for claim in claims:
-        found = (
-            "" if claim["value"] is None else f"{claim['value']:.3f} [{claim['ci95'][0]:.3f}, {claim['ci95'][1]:.3f}]"
+        name = f"{claim['claim']} {{cite}}`{claim['paper']}`"
+        if claim["verdict"] == "open":
+            lines.append(f"| {name} | | | open |")
+            continue
+        found, baseline = (Estimate(claim[f"{kind}value"], *claim[f"{kind}ci95"]) for kind in ("", "baseline_"))
+        lines.append(
+            f"| {name} | {claim['measure']} {found} | {baseline} | [**{claim['verdict']}**]({claim['page']}) |"
         )
-        verdict = claim["verdict"] if claim["verdict"] == "open" else f"[**{claim['verdict']}**]({claim['page']})"
-        lines.append(f"| {claim['claim']} {{cite}}`{claim['paper']}` | {found} | {verdict} |")
     criteria = [f"- *{claim['claim']}* {claim['criterion']}" for claim in claims]
     return "\n".join([*lines, "", ":::{dropdown} How each claim is judged", *criteria, ":::", ""])
 

@@ -93,14 +93,15 @@ def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
     for layer, names in enumerate(nx.topological_generations(graph)):
         for name in names:
             graph.nodes[name]["layer"] = -layer
-    fig, ax = plt.subplots(figsize=(6, 1 + 0.8 * len(set(nx.get_node_attributes(graph, "layer").values()))))
+    depth = len(set(nx.get_node_attributes(graph, "layer").values()))
+    fig, ax = plt.subplots(figsize=(6, 0.9 * depth))
     positions = nx.multipartite_layout(graph, subset_key="layer", align="horizontal")
-    nx.draw_networkx_edges(graph, positions, ax=ax, node_size=2500, edge_color="grey")
+    nx.draw_networkx_edges(graph, positions, ax=ax, node_size=900, edge_color="grey", connectionstyle="arc3,rad=0.1")
     for name, (x, y) in positions.items():
         ax.text(
             x, y, name, ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "grey"}
         )
-    ax.margins(0.2)
+    ax.margins(0.15, 0.08)
     ax.set_axis_off()
     return fig
 

@@ -16,7 +16,8 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        value, low, high = (round(number, 3) + 0.0 for number in self)  # no "-0.000"
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 class WelchTest(NamedTuple):
