@@ -88,7 +88,10 @@ def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
     graph = nx.DiGraph()
     graph.add_nodes_from(stages)
     for name, stage in stages.items():
-        graph.add_edges_from((makers[dep], name) for dep in stage.get("deps", []) if dep in makers)
+        for dep in stage.get("deps", []):  # a file, or a folder that other stages write into
+            graph.add_edges_from(
+                (maker, name) for out, maker in makers.items() if out == dep or out.startswith(f"{dep}/")
+            )
     graph = nx.transitive_reduction(graph)
     for layer, names in enumerate(nx.topological_generations(graph)):
         for name in names:
@@ -96,7 +99,15 @@ def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
     depth = len(set(nx.get_node_attributes(graph, "layer").values()))
     fig, ax = plt.subplots(figsize=(6, 0.9 * depth))
     positions = nx.multipartite_layout(graph, subset_key="layer", align="horizontal")
-    nx.draw_networkx_edges(graph, positions, ax=ax, node_size=900, edge_color="grey", connectionstyle="arc3,rad=0.1")
+    nx.draw_networkx_edges(
+        graph,
+        positions,
+        ax=ax,
+        edge_color="grey",
+        connectionstyle="arc3,rad=0.1",
+        min_source_margin=15,
+        min_target_margin=32,
+    )
     for name, (x, y) in positions.items():
         ax.text(
             x, y, name, ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "grey"}

@@ -37,7 +37,7 @@ def divergence(
     generator: torch.Generator | None = None,
     max_batch: int = 256,
 ) -> tuple[Tensor, Tensor]:
-    """tr(d eps / dx) and its standard error, each [N], by forward-mode derivatives.
+    """tr(d eps / dx) and its standard error (nan with a single direction), each [N], by forward-mode derivatives.
 
     With a number of `directions`, Hutchinson's estimate over random signs (Grathwohl et al., arXiv 1810.01367, eq. 7);
     without, the exact trace over all d axes. Derivatives of all items and directions are taken `max_batch` at a time,
@@ -61,7 +61,8 @@ def divergence(
     samples = torch.cat(products).reshape(len(tangents), len(x))
     if directions is None:
         return samples.sum(0), torch.zeros_like(samples[0])
-    return samples.mean(0), samples.std(0) / directions**0.5
+    spread = samples.std(0) if directions > 1 else torch.full_like(samples[0], float("nan"))
+    return samples.mean(0), spread / directions**0.5
 
 
 def growth(

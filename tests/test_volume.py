@@ -59,6 +59,7 @@ def test_hutchinson_is_unbiased_and_knows_its_error(generator: torch.Generator) 
     estimate, error = divergence(mixture, x, 0.3, 64, generator)
     z = (estimate - exact) / error
     assert not no_error.any()
+    assert divergence(mixture, x[:2], 0.3, 1, generator)[1].isnan().all()
     assert abs(float(z.mean())) < 4 / 200**0.5
     assert 0.85 < float(z.std()) < 1.15
 
