@@ -3,8 +3,13 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from hypothesis import settings
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
+
+
+settings.register_profile("study", deadline=None, derandomize=True)
+settings.load_profile("study")
 
 
 @pytest.fixture

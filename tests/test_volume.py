@@ -32,7 +32,7 @@ def test_growth_of_a_mixture_converges_to_the_drop_of_the_log_density(method: od
 
 
 @given(st.lists(st.floats(1e-3, 10.0), min_size=1, max_size=64), st.floats(0.01, 0.1), st.floats(1.0, 100.0))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_growth_of_a_gaussian_of_any_shape_and_up_to_64_dimensions(
     eigenvalues: list[float], low: float, high: float
 ) -> None:
@@ -84,7 +84,7 @@ def test_divergence_of_a_network_is_the_trace_of_its_jacobian(attention: bool, g
 
 
 @given(st.integers(1, 40))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_batch_size_changes_nothing(max_batch: int) -> None:
     mixture, x, sigmas = random_mixture(1), points(2, 7), ode.sigma_grid(0.1, 3.0, 4, INF)
     whole, split = (
@@ -101,7 +101,7 @@ def test_the_batch_size_changes_nothing(max_batch: int) -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_growth_does_not_depend_on_the_axes(seed: int) -> None:
     mixture, x, sigmas = random_mixture(seed), points(seed + 1), ode.sigma_grid(0.1, 3.0, 6, INF)
     turn = torch.linalg.qr(points(seed + 2, 4)).Q
