@@ -31,6 +31,14 @@ def test_a_model_that_generalises_copies_nothing(generator: torch.Generator) -> 
     assert not replication.is_copy(replication.match(samples, training)).any()
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_a_copy_is_nearer_to_one_picture_than_to_the_crowd(scale: float) -> None:
+    training = scale * torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 30.0]])
+    generated = scale * torch.tensor([[0.7, 0.0], [0.8, 0.0], [1.5, 0.1], [0.0, 22.4]])
+    assert replication.is_copy(replication.match(generated, training)).tolist() == [True, False, False, False]
+    assert replication.is_copy(replication.match(scale * torch.tensor([[0.0, 23.0]]), training)).all()
+
+
 def test_nearest_pictures_are_those_of_sklearn(generator: torch.Generator) -> None:
     generated, training = (torch.randn(n, 1, 3, 3, generator=generator) for n in (5000, 40))
     distances, indices = (
