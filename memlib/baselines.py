@@ -5,6 +5,7 @@ from torch import Tensor
 
 from memlib.data import check_images
 from memlib.models import NoisePredictor
+from memlib.ode import integrate, solver_step
 
 
 @torch.no_grad()
@@ -24,3 +25,32 @@ def denoising_loss(
         n = noise[rows // len(x), rows % len(x)]
         errors.append((eps(x[rows % len(x)] + sigma * n, sigma) - n).square().flatten(1).mean(1))
     return -torch.cat(errors).reshape(draws, len(x)).mean(0)
+
+
+@torch.no_grad()
+def secmi(eps: NoisePredictor, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Minus SecMI's t-error [N]: how far one step of the deterministic sampler and one back miss the starting point.
+
+    Duan et al. (arXiv 2302.01316, eq. 9). The image x [N, C, H, W] is carried up through the levels `sigmas` [S + 1] by Euler
+    steps, which are those of DDIM; the error is that of the last of them undone by a step back. S + 1 network evaluations.
+    """
+    check_images(x)
+    if len(sigmas) < 2:
+        raise ValueError("the t-error takes a step up and one back; give at least two noise levels")
+    *_, here, there = sigmas.sort().values.tolist()
+    start = integrate(eps, x, sigmas.sort().values[:-1], "euler")
+    end = solver_step(eps, start, here, there, "euler")
+    back = solver_step(eps, end, there, here, "euler")
+    return -(back - start).square().flatten(1).sum(1)
+
+
+@torch.no_grad()
+def pia(eps: NoisePredictor, x: Tensor, sigma: float, sigma_min: float) -> Tensor:
+    """Minus the proximal initialisation error [N]: how far (L4 norm) the noise found at `sigma_min` is not found at `sigma`.
+
+    Kong et al. (arXiv 2305.18355, eq. 12): the noise predicted at the image itself x [N, C, H, W] is added to it at the
+    larger level, and predicted again there. Two network evaluations.
+    """
+    check_images(x)
+    noise = eps(x, sigma_min)
+    return -(eps(x + sigma * noise, sigma) - noise).flatten(1).norm(p=4, dim=1)

@@ -36,6 +36,14 @@ def sigma_grid(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0)
     return (low + ramp * (high - low)) ** rho
 
 
+def solver_step(eps: NoisePredictor, x: Tensor, here: float, there: float, method: Method = "heun") -> Tensor:
+    """One step of the solver from noise level `here` to `there`: Euler (one network evaluation) or Heun (two)."""
+    slope = eps(x, here)
+    if method == "heun":
+        slope = (slope + eps(x + (there - here) * slope, there)) / 2
+    return x + (there - here) * slope
+
+
 def integrate(
     eps: NoisePredictor,
     x: Tensor,
@@ -45,15 +53,11 @@ def integrate(
 ) -> Tensor:
     """Carry x [N, ...] along the ODE through the noise levels `sigmas` [S + 1], rising or falling.
 
-    Euler takes one network evaluation a step, Heun two. `callback(step, x)` sees every intermediate state.
+    `callback(step, x)` sees every intermediate state.
     """
     check_method(method)
-    levels = sigmas.tolist()
-    for step, (here, there) in enumerate(pairwise(levels)):
-        slope = eps(x, here)
-        if method == "heun":
-            slope = (slope + eps(x + (there - here) * slope, there)) / 2
-        x = x + (there - here) * slope
+    for step, (here, there) in enumerate(pairwise(sigmas.tolist())):
+        x = solver_step(eps, x, here, there, method)
         if callback is not None:
             callback(step, x)
     return x
@@ -86,3 +90,26 @@ def sample(
     latent = torch.randn(shape, generator=generator).to(device) * float(levels[-1])
     x = decode(eps, latent, levels, method)
     return x - float(levels[0]) * eps(x, float(levels[0]))
+
+
+@torch.no_grad()
+def sample_ancestral(
+    eps: NoisePredictor,
+    shape: tuple[int, ...],
+    sigmas: Tensor,
+    generator: torch.Generator,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Draw images [*shape] with fresh noise at every step: the stochastic sampler of Ho et al. (arXiv 2006.11239, eq. 6 and 7).
+
+    In variance-exploding coordinates the posterior of the next level b < a has the mean x0 + (b/a)^2 (x - x0) and the
+    variance b^2 (1 - (b/a)^2), with x0 = x - a eps. One network evaluation a level; the last step gives x0.
+    """
+    levels = sigmas.sort(descending=True).values.tolist()
+    x = torch.randn(shape, generator=generator).to(device) * levels[0]
+    for here, there in pairwise([*levels, 0.0]):
+        clean = x - here * eps(x, here)
+        keep = (there / here) ** 2
+        noise = torch.randn(shape, generator=generator).to(device)
+        x = clean + keep * (x - clean) + there * (1 - keep) ** 0.5 * noise
+    return x

@@ -116,8 +116,9 @@ def auroc_difference(
 ) -> Estimate:
     """AUROC of a first detector minus that of a second on the same items, with a paired stratified bootstrap interval.
 
-    positive, negative: the scores of the two detectors, item by item. Where both separate the groups completely, the
-    bootstrap has no spread: read the intervals of the two AUROCs instead.
+    positive, negative: the scores of the two detectors, item by item. Where no resample changes the difference (two
+    detectors that both separate the groups completely), the interval is that of two independent AUROCs, by the square
+    roots of their squared half-widths (Newcombe 2006; Zou & Donner 2008).
     """
     (pos_a, neg_a), (pos_b, neg_b) = (_groups(p, n) for p, n in zip(positive, negative, strict=True))
     if len(pos_a) != len(pos_b) or len(neg_a) != len(neg_b):
@@ -127,7 +128,39 @@ def auroc_difference(
     rows_neg = rng.integers(0, len(neg_a), (resamples, len(neg_a)))
     differences = _auroc(pos_a[rows_pos], neg_a[rows_neg]) - _auroc(pos_b[rows_pos], neg_b[rows_neg])
     low, high = np.percentile(differences, [2.5, 97.5])
-    return Estimate(float(_auroc(pos_a, neg_a) - _auroc(pos_b, neg_b)), float(low), float(high))
+    a, b = float(_auroc(pos_a, neg_a)), float(_auroc(pos_b, neg_b))
+    if low == high:
+        (low_a, high_a), (low_b, high_b) = (_newcombe(value, len(pos_a), len(neg_a)) for value in (a, b))
+        low, high = a - b - np.hypot(a - low_a, high_b - b), a - b + np.hypot(high_a - a, b - low_b)
+    return Estimate(a - b, float(low), float(high))
+
+
+def spearman(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """Spearman's rank correlation of two scores of the same items, with a bootstrap interval."""
+    a, b = _groups(a, b)
+    if len(a) != len(b):
+        raise ValueError("two scores can only be correlated over the same items")
+    rows = np.random.default_rng(seed).integers(0, len(a), (resamples, len(a)))
+    ranks_a, ranks_b = (stats.rankdata(scores[rows], axis=1) for scores in (a, b))
+    centred_a, centred_b = (ranks - ranks.mean(1, keepdims=True) for ranks in (ranks_a, ranks_b))
+    norms = np.sqrt((centred_a**2).sum(1) * (centred_b**2).sum(1))
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanpercentile((centred_a * centred_b).sum(1) / norms, [2.5, 97.5])
+    return Estimate(float(stats.spearmanr(a, b).statistic), float(low), float(high))
+
+
+def proportion_difference(first: ArrayLike, second: ArrayLike, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """Share of a first outcome minus that of a second over the same items (0 or 1 each), with a paired bootstrap interval.
+
+    Where no item's outcomes differ, resampling has no spread, and the interval is that of 0 discordant items (Wilson).
+    """
+    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    means = difference[np.random.default_rng(seed).integers(0, len(difference), (resamples, len(difference)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    if low == high:
+        width = proportion(0, len(difference)).high
+        low, high = difference.mean() - width, difference.mean() + width
+    return Estimate(float(difference.mean()), float(low), float(high))
 
 
 def proportion(successes: int, trials: int) -> Estimate:

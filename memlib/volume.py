@@ -4,7 +4,9 @@ The log-volume of a small region around an image grows by d log det J / dsigma =
 rate is sigma * tr(d eps / dx): d at a point mass, so the rate counts the directions that are frozen at that noise level.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -12,21 +14,66 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.data import check_images
 from memlib.models import NoisePredictor
-from memlib.ode import Method, integrate
+from memlib.ode import Method, check_method, integrate, solver_step
+
+Estimator = Literal["trace", "axes", "edges"]
+EVALUATIONS = {"euler": 1, "heun": 2}  # of the network, by one step of the solver
+EDGE = 0.05  # length of the paper's edges, on its scale sqrt(abar) x
 
 
 class Growth(NamedTuple):
-    """Log-volume growth of N items, in variance-exploding coordinates.
+    """Log-volume growth of N items, in variance-exploding coordinates, from the smallest to the largest noise level.
 
-    value: [N], from the smallest to the largest noise level. standard_error: [N], of the divergence estimate alone
-    (nan with a single direction, 0 when the divergence is exact). rate: [N, S + 1], growth per unit of log sigma at each
-    noise level. evaluations: network evaluations per item, a forward-mode derivative counting two.
+    value: [N]. standard_error: [N], of the choice of directions alone (nan with a single one, 0 with all). rate: growth
+    per unit of log sigma, [N, S + 1] at each noise level (`trace`) or [N, S] over each step (`axes`, `edges`).
+    evaluations: network evaluations per item, a forward-mode derivative counting two.
     """
 
     value: Tensor
     standard_error: Tensor
     rate: Tensor
     evaluations: int
+
+
+def growth(
+    eps: NoisePredictor,
+    x: Tensor,
+    sigmas: Tensor,
+    directions: int | None = None,
+    generator: torch.Generator | None = None,
+    method: Method = "heun",
+    estimator: Estimator = "trace",
+    max_batch: int = 256,
+) -> Growth:
+    """Log-volume growth around items x [N, ...] along the ODE from the smallest to the largest of `sigmas` [S + 1].
+
+    With `directions` None all d of them are used. The estimators:
+
+    - `trace`: the divergence at every level (see `divergence`), integrated over log sigma by the trapezoid rule; random
+      directions are drawn afresh at every level, and the estimate is unbiased for the sum of all directions.
+    - `axes`: orthonormal axes carried along by the derivative of every solver step and made orthonormal again by QR; a
+      step grows the volume that they span by the product of the diagonal of R. With all d axes that is the
+      log-determinant of the solver's map. With fewer, d times the mean over the axes is given; axes that are carried
+      turn towards the directions that grow fastest, so this lies above the whole where directions differ.
+    - `edges`: the paper's procedure (section 4). Finite differences of length 0.05 stand for the derivative, and edges
+      are measured before they are made orthogonal: an upper bound of `axes` by Hadamard's inequality.
+
+    Derivatives are taken `max_batch` at a time, which changes nothing but memory. Raises ValueError for images that are
+    not finite, an unknown method or estimator, and less than one direction or more axes than d.
+    """
+    if x.ndim == 4:
+        check_images(x)
+    check_method(method)
+    d = x[0].numel()
+    if estimator not in get_args(Estimator):
+        raise ValueError(f"unknown growth estimator {estimator!r}; known: {', '.join(get_args(Estimator))}")
+    if directions is not None and (directions < 1 or (estimator != "trace" and directions > d)):
+        raise ValueError(f"{directions} directions cannot be followed around an item of {d} dimensions")
+    levels = sigmas.sort().values.to(torch.float64)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        if estimator == "trace":
+            return _trace_growth(eps, x, levels, directions, generator, method, max_batch)
+        return _carried_growth(eps, x, levels, directions, generator, method, max_batch, estimator == "edges")
 
 
 def divergence(
@@ -40,8 +87,7 @@ def divergence(
     """tr(d eps / dx) and its standard error (nan with a single direction), each [N], by forward-mode derivatives.
 
     With a number of `directions`, Hutchinson's estimate over random signs (Grathwohl et al., arXiv 1810.01367, eq. 7);
-    without, the exact trace over all d axes. Derivatives of all items and directions are taken `max_batch` at a time,
-    which changes nothing but memory.
+    without, the exact trace over all d axes.
     """
     d = x[0].numel()
     if directions is None:
@@ -51,38 +97,47 @@ def divergence(
     else:
         signs = torch.randint(0, 2, (directions, *x.shape), generator=generator)
         tangents = (2 * signs - 1).to(x)
-    index = torch.arange(len(tangents) * len(x), device=x.device)
-    products = []
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        for rows in index.split(max_batch):
-            tangent = tangents[rows // len(x), rows % len(x)]
-            _, derivative = torch.func.jvp(lambda y: eps(y, sigma), (x[rows % len(x)],), (tangent,))
-            products.append((tangent * derivative).flatten(1).sum(1))
-    samples = torch.cat(products).reshape(len(tangents), len(x))
+        _, derivatives = _pushed(lambda y: eps(y, sigma), x, tangents, max_batch)
+    samples = (tangents * derivatives).flatten(2).sum(2)
     if directions is None:
         return samples.sum(0), torch.zeros_like(samples[0])
-    spread = samples.std(0) if directions > 1 else torch.full_like(samples[0], float("nan"))
-    return samples.mean(0), spread / directions**0.5
+    return samples.mean(0), _standard_error(samples)
 
 
-def growth(
+def _pushed(
+    function: Callable[[Tensor], Tensor], x: Tensor, tangents: Tensor, max_batch: int, edge: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The function's values at x [N, ...] and its derivatives along tangents [k, N, ...].
+
+    By forward mode or, given the length of an edge, by finite differences.
+    """
+    n = len(x)
+    values, derivatives = [], []
+    for rows in torch.arange(len(tangents) * n, device=x.device).split(max_batch):
+        start, tangent = x[rows % n], tangents[rows // n, rows % n]
+        if edge is None:
+            value, derivative = torch.func.jvp(function, (start,), (tangent,))
+            values.append(value[: max(0, n - int(rows[0]))])
+        else:
+            derivative = function(start + edge * tangent)
+        derivatives.append(derivative)
+    derivatives = torch.cat(derivatives).reshape(tangents.shape)
+    if edge is None:
+        return torch.cat(values), derivatives
+    values = torch.cat([function(rows) for rows in x.split(max_batch)])
+    return values, (derivatives - values) / edge
+
+
+def _trace_growth(
     eps: NoisePredictor,
     x: Tensor,
-    sigmas: Tensor,
-    directions: int | None = None,
-    generator: torch.Generator | None = None,
-    method: Method = "heun",
-    max_batch: int = 256,
+    levels: Tensor,
+    directions: int | None,
+    generator: torch.Generator | None,
+    method: Method,
+    max_batch: int,
 ) -> Growth:
-    """Log-volume growth around images x [N, ...] along the ODE from the smallest to the largest of `sigmas` [S + 1].
-
-    The divergence (see `divergence`) is taken at every noise level and integrated over log sigma by the trapezoid rule;
-    its directions are drawn afresh at every level. Raises ValueError for images that are not finite.
-    """
-    if x.ndim == 4:
-        check_images(x)
-    sigmas = sigmas.sort().values
-    levels = sigmas.tolist()
     rates, errors = [], []
 
     def measure(x: Tensor, sigma: float) -> None:
@@ -90,14 +145,51 @@ def growth(
         rates.append(sigma * value)
         errors.append(sigma * error)
 
-    measure(x, levels[0])
-    with torch.no_grad():
-        integrate(eps, x, sigmas, method, callback=lambda step, x: measure(x, levels[step + 1]))
+    measure(x, float(levels[0]))
+    integrate(eps, x, levels, method, callback=lambda step, x: measure(x, float(levels[step + 1])))
     rate, error = torch.stack(rates, 1), torch.stack(errors, 1)
-    weights = trapezoid_weights(sigmas.log()).to(rate)
-    steps_cost = (len(levels) - 1) * {"euler": 1, "heun": 2}[method]
-    cost = steps_cost + len(levels) * 2 * (directions or x[0].numel())
+    weights = trapezoid_weights(levels.log()).to(rate)
+    cost = (len(levels) - 1) * EVALUATIONS[method] + len(levels) * 2 * (directions or x[0].numel())
     return Growth(rate @ weights, (error.square() @ weights.square()).sqrt(), rate, cost)
+
+
+def _carried_growth(
+    eps: NoisePredictor,
+    x: Tensor,
+    levels: Tensor,
+    directions: int | None,
+    generator: torch.Generator | None,
+    method: Method,
+    max_batch: int,
+    edges: bool,
+) -> Growth:
+    n, d = len(x), x[0].numel()
+    k = directions or d
+    axes = torch.linalg.qr(torch.randn(n, d, k, generator=generator, dtype=x.dtype).to(x.device)).Q
+    steps = []
+    for here, there in pairwise(levels.tolist()):
+        edge = EDGE * (1 + here**2) ** 0.5 if edges else None
+        tangents = axes.permute(2, 0, 1).reshape(k, *x.shape)
+        x, pushed = _pushed(lambda y, a=here, b=there: solver_step(eps, y, a, b, method), x, tangents, max_batch, edge)
+        pushed = pushed.reshape(k, n, d).permute(1, 2, 0)
+        axes, r = torch.linalg.qr(pushed)
+        diagonal = r.diagonal(dim1=-2, dim2=-1)
+        axes = axes * diagonal.sign()[:, None]  # as Gram-Schmidt has it; a finite difference sees the sign
+        lengths = pushed.norm(dim=1) if edges else diagonal.abs()
+        steps.append(lengths.log())
+    per_step = torch.stack(steps)  # [S, N, k]
+    rate = d * per_step.mean(2).T / levels.log().diff().to(x)
+    total = d * per_step.sum(0).T
+    error = _standard_error(total) * (1 - k / d) ** 0.5 if k < d else torch.zeros_like(total[0])
+    cost = (len(levels) - 1) * EVALUATIONS[method] * ((k + 1) if edges else 2 * k)
+    return Growth(total.mean(0), error, rate, cost)
+
+
+def _standard_error(samples: Tensor) -> Tensor:
+    """Standard error of the mean over the first axis of samples [k, N]; nan for a single sample."""
+    if len(samples) == 1:
+        return torch.full_like(samples[0], float("nan"))
+    return samples.std(0) / len(samples) ** 0.5
 
 
 def trapezoid_weights(nodes: Tensor) -> Tensor:
