@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import scheduler, small_unet
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
@@ -11,6 +12,7 @@ from torchdiffeq import odeint
 
 from memlib import ode
 from memlib.mixtures import GaussianMixture, PointMasses
+from memlib.models import NetworkNoise
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
@@ -49,6 +51,29 @@ def test_the_noise_left_at_the_end_is_taken_off(generator: torch.Generator) -> N
     point = torch.full((1, 5), 2.0)
     x = ode.sample(PointMasses(point), (8, 5), ode.sigma_grid(0.7, 80.0, 10), generator)
     torch.testing.assert_close(x, point.expand(8, 5), rtol=1e-4, atol=1e-4)
+
+
+def test_ancestral_steps_are_those_of_diffusers() -> None:
+    noise_scheduler = scheduler()
+    eps = NetworkNoise(small_unet(), noise_scheduler)
+    noise_scheduler.set_timesteps(10)
+    abar = noise_scheduler.alphas_cumprod
+    levels = eps.log_sigmas.exp()[noise_scheduler.timesteps]
+    x = ode.sample_ancestral(eps, (2, 3, 8, 8), levels, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    y = torch.randn(2, 3, 8, 8, generator=generator) * (1 - abar[noise_scheduler.timesteps[0]]).sqrt()
+    for t in noise_scheduler.timesteps:
+        y = noise_scheduler.step(eps.unet(y, t).sample, t, y, generator=generator).prev_sample
+    torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-3)
+
+
+def test_ancestral_samples_follow_the_distribution(generator: torch.Generator) -> None:
+    gaussian = GaussianMixture(
+        torch.ones(1).double(), torch.tensor([[3.0]]).double(), torch.tensor([[[0.25]]]).double()
+    )
+    levels = ode.sigma_grid(0.002, 300.0, 400, float("inf"))
+    x = ode.sample_ancestral(lambda y, s: gaussian(y.double(), s), (4000, 1), levels, generator)
+    assert kstest(x[:, 0].numpy(), "norm", args=(3.0, 0.5)).pvalue > 0.01
 
 
 def test_sampling_depends_on_the_generator_alone() -> None:

@@ -78,6 +78,40 @@ def test_paired_intervals_cover_the_truth() -> None:
     assert 0.89 <= np.mean(covered) <= 0.99
 
 
+def test_two_perfect_detectors_do_not_differ_for_certain() -> None:
+    difference = statistics.auroc_difference((np.arange(10, 30), np.arange(50, 70)), (np.arange(5), np.arange(5)))
+    alone = statistics.auroc(np.arange(10, 30), np.arange(5))
+    assert difference == pytest.approx((0, alone.low - 1, 1 - alone.low))
+
+
+def test_rank_correlation_is_that_of_scipy_and_its_interval_covers() -> None:
+    rng, covered = np.random.default_rng(2), []
+    truth = 6 / np.pi * np.arcsin(0.6 / 2)
+    for _ in range(200):
+        a = rng.normal(size=60)
+        b = 0.6 * a + 0.8 * rng.normal(size=60)
+        estimate = statistics.spearman(a, b)
+        covered.append(estimate.low <= truth <= estimate.high)
+    assert estimate.value == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert 0.89 <= np.mean(covered) <= 0.99
+    assert statistics.spearman(a, np.exp(a)).value == pytest.approx(1)
+    with pytest.raises(ValueError, match="same items"):
+        statistics.spearman(a, b[1:])
+
+
+def test_difference_of_two_shares_of_the_same_items() -> None:
+    rng, covered = np.random.default_rng(3), []
+    for _ in range(200):
+        first = rng.random(80) < 0.5
+        second = np.where(rng.random(80) < 0.3, rng.random(80) < 0.2, first)
+        estimate = statistics.proportion_difference(first, second)
+        covered.append(estimate.low <= 0.5 - (0.7 * 0.5 + 0.3 * 0.2) <= estimate.high)
+    assert 0.89 <= np.mean(covered) <= 0.99
+    assert estimate.value == pytest.approx(first.mean() - second.mean())
+    same = statistics.proportion_difference(first, first)
+    assert same.low < 0 == same.value < same.high
+
+
 def test_welch_and_effect_size() -> None:
     rng = np.random.default_rng(0)
     positive, negative = rng.normal(1, 2, 4000), rng.normal(0, 1, 3000)
