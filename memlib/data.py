@@ -3,7 +3,7 @@
 import gzip
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -37,13 +37,22 @@ class ImageSet:
     images: Tensor
     items: pd.DataFrame
 
-    def split(self, name: str) -> tuple[Tensor, pd.DataFrame]:
-        """Pictures of one split as floats in [-1, 1] [n, C, H, W], and their rows of `items`."""
-        rows = self.items.index[self.items["split"] == name]
+    @property
+    def floats(self) -> Tensor:
+        """The pictures in [-1, 1], float32 [N, C, H, W]."""
+        return to_float(self.images)
+
+    def rows(self, rows: Sequence[int]) -> "ImageSet":
+        """The pictures of these rows, in this order."""
+        return ImageSet(self.images[list(rows)], self.items.iloc[list(rows)].reset_index(drop=True))
+
+    def split(self, name: str) -> "ImageSet":
+        """The pictures of one split; raises ValueError if there is none of that name."""
+        rows = (self.items["split"] == name).to_numpy().nonzero()[0]
         if len(rows) == 0:
             known = sorted(self.items["split"].unique())
             raise ValueError(f"there is no split {name!r} in this image set{suggest(name, known)}")
-        return to_float(self.images[rows.tolist()]), self.items.loc[rows].reset_index(drop=True)
+        return self.rows(rows.tolist())
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -68,6 +77,13 @@ def check_images(images: Tensor) -> Tensor:
     return images
 
 
+def _openmoji_file(folder: Path, text: str) -> Path | None:
+    """File of an emoji, whose name leaves the variation selector out where it is not needed; None if there is none."""
+    codes = [f"{ord(char):04X}" for char in text]
+    names = ("-".join(codes), "-".join(code for code in codes if code != "FE0F"))
+    return next((path for name in names if (path := folder / f"{name}.svg").exists()), None)
+
+
 def _openmoji(size: int) -> tuple[Tensor, list[str], list[str]]:
     """Fully-qualified emoji without skin tones, drawn by OpenMoji (CC BY-SA 4.0) on white, captioned by their English names."""
     import emoji
@@ -81,19 +97,7 @@ def _openmoji(size: int) -> tuple[Tensor, list[str], list[str]]:
         (text, entry) for text, entry in emoji.EMOJI_DATA.items() if entry["status"] == emoji.STATUS["fully_qualified"]
     ]
     for text, entry in progress(sorted(known, key=lambda pair: pair[0]), "drawing OpenMoji"):
-        # OpenMoji leaves the variation selector out of a file's name where it is not needed.
-        codes = [f"{ord(char):04X}" for char in text]
-        path = next(
-            (
-                p
-                for p in (
-                    folder / f"{'-'.join(codes)}.svg",
-                    folder / f"{'-'.join(c for c in codes if c != 'FE0F')}.svg",
-                )
-                if p.exists()
-            ),
-            None,
-        )
+        path = _openmoji_file(folder, text)
         if path is None or skin_tones & set(text):
             continue
         png = resvg_py.svg_to_bytes(

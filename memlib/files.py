@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -24,7 +26,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         process = int(left.name.split(".")[-2])
-        if process == os.getpid() or not _runs(process):
+        if process == os.getpid() or not psutil.pid_exists(process):
             _remove(left)
     temporary = path.with_name(f".{path.name}.new.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
@@ -36,16 +38,6 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         _remove(temporary)
         _remove(replaced)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training of the small image model: `python -m memlib.training DATA OUTPUT`, or the same under `accelerate launch`.
+"""Training of the small image models: `python -m memlib.training DATA OUTPUT`, or the same under `accelerate launch`.
 
 What a step sees depends on the seed and the step alone, so a run that was killed, or one spread over several
 processes, trains on the same pictures, noise levels and noise as an unbroken run on one.
@@ -7,9 +7,10 @@ processes, trains on the same pictures, noise levels and noise as an unbroken ru
 import argparse
 import hashlib
 import json
+import os
 import pickle
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,21 @@ def _target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, t: Tensor) -
     return noise if kind == "epsilon" else clean
 
 
-def train(images: Tensor, copies: Tensor, config: TrainConfig, output: str | Path, checkpoint: str | Path) -> float:
+def train(
+    images: Tensor,
+    copies: Tensor,
+    config: TrainConfig,
+    output: str | Path,
+    checkpoint: str | Path,
+    start: str | Path | None = None,
+) -> float:
     """Train on pictures uint8 [N, C, H, W], each repeated `copies` [N] times; write a diffusers pipeline to `output`.
 
-    The loss is the denoising loss of Ho et al. (arXiv 2006.11239, eq. 14); the weights written are the moving average.
-    Beside them lie `loss.parquet` (step, loss) and `training.json` (device, precision, processes). The file
-    `checkpoint` is written every `checkpoint_every` steps and removed at the end; one of the same configuration and
-    pictures is taken up again, any other is overwritten. Returns the seconds that earlier, interrupted runs had spent
-    up to that checkpoint.
+    Training begins with the weights of the pipeline `start`, or else with new ones drawn from the seed. The loss is the
+    denoising loss of Ho et al. (arXiv 2006.11239, eq. 14); the weights written are the moving average. Beside them lie
+    `loss.parquet` (step, loss) and `training.json` (device, precision, processes). The file `checkpoint` is written every
+    `checkpoint_every` steps and removed at the end; one of the same configuration, pictures and start is taken up again,
+    any other is overwritten. Returns the seconds that earlier, interrupted runs had spent up to that checkpoint.
     """
     accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, PartialState().device))
     if config.batch % accelerator.num_processes:
@@ -110,12 +118,14 @@ def train(images: Tensor, copies: Tensor, config: TrainConfig, output: str | Pat
         )
     set_seed(config.seed)
     network = build_network(images.shape[1], images.shape[-1], config)
+    if start is not None:
+        network.load_state_dict(_weights(start))
     scheduler = DDPMScheduler(1000, beta_schedule=config.beta_schedule, prediction_type=config.prediction_type)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "ema": ema}
-    fingerprint = _fingerprint(images, copies, config, accelerator.mixed_precision)
+    fingerprint = _fingerprint([images, copies, *network.state_dict().values()], config, accelerator.mixed_precision)
     state = _resume(checkpoint, fingerprint, parts)
     first, earlier_seconds, started = state["step"], state["seconds"], time.monotonic()
     losses = torch.zeros(config.steps)
@@ -162,12 +172,21 @@ def train(images: Tensor, copies: Tensor, config: TrainConfig, output: str | Pat
     return earlier_seconds
 
 
-def _fingerprint(images: Tensor, copies: Tensor, config: TrainConfig, precision: str) -> str:
-    """Digest of all that decides the result, this file among it, so that a checkpoint is taken up by the same run only."""
+def _weights(pipeline: str | Path) -> dict[str, Tensor]:
+    """Weights of the network of a diffusers pipeline."""
+    unet = UNet2DModel.from_pretrained(Path(pipeline) / "unet", use_safetensors=True, local_files_only=True)
+    return unet.state_dict()
+
+
+def _fingerprint(tensors: list[Tensor], config: TrainConfig, precision: str) -> str:
+    """Digest of all that decides the result, this file among it, so that a checkpoint is taken up by the same run only.
+
+    tensors: the pictures, their copies and the weights at the start.
+    """
     settings = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
     digest = hashlib.sha256(json.dumps([settings, precision, torch.__version__], sort_keys=True).encode())
     digest.update(Path(__file__).read_bytes())
-    for tensor in (images, copies):
+    for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -200,21 +219,26 @@ def _resume(path: str | Path, fingerprint: str, parts: dict[str, Any]) -> dict[s
 
 
 def main() -> None:
-    """Command line: train on the `train` split of an image set with the section `train` of params.yaml."""
+    """Command line: train on one split of an image set with the section `train` of params.yaml."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("data", help="folder of an image set")
     parser.add_argument("output", help="folder for the trained pipeline")
+    parser.add_argument("--split", default="train", help="split of the image set to train on")
+    parser.add_argument("--section", help="section of params.yaml whose settings replace those of `train`")
+    parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
+    parser.add_argument("--seed", type=int, help="seed in place of the section's")
     arguments = parser.parse_args()
     output = Path(arguments.output)
-    with reporting_errors("train"), timed_stage("train") as stage:
-        config = TrainConfig(**read_parameters("train"))
-        image_set = data.load(arguments.data)
-        rows = (image_set.items["split"] == "train").to_numpy()
-        copies = torch.tensor(image_set.items.loc[rows, "copies"].tolist())
+    stage = os.environ.get("DVC_STAGE", "train")
+    with reporting_errors(stage), timed_stage(stage) as timed:
+        settings = read_parameters("train") | (read_parameters(arguments.section) if arguments.section else {})
+        config = TrainConfig(**settings)
+        if arguments.seed is not None:
+            config = replace(config, seed=arguments.seed)
+        image_set = data.load(arguments.data).split(arguments.split)
+        copies = torch.tensor(image_set.items["copies"].clip(lower=1).tolist())
         checkpoint = Path("results/checkpoints") / f"{output.name}.pt"
-        stage.earlier_seconds = train(
-            image_set.images[torch.from_numpy(rows.copy())], copies, config, output, checkpoint
-        )
+        timed.earlier_seconds = train(image_set.images, copies, config, output, checkpoint, arguments.start)
 
 
 if __name__ == "__main__":

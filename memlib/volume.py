@@ -24,15 +24,21 @@ EDGE = 0.05  # length of the paper's edges, on its scale sqrt(abar) x
 class Growth(NamedTuple):
     """Log-volume growth of N items, in variance-exploding coordinates, from the smallest to the largest noise level.
 
-    value: [N]. standard_error: [N], of the choice of directions alone (nan with a single one, 0 with all). rate: growth
-    per unit of log sigma, [N, S + 1] at each noise level (`trace`) or [N, S] over each step (`axes`, `edges`).
-    evaluations: network evaluations per item, a forward-mode derivative counting two.
+    value: [N]. standard_error: [N], of the choice of directions alone (nan with a single one, 0 with all). by_direction:
+    growth per unit of log sigma that each of k directions alone would give, [k, N, S + 1] at each noise level (`trace`) or
+    [k, N, S] over each step (`axes`, `edges`). evaluations: network evaluations per item, a forward-mode derivative
+    counting two.
     """
 
     value: Tensor
     standard_error: Tensor
-    rate: Tensor
+    by_direction: Tensor
     evaluations: int
+
+    @property
+    def rate(self) -> Tensor:
+        """Growth per unit of log sigma, the mean over directions: [N, S + 1] or [N, S]."""
+        return self.by_direction.mean(0)
 
 
 def growth(
@@ -89,6 +95,19 @@ def divergence(
     With a number of `directions`, Hutchinson's estimate over random signs (Grathwohl et al., arXiv 1810.01367, eq. 7);
     without, the exact trace over all d axes.
     """
+    samples = _divergences(eps, x, sigma, directions, generator, max_batch)
+    return samples.mean(0), _standard_error(samples, directions is None)
+
+
+def _divergences(
+    eps: NoisePredictor,
+    x: Tensor,
+    sigma: float,
+    directions: int | None,
+    generator: torch.Generator | None,
+    max_batch: int,
+) -> Tensor:
+    """The divergence that each direction alone gives [k, N]."""
     d = x[0].numel()
     if directions is None:
         tangents = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
@@ -99,10 +118,7 @@ def divergence(
         tangents = (2 * signs - 1).to(x)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         _, derivatives = _pushed(lambda y: eps(y, sigma), x, tangents, max_batch)
-    samples = (tangents * derivatives).flatten(2).sum(2)
-    if directions is None:
-        return samples.sum(0), torch.zeros_like(samples[0])
-    return samples.mean(0), _standard_error(samples)
+    return (tangents * derivatives).flatten(2).sum(2) * (d if directions is None else 1)
 
 
 def _pushed(
@@ -138,19 +154,18 @@ def _trace_growth(
     method: Method,
     max_batch: int,
 ) -> Growth:
-    rates, errors = [], []
+    rates: list[Tensor] = []
 
     def measure(x: Tensor, sigma: float) -> None:
-        value, error = divergence(eps, x, sigma, directions, generator, max_batch)
-        rates.append(sigma * value)
-        errors.append(sigma * error)
+        rates.append(sigma * _divergences(eps, x, sigma, directions, generator, max_batch))
 
     measure(x, float(levels[0]))
     integrate(eps, x, levels, method, callback=lambda step, x: measure(x, float(levels[step + 1])))
-    rate, error = torch.stack(rates, 1), torch.stack(errors, 1)
-    weights = trapezoid_weights(levels.log()).to(rate)
+    by_direction = torch.stack(rates, 2)
+    weights = trapezoid_weights(levels.log()).to(by_direction)
+    error = _standard_error(by_direction, directions is None)
     cost = (len(levels) - 1) * EVALUATIONS[method] + len(levels) * 2 * (directions or x[0].numel())
-    return Growth(rate @ weights, (error.square() @ weights.square()).sqrt(), rate, cost)
+    return Growth(by_direction.mean(0) @ weights, (error.square() @ weights.square()).sqrt(), by_direction, cost)
 
 
 def _carried_growth(
@@ -177,16 +192,17 @@ def _carried_growth(
         axes = axes * diagonal.sign()[:, None]  # as Gram-Schmidt has it; a finite difference sees the sign
         lengths = pushed.norm(dim=1) if edges else diagonal.abs()
         steps.append(lengths.log())
-    per_step = torch.stack(steps)  # [S, N, k]
-    rate = d * per_step.mean(2).T / levels.log().diff().to(x)
-    total = d * per_step.sum(0).T
-    error = _standard_error(total) * (1 - k / d) ** 0.5 if k < d else torch.zeros_like(total[0])
+    per_step = d * torch.stack(steps).permute(2, 1, 0)  # [k, N, S]
+    total = per_step.sum(2)
+    error = _standard_error(total, k == d) * (1 - k / d) ** 0.5
     cost = (len(levels) - 1) * EVALUATIONS[method] * ((k + 1) if edges else 2 * k)
-    return Growth(total.mean(0), error, rate, cost)
+    return Growth(total.mean(0), error, per_step / levels.log().diff().to(x), cost)
 
 
-def _standard_error(samples: Tensor) -> Tensor:
-    """Standard error of the mean over the first axis of samples [k, N]; nan for a single sample."""
+def _standard_error(samples: Tensor, all_directions: bool) -> Tensor:
+    """Standard error of the mean over directions of samples [k, ...]: nan for a single one, 0 for all there are."""
+    if all_directions:
+        return torch.zeros_like(samples[0])
     if len(samples) == 1:
         return torch.full_like(samples[0], float("nan"))
     return samples.std(0) / len(samples) ** 0.5
