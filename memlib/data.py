@@ -29,9 +29,8 @@ CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 class ImageSet:
     """Pictures of one study, each once.
 
-    images: uint8 [N, C, H, W]. items: one row a picture, in the same order, with the columns `name`, `caption`,
-    `split` (`train`, `heldout` or `reference`) and `copies` (how often it is seen in one training epoch; 0 outside
-    of `train`).
+    images: uint8 [N, C, H, W]. items: one row a picture, in the same order, with the columns `name`, `caption`, `split`
+    and `copies` (how often it is seen in one training epoch; 0 for `heldout`, which no model sees).
     """
 
     images: Tensor
@@ -264,13 +263,17 @@ def check_name(name: str) -> None:
         raise ValueError(f"unknown data.name {name!r}{suggest(name, NAMES)}")
 
 
-def check_copies(copies: dict[int, int], train: int) -> None:
-    """Raise ValueError unless `copies` maps numbers of copies to numbers of pictures that `train` pictures can hold."""
+def check_copies(copies: dict[int, int], pictures: int, split: str) -> None:
+    """Raise ValueError unless `copies` maps numbers of copies to numbers of pictures that a split of so many can hold."""
     if min(map(int, copies), default=2) < 2 or min(copies.values(), default=0) < 0:
-        raise ValueError(f"data.copies must map numbers of copies from 2 up to numbers of pictures; it is {copies}")
-    if sum(copies.values()) > train:
         raise ValueError(
-            f"data.copies plants {sum(copies.values())} pictures but data.train is only {train}; plant fewer or train on more"
+            f"the copies planted in the split {split} must map numbers of copies from 2 up to numbers of pictures; "
+            f"they are {copies}"
+        )
+    if sum(copies.values()) > pictures:
+        raise ValueError(
+            f"{sum(copies.values())} pictures are to be planted in the split {split}, which holds only {pictures}; "
+            "plant fewer or give it more"
         )
 
 
@@ -303,32 +306,36 @@ def plant(
     images: Tensor,
     names: list[str],
     captions: list[str],
-    train: int,
-    heldout: int,
-    reference: int,
-    copies: dict[int, int],
+    splits: dict[str, int],
+    copies: dict[str, dict[int, int]],
     seed: int,
 ) -> ImageSet:
-    """Draw disjoint random splits of the given sizes and plant copies.
+    """Draw disjoint random splits of the given sizes and plant copies in some of them.
 
-    `copies` maps k to the number of training pictures seen k times; the others are seen once. Raises ValueError if
-    there are fewer pictures than the splits need, or fewer training pictures than the planted ones.
+    `copies` maps a split to how many of its pictures are seen k times; the others are seen once, and pictures of splits
+    that are not listed never. Raises ValueError if there are fewer pictures than the splits need, or fewer in a split
+    than are to be planted.
     """
-    check_copies(copies, train)
-    wanted, planted = train + heldout + reference, sum(copies.values())
+    wanted = sum(splits.values())
     if wanted > len(images):
+        sizes = " + ".join(f"{name} {count}" for name, count in splits.items())
         raise ValueError(
-            f"the splits need {wanted} pictures (train {train} + heldout {heldout} + reference {reference}) but there are only "
-            f"{len(images)} distinct ones; make data.train, data.heldout or data.reference smaller"
+            f"the splits need {wanted} pictures ({sizes}) but there are only {len(images)} distinct ones; "
+            "make some of data.splits smaller"
         )
+    repeats: list[int] = []
+    for split, count in splits.items():
+        planted = copies.get(split, {})
+        check_copies(planted, count, split)
+        repeated = [k for k, n in sorted(planted.items(), reverse=True) for _ in range(n)]
+        repeats += repeated + [1 if split in copies else 0] * (count - len(repeated))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:wanted]
-    repeats = [k for k, count in sorted(copies.items(), reverse=True) for _ in range(count)]
     items = pd.DataFrame(
         {
             "name": [names[i] for i in order],
             "caption": [captions[i] for i in order],
-            "split": ["train"] * train + ["heldout"] * heldout + ["reference"] * reference,
-            "copies": repeats + [1] * (train - planted) + [0] * (heldout + reference),
+            "split": [split for split, count in splits.items() for _ in range(count)],
+            "copies": repeats,
         }
     )
     return ImageSet(images[order], items)

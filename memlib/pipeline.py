@@ -26,6 +26,7 @@ from memlib.files import read_json, suggest, whole_file, write_json
 
 NOTEBOOKS = Path("notebooks")
 BOOK_STAGES = ("reproducibility", "book")  # run after the times of all others are known
+SPLITS = ("train", "heldout", "reference", "retrain")
 PACKAGES = (
     "torch",
     "diffusers",
@@ -87,7 +88,11 @@ def check_study() -> None:
     parameters = check_parameters()
     pictures, config = parameters["data"], TrainConfig(**parameters["train"])
     data.check_name(pictures["name"])
-    data.check_copies(pictures["copies"], pictures["train"])
+    _check_names(pictures["splits"], dict.fromkeys(SPLITS), "data.splits in params.yaml", "split")
+    for split, planted in pictures["copies"].items():
+        if split not in pictures["splits"]:
+            raise ValueError(f"data.copies names an unknown split {split!r}{suggest(split, pictures['splits'])}")
+        data.check_copies(planted, pictures["splits"][split], split)
     training.build_network(1, pictures["size"], config)
     levels = models.schedule_sigmas(DDPMScheduler(1000, beta_schedule=config.beta_schedule))
     for name in ("sigma_min", "baseline_sigma"):

@@ -138,7 +138,9 @@ def test_distinct_pictures_across_blocks() -> None:
 def planted(copies: dict[int, int], train: int = 10, seed: int = 0) -> data.ImageSet:
     images = torch.arange(30, dtype=torch.uint8).reshape(30, 1, 1, 1).expand(30, 1, 4, 4).contiguous()
     names = [str(i) for i in range(30)]
-    return data.plant(images, names, names, train, 8, 6, copies, seed)
+    return data.plant(
+        images, names, names, {"train": train, "heldout": 8, "reference": 6}, {"train": copies, "reference": {}}, seed
+    )
 
 
 def test_splits_are_disjoint_and_copies_are_planted(tmp_path: Path) -> None:
@@ -146,7 +148,8 @@ def test_splits_are_disjoint_and_copies_are_planted(tmp_path: Path) -> None:
     items = image_set.items
     assert items["split"].value_counts().to_dict() == {"train": 10, "heldout": 8, "reference": 6}
     assert items.loc[items["split"] == "train", "copies"].value_counts().to_dict() == {16: 2, 4: 3, 1: 5}
-    assert (items.loc[items["split"] != "train", "copies"] == 0).all()
+    assert (items.loc[items["split"] == "heldout", "copies"] == 0).all()
+    assert (items.loc[items["split"] == "reference", "copies"] == 1).all()
     assert items["name"].is_unique
     assert (image_set.images[:, 0, 0, 0].numpy() == items["name"].astype(int)).all()
     data.save(image_set, tmp_path / "set")
@@ -158,7 +161,7 @@ def test_splits_are_disjoint_and_copies_are_planted(tmp_path: Path) -> None:
 
 
 def test_plans_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="plants 11 pictures but data.train is only 10"):
+    with pytest.raises(ValueError, match="11 pictures are to be planted in the split train, which holds only 10"):
         planted({16: 11})
     with pytest.raises(ValueError, match="splits need 34 pictures .* only 30 distinct ones"):
         planted({}, train=20)
@@ -166,6 +169,17 @@ def test_plans_that_do_not_fit_are_refused() -> None:
         planted({1: 3})
     with pytest.raises(ValueError, match="there is no split 'test'"):
         planted({}).split("test")
+
+
+def test_a_split_is_an_image_set_of_its_own() -> None:
+    image_set = planted({16: 2, 4: 3})
+    part = image_set.split("heldout")
+    assert part.items["split"].unique() == ["heldout"]
+    assert (part.images[:, 0, 0, 0].numpy() == part.items["name"].astype(int)).all()
+    assert torch.equal(part.floats, data.to_float(part.images))
+    turned = part.rows([3, 1])
+    assert turned.items["name"].tolist() == part.items["name"].iloc[[3, 1]].tolist()
+    assert torch.equal(turned.images, part.images[[3, 1]])
 
 
 def test_scales_are_inverse() -> None:

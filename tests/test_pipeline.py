@@ -142,7 +142,12 @@ def test_parameters_that_nothing_reads_are_refused(
         ({"volume": {"sigma_min": 0.001}}, r"volume.sigma_min is 0.001; the schedule goes from 0.01 to 157.4"),
         ({"volume": {"method": "rk4"}}, "unknown ODE method 'rk4'; known: euler, heun"),
         ({"data": {"name": "openmojis"}}, "unknown data.name 'openmojis'; did you mean 'openmoji'"),
-        ({"data": {"copies": {16: 999}}}, "plants 999 pictures but data.train is only 256"),
+        (
+            {"data": {"copies": {"train": {16: 999}}}},
+            "999 pictures are to be planted in the split train, which holds only",
+        ),
+        ({"data": {"copies": {"trian": {16: 9}}}}, "unknown split 'trian'; did you mean 'train'"),
+        ({"data": {"splits": {"train": 9, "heldout": 9, "reference": 9}}}, "data.splits .* has no split 'retrain'"),
         ({"data": {"size": 18}}, "pictures of 18 pixels do not halve 2 times"),
     ],
 )
