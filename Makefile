@@ -1,9 +1,10 @@
-# make study: the whole study and its book; make test: the tests; make smoke: every stage at toy size in a scratch copy.
+# make study: the whole study and its book; make test: the tests; make smoke: every stage at toy size in a scratch copy;
+# make profile NAME=edges STAGES=estimators: a profile of profiles/ beside the default study.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: study test smoke bench lint
+.PHONY: study test profile smoke bench lint
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 study: $(READY)
@@ -15,6 +16,9 @@ test: $(READY)
 	ruff check .
 	ruff format --check .
 	python -m pytest
+
+profile: $(READY)
+	python -m memlib.profiles $(NAME) $(if $(STAGES),--stages $(STAGES))
 
 smoke: $(READY)
 	python tests/smoke.py

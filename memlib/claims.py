@@ -6,7 +6,7 @@ from typing import Any, Literal
 import yaml
 
 from memlib.files import read_json, suggest, whole_file, write_json
-from memlib.pipeline import timed_stage
+from memlib.pipeline import reporting_errors, timed_stage
 from memlib.statistics import Estimate
 
 REGISTRY = Path("book/claims.yml")
@@ -20,7 +20,7 @@ def read_registry(path: str | Path = REGISTRY) -> dict[str, dict[str, Any]]:
 
 
 def criterion(claim_id: str) -> str:
-    """How a claim is judged."""
+    """How a claim is judged; raises ValueError for one that is not in the registry or that no page settles."""
     registry = read_registry()
     if claim_id not in registry:
         raise ValueError(f"there is no claim {claim_id!r}{suggest(claim_id, registry)}")
@@ -75,7 +75,7 @@ def table(claims: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Write metrics/claims.json and the table that the first page includes."""
-    with timed_stage("claims"):
+    with reporting_errors("claims"), timed_stage("claims"):
         claims = collect()
         write_json("metrics/claims.json", claims)
         with whole_file("book/generated/claims.md") as temporary:

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import dataclasses
+import itertools
 import json
 import platform
 import resource
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,17 @@ from memlib.files import read_json, suggest, whole_file, write_json
 
 NOTEBOOKS = Path("notebooks")
 BOOK_STAGES = ("reproducibility", "book")  # run after the times of all others are known
+SIGMAS = (  # parameters that are noise levels of the schedule
+    ("volume", "sigma_min"),
+    ("volume", "baseline_sigma"),
+    ("flow", "sigma_min"),
+    ("estimators", "sigma_min"),
+    ("frontier", "levels"),
+    ("selection", "loss_sigma"),
+    ("repeats", "loss_sigma"),
+    ("modification", "loss_sigma"),
+)
+TRAININGS = ("retrain", "mirrored")  # sections laid over `train`
 SPLITS = ("train", "heldout", "reference", "retrain")
 PACKAGES = (
     "torch",
@@ -59,28 +71,34 @@ def check_parameters(path: str | Path = "params.yaml") -> dict[str, Any]:
         content = parameters[section]
         if not isinstance(content, dict):
             raise ValueError(f"section {section} of {path} is {content!r}; it must map names to values")
-        _check_names(content, names, f"section {section} of {path}", "parameter")
+        needed = {name for name in names if section not in TRAININGS or name in content}
+        _check_names(content, names, f"section {section} of {path}", "parameter", needed)
         for name, value in content.items():
             kind = names[name]
             if not isinstance(value, (int, float) if kind is float else kind) or (
                 isinstance(value, bool) and kind is not bool
             ):
                 raise ValueError(f"{section}.{name} in {path} is {value!r}; it must be of type {kind.__name__}")
-    TrainConfig(**parameters["train"])
+    for section in ("train", *TRAININGS):
+        TrainConfig(**(parameters["train"] | parameters[section]))
     return parameters
 
 
-def _check_names(content: dict[str, Any], known: dict[str, Any], where: str, what: str) -> None:
+def _check_names(
+    content: dict[str, Any], known: dict[str, Any], where: str, what: str, needed: Iterable[str] | None = None
+) -> None:
+    """Refuse names that are not known and miss none of the needed ones (all that are known, if not given)."""
     for name in content:
         if name not in known:
             raise ValueError(f"{where} has an unknown {what} {name!r}{suggest(name, known)}")
-    for name in known:
+    for name in known if needed is None else needed:
         if name not in content:
             raise ValueError(f"{where} has no {what} {name!r}")
 
 
 def check_study() -> None:
     """Check params.yaml, also where values of several sections must fit together; raises ValueError."""
+    import numpy as np
     from diffusers import DDPMScheduler
 
     from memlib import data, models, ode, training
@@ -95,26 +113,26 @@ def check_study() -> None:
         data.check_copies(planted, pictures["splits"][split], split)
     training.build_network(1, pictures["size"], config)
     levels = models.schedule_sigmas(DDPMScheduler(1000, beta_schedule=config.beta_schedule))
-    for name in ("sigma_min", "baseline_sigma"):
-        sigma = parameters["volume"][name]
-        if not levels[0] <= sigma < levels[-1]:
-            raise ValueError(
-                f"volume.{name} is {sigma}; the schedule goes from {float(levels[0]):.4g} to {float(levels[-1]):.4g}"
-            )
+    for section, name in SIGMAS:
+        for sigma in np.atleast_1d(parameters[section][name]):
+            if not levels[0] <= sigma < levels[-1]:
+                raise ValueError(
+                    f"{section}.{name} is {sigma}; the schedule goes from {float(levels[0]):.4g} to {float(levels[-1]):.4g}"
+                )
     ode.check_method(parameters["volume"]["method"])
 
 
 def known_parameters() -> dict[str, dict[str, type]]:
     """Names that each section of params.yaml has, and their types.
 
-    A notebook's names are those that its cell tagged `parameters` assigns; those of `train` are the fields of TrainConfig.
+    A notebook's names are those that its cell tagged `parameters` assigns; those of a training the fields of TrainConfig.
     """
     sections = {path.stem: notebook_parameters(path) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
     types = {
         name: {key: type(value) for key, value in defaults.items()} for name, defaults in sections.items() if defaults
     }
     fields = {field.name: typing.get_origin(field.type) or field.type for field in dataclasses.fields(TrainConfig)}
-    return {"run": {"launcher": str}, "train": fields} | types
+    return {"run": {"launcher": str}} | dict.fromkeys(("train", *TRAININGS), fields) | types
 
 
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
@@ -238,10 +256,18 @@ def _times_file(stage: str) -> Path:
     return Path("results/book_times" if stage in BOOK_STAGES else "results/times") / f"{stage}.json"
 
 
+def stage_names(dvc_file: str | Path = "dvc.yaml") -> list[str]:
+    """Names of all stages of dvc.yaml, each of a matrix on its own (`retrain@growth-drop`)."""
+    names = []
+    for name, stage in yaml.safe_load(Path(dvc_file).read_text())["stages"].items():
+        axes = stage.get("matrix", {}).values()
+        names += [f"{name}@{'-'.join(map(str, item))}" for item in itertools.product(*axes)] if axes else [name]
+    return names
+
+
 def stage_times() -> dict[str, dict[str, float]]:
     """Seconds and peak memory of the largest process, for each stage of dvc.yaml that has a last run."""
-    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
-    files = {name: _times_file(name) for name in stages}
+    files = {name: _times_file(name) for name in stage_names()}
     return {name: read_json(path) for name, path in files.items() if path.exists()}
 
 

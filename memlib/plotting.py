@@ -3,7 +3,9 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -88,10 +90,12 @@ def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
     graph = nx.DiGraph()
     graph.add_nodes_from(stages)
     for name, stage in stages.items():
-        for dep in stage.get("deps", []):  # a file, or a folder that other stages write into
-            graph.add_edges_from(
-                (maker, name) for out, maker in makers.items() if out == dep or out.startswith(f"{dep}/")
-            )
+        graph.add_edges_from(
+            (maker, name)
+            for dep in map(_path, stage.get("deps", []))
+            for out, maker in makers.items()
+            if maker != name and (fnmatch(dep, out) or fnmatch(out, f"{dep}/*") or fnmatch(dep, f"{out}/*"))
+        )
     graph = nx.transitive_reduction(graph)
     for layer, names in enumerate(nx.topological_generations(graph)):
         for name in names:
@@ -118,4 +122,5 @@ def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
 
 
 def _path(out: str | dict) -> str:
-    return out if isinstance(out, str) else next(iter(out))
+    """Path of a dependency or output; what differs between the stages of a matrix becomes a wildcard."""
+    return re.sub(r"\$\{item\.\w+\}", "*", out if isinstance(out, str) else next(iter(out)))

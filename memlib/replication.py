@@ -22,17 +22,21 @@ class Matches(NamedTuple):
         return self.distance / self.second_distance
 
 
-def match(generated: Tensor, training: Tensor) -> Matches:
+def match(generated: Tensor, training: Tensor, mirrored: bool = False) -> Matches:
     """Nearest and second nearest training image of each generated one, both as [N, ...] on one scale.
 
-    Every training image is to be listed once, however often it was seen. Raises ValueError with fewer than two.
+    Every training image is to be listed once, however often it was seen; one that was also seen `mirrored` counts as one
+    with its mirror image, at the smaller distance of the two. Raises ValueError with fewer than two.
     """
     if len(training) < 2:
         raise ValueError(
             f"the nearest and second nearest training image need at least two of them; there are {len(training)}"
         )
-    training = training.flatten(1)
-    found = [torch.cdist(block, training).topk(2, largest=False) for block in generated.flatten(1).split(4096)]
+    views = [training.flatten(1), training.flip(-1).flatten(1)] if mirrored else [training.flatten(1)]
+    found = [
+        torch.stack([torch.cdist(block, view) for view in views]).amin(0).topk(2, largest=False)
+        for block in generated.flatten(1).split(4096)
+    ]
     distances, indices = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
     return Matches(indices[:, 0], distances[:, 0], distances[:, 1])
 

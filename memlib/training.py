@@ -228,7 +228,6 @@ def main() -> None:
     parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
     parser.add_argument("--seed", type=int, help="seed in place of the section's")
     arguments = parser.parse_args()
-    output = Path(arguments.output)
     stage = os.environ.get("DVC_STAGE", "train")
     with reporting_errors(stage), timed_stage(stage) as timed:
         settings = read_parameters("train") | (read_parameters(arguments.section) if arguments.section else {})
@@ -237,8 +236,8 @@ def main() -> None:
             config = replace(config, seed=arguments.seed)
         image_set = data.load(arguments.data).split(arguments.split)
         copies = torch.tensor(image_set.items["copies"].clip(lower=1).tolist())
-        checkpoint = Path("results/checkpoints") / f"{output.name}.pt"
-        timed.earlier_seconds = train(image_set.images, copies, config, output, checkpoint, arguments.start)
+        checkpoint = Path("results/checkpoints") / f"{stage}.pt"
+        timed.earlier_seconds = train(image_set.images, copies, config, arguments.output, checkpoint, arguments.start)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ one chapter runs that chapter and the book again, and the pages pass tests/test_
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,47 +15,29 @@ from pathlib import Path
 
 import yaml
 
+from memlib import pipeline, profiles
+
 ROOT = Path(__file__).parent.parent
-
-
-def merge(parameters: dict, changes: dict) -> dict:
-    return {section: content | changes.get(section, {}) for section, content in parameters.items()}
-
-
-def scratch_copy(folder: Path) -> None:
-    """Copy what git tracks or would track, set the parameters to toy size and make DVC work without git."""
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).exists() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
-    changes = yaml.safe_load((ROOT / "tests/smoke_params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump(merge(parameters, changes), sort_keys=False))
-    subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], cwd=folder, check=True)
 
 
 def repro(folder: Path, *arguments: str) -> tuple[set[str], float]:
     """Names of the stages that `dvc repro` runs, and its seconds."""
     started = time.monotonic()
-    # The scratch copy's own memlib comes first, also in the notebooks' kernels.
-    environment = os.environ | {"PYTHONPATH": str(folder)}
     result = subprocess.run(
-        ["dvc", "repro", *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        ["dvc", "repro", *arguments], cwd=folder, env=profiles.environment(folder), stdout=subprocess.PIPE, text=True
     )
     if result.returncode:
         print(result.stdout)
         sys.exit("smoke: a stage failed")
-    return set(re.findall(r"Running stage '(\w+)'", result.stdout)), time.monotonic() - started
+    return set(re.findall(r"Running stage '([^']+)'", result.stdout)), time.monotonic() - started
 
 
 def kill_while_training(folder: Path) -> None:
     """Start `dvc repro` and kill it with all it has started as soon as the training has written a checkpoint."""
-    environment = os.environ | {"PYTHONPATH": str(folder)}
-    process = subprocess.Popen(["dvc", "repro", "-q"], cwd=folder, env=environment, start_new_session=True)
-    while not (folder / "results/checkpoints/model.pt").exists():
+    process = subprocess.Popen(
+        ["dvc", "repro", "-q", "train"], cwd=folder, env=profiles.environment(folder), start_new_session=True
+    )
+    while not (folder / "results/checkpoints/train.pt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -66,10 +47,11 @@ def kill_while_training(folder: Path) -> None:
 
 def main() -> None:
     before = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
-    stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    os.chdir(ROOT)
+    stages = set(pipeline.stage_names())
     with tempfile.TemporaryDirectory(prefix="smoke-") as name:
         folder = Path(name)
-        scratch_copy(folder)
+        profiles.project_copy(folder, [profiles.read_profile("smoke")])
         kill_while_training(folder)
         ran, seconds = repro(folder)
         assert stages - ran == {"data"}, f"after a kill while training, these stages did not run: {stages - ran}"

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import nbformat
 import pytest
 import yaml
 
-from memlib import claims, files, pipeline
+from memlib import claims, files, pipeline, plotting, profiles
 from memlib.statistics import Estimate
 
 ROOT = Path(__file__).parent.parent
@@ -50,8 +51,8 @@ def test_a_stage_lists_exactly_the_modules_it_uses(name: str) -> None:
     if notebook.exists():
         expected = all_imports(code(notebook))
     else:
-        modules = {"train": "training", "claims": "claims", "study": "pipeline", "book": None}
-        expected = all_imports(f"from memlib import {modules[name]}") if modules[name] else set()
+        program = re.search(r"-m memlib\.(\w+)", STAGES[name]["cmd"])[1]
+        expected = all_imports(f"from memlib import {program}") if name != "book" else set()
     if name in ("study", "reproducibility"):
         expected |= {"pipeline"}
     if name == "study":
@@ -126,6 +127,8 @@ def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: dict | 
         ({"volume": {"steps": True}}, "volume.steps in .* is True; it must be of type int"),
         ({"train": {"precision": "fp8"}}, "train.precision is 'fp8'"),
         ({"mixtures": None}, "has no section 'mixtures'"),
+        ({"retrain": {"step": 3}}, "section retrain of .* has an unknown parameter 'step'; did you mean 'steps'"),
+        ({"retrain": {"steps": 0}}, "train.steps is 0; it must be larger than 0"),
     ],
 )
 def test_parameters_that_nothing_reads_are_refused(
@@ -167,6 +170,43 @@ def test_the_parameters_of_the_study_are_good(monkeypatch: pytest.MonkeyPatch) -
     assert pipeline.read_parameters("data")["name"] == "openmoji"
 
 
+def test_stages_of_a_matrix_have_names_and_places_in_the_graph(tmp_path: Path) -> None:
+    stages = {
+        "make": {"cmd": "true", "outs": ["results/sets"]},
+        "try": {
+            "matrix": {"set": ["a", "b"], "seed": [1, 2]},
+            "cmd": "true",
+            "deps": ["results/sets/${item.set}"],
+            "outs": ["results/tries/${item.set}-${item.seed}"],
+        },
+        "sum": {"cmd": "true", "deps": ["results/tries"]},
+        "look": {"cmd": "true", "deps": ["results/tries/a-1"]},
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    names = pipeline.stage_names(tmp_path / "dvc.yaml")
+    assert names == ["make", "try@a-1", "try@a-2", "try@b-1", "try@b-2", "sum", "look"]
+    figure = plotting.stage_graph(tmp_path / "dvc.yaml")
+    heights = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
+    assert heights["make"] > heights["try"] > heights["sum"] == heights["look"]
+
+
+def test_a_profile_is_laid_over_a_copy_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for path in sorted((ROOT / "profiles").glob("*.yaml")):
+        folder = tmp_path / path.stem
+        profiles.project_copy(folder, [profiles.read_profile(path.stem)])
+        monkeypatch.chdir(folder)
+        pipeline.check_study()
+        monkeypatch.chdir(ROOT)
+    smoke = yaml.safe_load((tmp_path / "smoke/params.yaml").read_text())
+    default = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert smoke["train"] == default["train"] | profiles.read_profile("smoke")["train"]
+    assert not (tmp_path / "smoke/dvc.lock").exists()
+    assert (tmp_path / "smoke/memlib/ode.py").exists()
+    with pytest.raises(ValueError, match="there is no profile 'cifar'; did you mean 'cifar10'"):
+        profiles.read_profile("cifar")
+
+
 def toy_study(folder: Path, body: str) -> None:
     """A study of one notebook, with the parameters that all the others need."""
     v4 = nbformat.v4
@@ -180,7 +220,8 @@ def toy_study(folder: Path, body: str) -> None:
         v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), folder / "notebooks/toy.ipynb"
     )
     study = yaml.safe_load((ROOT / "params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump({"run": study["run"], "train": study["train"], "toy": {"n": 7}}))
+    common = {name: study[name] for name in ("run", "train", *pipeline.TRAININGS)}
+    (folder / "params.yaml").write_text(yaml.safe_dump(common | {"toy": {"n": 7}}))
 
 
 def run_toy(folder: Path) -> subprocess.Popen:

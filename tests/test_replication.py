@@ -57,3 +57,15 @@ def test_nearest_pictures_are_those_of_sklearn(generator: torch.Generator) -> No
 def test_one_training_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two of them; there are 1"):
         replication.match(torch.zeros(3, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+
+
+def test_a_picture_and_its_mirror_image_are_one(generator: torch.Generator) -> None:
+    training = torch.rand(6, 3, 4, 4, generator=generator)
+    training[0] = (training[0] + training[0].flip(-1)) / 2  # looks the same in the mirror
+    generated = training.flip(-1) + 0.01 * torch.randn(training.shape, generator=generator)
+    matches = replication.match(generated, training, mirrored=True)
+    assert replication.is_copy(matches).all()
+    assert matches.nearest.tolist() == list(range(6))
+    assert not replication.is_copy(replication.match(generated, training))[1:].any()
+    listed_twice = torch.cat([training, training.flip(-1)])
+    assert not replication.is_copy(replication.match(generated[:1], listed_twice)).any()

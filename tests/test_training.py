@@ -101,8 +101,8 @@ def scratch_study(folder: Path, config: TrainConfig) -> None:
     data.save(planted({4: 2}), folder / "results/data")
 
 
-def run_training(folder: Path, *launcher: str) -> subprocess.Popen:
-    command = [*(launcher or (sys.executable,)), "-m", "memlib.training", "results/data", "results/model"]
+def run_training(folder: Path, *launcher: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
+    command = [*(launcher or (sys.executable,)), "-m", "memlib.training", "results/data", "results/model", *options]
     return subprocess.Popen(
         command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
     )
@@ -115,7 +115,7 @@ def test_killed_runs_go_on_and_end_as_an_unbroken_one(tmp_path: Path) -> None:
         scratch_study(tmp_path / name, config)
     unbroken = run_training(tmp_path / "unbroken")
     assert unbroken.wait() == 0
-    folder, checkpoint = tmp_path / "killed", tmp_path / "killed/results/checkpoints/model.pt"
+    folder, checkpoint = tmp_path / "killed", tmp_path / "killed/results/checkpoints/train.pt"
     for _ in range(2):
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         process = run_training(folder)
@@ -159,6 +159,37 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     )
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-4)
+
+
+def test_training_goes_on_from_a_given_start(tmp_path: Path) -> None:
+    name = "unet/diffusion_pytorch_model.safetensors"
+    training.train(PICTURES, COPIES, CONFIG, tmp_path / "start", tmp_path / "c.pt")
+    still = replace(CONFIG, steps=1, learning_rate=1e-12)
+    training.train(PICTURES, COPIES, still, tmp_path / "same", tmp_path / "c.pt", tmp_path / "start")
+    start, same = (load_file(tmp_path / folder / name) for folder in ("start", "same"))
+    for key, weights in start.items():
+        torch.testing.assert_close(same[key], weights, rtol=0, atol=1e-6)
+    training.train(PICTURES, COPIES, still, tmp_path / "new", tmp_path / "c.pt")
+    assert any((load_file(tmp_path / "new" / name)[key] - weights).abs().max() > 0.01 for key, weights in start.items())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        training.train(PICTURES[:, :1], COPIES, still, tmp_path / "grey", tmp_path / "c.pt", tmp_path / "start")
+
+
+def test_the_command_takes_split_section_seed_and_start(tmp_path: Path) -> None:
+    scratch_study(tmp_path, CONFIG)
+    options = ("--split", "heldout", "--section", "retrain", "--seed", "5")
+    parameters = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    parameters["retrain"] = {"steps": 3}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(parameters))
+    process = run_training(tmp_path, options=options)
+    assert process.wait() == 0, process.stderr.read()
+    name = "unet/diffusion_pytorch_model.safetensors"
+    part = data.load(tmp_path / "results/data").split("heldout")
+    expected = replace(CONFIG, steps=3, seed=5)
+    torch.set_num_threads(1)
+    copies = torch.ones(len(part.images), dtype=torch.long)
+    training.train(part.images, copies, expected, tmp_path / "expected", tmp_path / "c.pt")
+    assert (tmp_path / "results/model" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
 
 def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""The study with other parameters, beside the default one: `python -m memlib.profiles NAME [NAME ...]`.
+
+A profile is a file of `profiles/` laid over params.yaml. The run happens in a copy of the project, so that the default
+results stay; what it measures is kept in `metrics/NAME`.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from memlib.files import suggest, whole_file
+from memlib.pipeline import reporting_errors
+
+PROFILES = Path("profiles")
+
+
+def read_profile(name: str) -> dict[str, Any]:
+    """Sections of a profile; raises ValueError, naming the profiles there are, for another name."""
+    path = PROFILES / f"{name}.yaml"
+    if not path.exists():
+        raise ValueError(
+            f"there is no profile {name!r}{suggest(name, sorted(p.stem for p in PROFILES.glob('*.yaml')))}"
+        )
+    return yaml.safe_load(path.read_text())
+
+
+def project_copy(folder: str | Path, profiles: Sequence[dict[str, Any]], cache: str | Path | None = None) -> None:
+    """Copy to `folder` what git tracks or would track, lay the profiles over its params.yaml, make DVC work without git.
+
+    With `cache`, the DVC cache of that folder is shared, and stages that it knows are not run again.
+    """
+    folder = Path(folder)
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], check=True, capture_output=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if Path(name).exists() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(name, folder / name)
+    parameters = yaml.safe_load(Path("params.yaml").read_text())
+    for profile in profiles:
+        parameters = {section: content | profile.get(section, {}) for section, content in parameters.items()}
+    with whole_file(folder / "params.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(parameters, sort_keys=False))
+    config = ["dvc", "config", "--local"]
+    subprocess.run([*config, "core.no_scm", "true"], cwd=folder, check=True)
+    if cache is not None:
+        subprocess.run([*config, "cache.dir", str(Path(cache).resolve())], cwd=folder, check=True)
+
+
+def environment(folder: str | Path) -> dict[str, str]:
+    """Environment in which the copy's own memlib comes first, also in the kernels of notebooks."""
+    return os.environ | {"PYTHONPATH": str(Path(folder).resolve())}
+
+
+def main() -> None:
+    """Command line: run the study, or some stages of it, with a profile."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("names", nargs="+", help="profiles, laid over params.yaml in this order")
+    parser.add_argument("--stages", nargs="*", default=[], help="only these stages and those they need")
+    arguments = parser.parse_args()
+    name = "-".join(arguments.names)
+    with reporting_errors(f"profile {name}"):
+        profiles = [read_profile(one) for one in arguments.names]
+        folder = Path("results/profiles") / name
+        project_copy(folder, profiles, ".dvc/cache")
+        for metrics in (folder / "metrics").glob("*.json"):
+            metrics.unlink()
+        for command in (
+            ["python", "-m", "memlib.pipeline", "check"],
+            ["dvc", "repro", *arguments.stages],
+            ["python", "-m", "memlib.pipeline", "study"],
+        ):
+            if subprocess.run(command, cwd=folder, env=environment(folder)).returncode:
+                raise RuntimeError(f"{' '.join(command)} failed in {folder}; the same command goes on from there")
+        with whole_file(Path("metrics") / name) as temporary:
+            shutil.copytree(folder / "metrics", temporary)
+            shutil.copy2(folder / "params.yaml", temporary)
+    print(f"The metrics are in metrics/{name}")
+
+
+if __name__ == "__main__":
+    main()
