@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -101,7 +101,7 @@ def check_study() -> None:
     import numpy as np
     from diffusers import DDPMScheduler
 
-    from memlib import data, models, ode, training
+    from memlib import data, models, modification, ode, training
 
     parameters = check_parameters()
     pictures, config = parameters["data"], TrainConfig(**parameters["train"])
@@ -112,6 +112,14 @@ def check_study() -> None:
             raise ValueError(f"data.copies names an unknown split {split!r}{suggest(split, pictures['splits'])}")
         data.check_copies(planted, pictures["splits"][split], split)
     training.build_network(1, pictures["size"], config)
+    for arm in parameters["run"]["arms"]:
+        by, _, how = str(arm).partition("-")
+        _check_names({by: None}, dict.fromkeys(("growth", "loss", "random", "oracle")), "run.arms", "choice", ())
+        _check_names({how: None}, dict.fromkeys(get_args(modification.Modification)), "run.arms", "modification", ())
+    for name, needed in (("arms", ("growth-drop", "random-drop", "oracle-drop", "loss-drop")), ("seeds", (0,))):
+        missing = [value for value in needed if value not in parameters["run"][name]]
+        if missing:
+            raise ValueError(f"run.{name} has no {missing[0]!r}, with which the chapters compare the others")
     levels = models.schedule_sigmas(DDPMScheduler(1000, beta_schedule=config.beta_schedule))
     for section, name in SIGMAS:
         for sigma in np.atleast_1d(parameters[section][name]):
@@ -132,7 +140,9 @@ def known_parameters() -> dict[str, dict[str, type]]:
         name: {key: type(value) for key, value in defaults.items()} for name, defaults in sections.items() if defaults
     }
     fields = {field.name: typing.get_origin(field.type) or field.type for field in dataclasses.fields(TrainConfig)}
-    return {"run": {"launcher": str}} | dict.fromkeys(("train", *TRAININGS), fields) | types
+    return (
+        {"run": {"launcher": str, "seeds": list, "arms": list}} | dict.fromkeys(("train", *TRAININGS), fields) | types
+    )
 
 
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
@@ -260,9 +270,17 @@ def stage_names(dvc_file: str | Path = "dvc.yaml") -> list[str]:
     """Names of all stages of dvc.yaml, each of a matrix on its own (`retrain@growth-drop`)."""
     names = []
     for name, stage in yaml.safe_load(Path(dvc_file).read_text())["stages"].items():
-        axes = stage.get("matrix", {}).values()
+        axes = [_resolve(axis) for axis in stage.get("matrix", {}).values()]
         names += [f"{name}@{'-'.join(map(str, item))}" for item in itertools.product(*axes)] if axes else [name]
     return names
+
+
+def _resolve(axis: list[Any] | str) -> list[Any]:
+    """Values of one axis of a matrix: as they stand there or, for `${section.name}`, in params.yaml."""
+    if isinstance(axis, list):
+        return axis
+    section, name = axis.removeprefix("${").removesuffix("}").split(".")
+    return yaml.safe_load(Path("params.yaml").read_text())[section][name]
 
 
 def stage_times() -> dict[str, dict[str, float]]:

@@ -151,6 +151,10 @@ def test_parameters_that_nothing_reads_are_refused(
         ),
         ({"data": {"copies": {"trian": {16: 9}}}}, "unknown split 'trian'; did you mean 'train'"),
         ({"data": {"splits": {"train": 9, "heldout": 9, "reference": 9}}}, "data.splits .* has no split 'retrain'"),
+        ({"run": {"arms": ["growth-dorp"]}}, "run.arms has an unknown modification 'dorp'; did you mean 'drop'"),
+        ({"run": {"arms": ["growth-drop"]}}, "run.arms has no 'random-drop', with which the chapters compare"),
+        ({"run": {"seeds": [1, 2]}}, "run.seeds has no 0"),
+        ({"frontier": {"levels": [0.1, 1e9]}}, "frontier.levels is 1000000000.0; the schedule goes from"),
         ({"data": {"size": 18}}, "pictures of 18 pixels do not halve 2 times"),
     ],
 )
@@ -170,11 +174,11 @@ def test_the_parameters_of_the_study_are_good(monkeypatch: pytest.MonkeyPatch) -
     assert pipeline.read_parameters("data")["name"] == "openmoji"
 
 
-def test_stages_of_a_matrix_have_names_and_places_in_the_graph(tmp_path: Path) -> None:
+def test_stages_of_a_matrix_have_names_and_places_in_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = {
         "make": {"cmd": "true", "outs": ["results/sets"]},
         "try": {
-            "matrix": {"set": ["a", "b"], "seed": [1, 2]},
+            "matrix": {"set": ["a", "b"], "seed": "${run.seeds}"},
             "cmd": "true",
             "deps": ["results/sets/${item.set}"],
             "outs": ["results/tries/${item.set}-${item.seed}"],
@@ -183,6 +187,8 @@ def test_stages_of_a_matrix_have_names_and_places_in_the_graph(tmp_path: Path) -
         "look": {"cmd": "true", "deps": ["results/tries/a-1"]},
     }
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    (tmp_path / "params.yaml").write_text("run: {seeds: [1, 2]}")
+    monkeypatch.chdir(tmp_path)
     names = pipeline.stage_names(tmp_path / "dvc.yaml")
     assert names == ["make", "try@a-1", "try@a-2", "try@b-1", "try@b-2", "sum", "look"]
     figure = plotting.stage_graph(tmp_path / "dvc.yaml")
