@@ -15,6 +15,7 @@ from torch import Tensor
 
 from memlib.config import PREDICTION_TYPES
 
+MAX_BATCH = 1024  # items in one call of a network; more are taken in turn
 NoisePredictor = Callable[[Tensor, Tensor | float], Tensor]
 
 
@@ -63,6 +64,9 @@ class NetworkNoise:
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         level = per_item(sigma, x)
+        if len(x) > MAX_BATCH:
+            levels = level.expand(len(x), *level.shape[1:]).split(MAX_BATCH)
+            return torch.cat([self(*part) for part in zip(x.split(MAX_BATCH), levels, strict=True)])
         t = self.timestep(level.flatten()).to(x.dtype).expand(len(x))
         signal = (1 + level**2).rsqrt()  # sqrt(abar)
         noise = level * signal  # sqrt(1 - abar)

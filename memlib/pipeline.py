@@ -35,6 +35,7 @@ SIGMAS = (  # parameters that are noise levels of the schedule
     ("frontier", "levels"),
     ("selection", "loss_sigma"),
     ("repeats", "loss_sigma"),
+    ("repeats", "sigma_min"),
     ("modification", "loss_sigma"),
 )
 TRAININGS = ("retrain", "mirrored")  # sections laid over `train`
@@ -107,6 +108,9 @@ def check_study() -> None:
     pictures, config = parameters["data"], TrainConfig(**parameters["train"])
     data.check_name(pictures["name"])
     _check_names(pictures["splits"], dict.fromkeys(SPLITS), "data.splits in params.yaml", "split")
+    for split in ("train", "reference", "retrain"):
+        if split not in pictures["copies"]:
+            raise ValueError(f"data.copies has no split {split!r}; give it {{}} for none planted")
     for split, planted in pictures["copies"].items():
         if split not in pictures["splits"]:
             raise ValueError(f"data.copies names an unknown split {split!r}{suggest(split, pictures['splits'])}")
@@ -121,12 +125,27 @@ def check_study() -> None:
         if missing:
             raise ValueError(f"run.{name} has no {missing[0]!r}, with which the chapters compare the others")
     levels = models.schedule_sigmas(DDPMScheduler(1000, beta_schedule=config.beta_schedule))
-    for section, name in SIGMAS:
-        for sigma in np.atleast_1d(parameters[section][name]):
+    frontier = parameters["frontier"]
+    reach = max(frontier["levels"], default=1.0) * frontier["step_ratio"] ** max(frontier["steps"], default=1)
+    sigmas = [(f"{section}.{name}", parameters[section][name]) for section, name in SIGMAS]
+    for name, values in [*sigmas, ("the last level of frontier", reach)]:
+        for sigma in np.atleast_1d(values):
             if not levels[0] <= sigma < levels[-1]:
                 raise ValueError(
-                    f"{section}.{name} is {sigma}; the schedule goes from {float(levels[0]):.4g} to {float(levels[-1]):.4g}"
+                    f"{name} is {sigma}; the schedule goes from {float(levels[0]):.4g} to {float(levels[-1]):.4g}"
                 )
+    for name, needed in (("axes", 1), ("steps", 1), ("draws", 2)):
+        if needed not in frontier[name]:
+            raise ValueError(f"frontier.{name} is {frontier[name]}; it must hold {needed}, which a claim is judged by")
+    if sorted(set(parameters["flow"]["steps"])) != parameters["flow"]["steps"] or len(parameters["flow"]["steps"]) < 2:
+        raise ValueError(f"flow.steps is {parameters['flow']['steps']}; it must be at least two rising numbers")
+    for section, name, least in (("frontier", "budget", 2), ("estimators", "dimensions", 16)):
+        if parameters[section][name] < least:
+            raise ValueError(f"{section}.{name} is {parameters[section][name]}; it must be at least {least}")
+    if parameters["repeats"]["unseen"] > pictures["splits"]["heldout"]:
+        raise ValueError(
+            f"repeats.unseen is {parameters['repeats']['unseen']} but data.splits.heldout only {pictures['splits']['heldout']}"
+        )
     ode.check_method(parameters["volume"]["method"])
 
 

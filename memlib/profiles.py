@@ -21,35 +21,50 @@ PROFILES = Path("profiles")
 
 
 def read_profile(name: str) -> dict[str, Any]:
-    """Sections of a profile; raises ValueError, naming the profiles there are, for another name."""
+    """Sections of a profile; raises ValueError, naming what there is, for another profile or an unknown section."""
     path = PROFILES / f"{name}.yaml"
     if not path.exists():
         raise ValueError(
             f"there is no profile {name!r}{suggest(name, sorted(p.stem for p in PROFILES.glob('*.yaml')))}"
         )
-    return yaml.safe_load(path.read_text())
+    profile = yaml.safe_load(path.read_text())
+    known = yaml.safe_load(Path("params.yaml").read_text())
+    for section in profile:
+        if section not in known:
+            raise ValueError(f"{path} has an unknown section {section!r}{suggest(section, known)}")
+    return profile
 
 
 def project_copy(folder: str | Path, profiles: Sequence[dict[str, Any]], cache: str | Path | None = None) -> None:
-    """Copy to `folder` what git tracks or would track, lay the profiles over its params.yaml, make DVC work without git.
+    """Copy the sources of the project to `folder`, lay the profiles over its params.yaml, make DVC work without git.
 
-    With `cache`, the DVC cache of that folder is shared, and stages that it knows are not run again.
+    Sources are what git tracks or would track but for the outputs of stages. With `cache`, the DVC cache of that folder
+    is shared, so that trainings that were run before are not run again.
     """
     folder = Path(folder)
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], check=True, capture_output=True)
+    made = outputs()
     for name in filter(None, listed.stdout.decode().split("\0")):
-        if Path(name).exists() and name != "dvc.lock":
+        if Path(name).exists() and name != "dvc.lock" and not name.startswith("metrics/") and name not in made:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, folder / name)
     parameters = yaml.safe_load(Path("params.yaml").read_text())
     for profile in profiles:
         parameters = {section: content | profile.get(section, {}) for section, content in parameters.items()}
+    if parameters["data"]["root"]:
+        parameters["data"]["root"] = str(Path(parameters["data"]["root"]).resolve())
     with whole_file(folder / "params.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(parameters, sort_keys=False))
     config = ["dvc", "config", "--local"]
     subprocess.run([*config, "core.no_scm", "true"], cwd=folder, check=True)
     if cache is not None:
         subprocess.run([*config, "cache.dir", str(Path(cache).resolve())], cwd=folder, check=True)
+
+
+def outputs() -> set[str]:
+    """Files that stages make and git keeps, but for the metrics."""
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
+    return {next(iter(out)) for stage in stages for out in stage.get("outs", []) if isinstance(out, dict)}
 
 
 def environment(folder: str | Path) -> dict[str, str]:
@@ -68,8 +83,6 @@ def main() -> None:
         profiles = [read_profile(one) for one in arguments.names]
         folder = Path("results/profiles") / name
         project_copy(folder, profiles, ".dvc/cache")
-        for metrics in (folder / "metrics").glob("*.json"):
-            metrics.unlink()
         for command in (
             ["python", "-m", "memlib.pipeline", "check"],
             ["dvc", "repro", *arguments.stages],

@@ -83,6 +83,11 @@ def _wider(value: float, *intervals: tuple[float, float]) -> Estimate:
     return Estimate(value, min(low for low, _ in intervals), max(high for _, high in intervals))
 
 
+def auroc_value(positive: ArrayLike, negative: ArrayLike) -> float:
+    """Area under the ROC curve alone, for choosing among many scores."""
+    return float(_auroc(*_groups(positive, negative)))
+
+
 def auroc(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
     """Area under the ROC curve with its interval: stratified bootstrap or Newcombe's score interval, whichever is wider.
 
@@ -136,31 +141,44 @@ def auroc_difference(
 
 
 def spearman(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 2000) -> Estimate:
-    """Spearman's rank correlation of two scores of the same items, with a bootstrap interval."""
+    """Spearman's rank correlation of two scores of the same items, with a bootstrap interval.
+
+    Where one of them is constant nothing is known, and the estimate is 0 with the interval from -1 to 1.
+    """
     a, b = _groups(a, b)
     if len(a) != len(b):
         raise ValueError("two scores can only be correlated over the same items")
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return Estimate(0.0, -1.0, 1.0)
     rows = np.random.default_rng(seed).integers(0, len(a), (resamples, len(a)))
     ranks_a, ranks_b = (stats.rankdata(scores[rows], axis=1) for scores in (a, b))
     centred_a, centred_b = (ranks - ranks.mean(1, keepdims=True) for ranks in (ranks_a, ranks_b))
     norms = np.sqrt((centred_a**2).sum(1) * (centred_b**2).sum(1))
-    with np.errstate(invalid="ignore"):
-        low, high = np.nanpercentile((centred_a * centred_b).sum(1) / norms, [2.5, 97.5])
+    correlations = (centred_a * centred_b).sum(1)[norms > 0] / norms[norms > 0]
+    low, high = np.percentile(correlations, [2.5, 97.5])
     return Estimate(float(stats.spearmanr(a, b).statistic), float(low), float(high))
 
 
-def proportion_difference(first: ArrayLike, second: ArrayLike, seed: int = 0, resamples: int = 2000) -> Estimate:
-    """Share of a first outcome minus that of a second over the same items (0 or 1 each), with a paired bootstrap interval.
+def proportion_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
+    """Share of a first outcome minus that of a second over the same items (0 or 1 each).
 
-    Where no item's outcomes differ, resampling has no spread, and the interval is that of 0 discordant items (Wilson).
+    Newcombe's interval for paired shares (1998, method 10), which is honest where few items differ.
     """
-    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    means = difference[np.random.default_rng(seed).integers(0, len(difference), (resamples, len(difference)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    if low == high:
-        width = proportion(0, len(difference)).high
-        low, high = difference.mean() - width, difference.mean() + width
-    return Estimate(float(difference.mean()), float(low), float(high))
+    one, two = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    n = len(one)
+    a, b = proportion(int(one.sum()), n), proportion(int(two.sum()), n)
+    both, only_one, only_two, neither = (int(c.sum()) for c in (one & two, one & ~two, ~one & two, ~one & ~two))
+    scale = np.sqrt(float(one.sum()) * (n - one.sum()) * two.sum() * (n - two.sum()))
+    excess = both * neither - only_one * only_two
+    phi = (max(excess - n / 2, 0) if excess > 0 else excess) / scale if scale else 0.0
+    difference = a.value - b.value
+    down, up = a.value - a.low, a.high - a.value
+    other_down, other_up = b.value - b.low, b.high - b.value
+    return Estimate(
+        difference,
+        difference - float(np.sqrt(down**2 - 2 * phi * down * other_up + other_up**2)),
+        difference + float(np.sqrt(up**2 - 2 * phi * up * other_down + other_down**2)),
+    )
 
 
 def proportion(successes: int, trials: int) -> Estimate:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import scheduler, small_unet
 from diffusers import DDPMPipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from memlib import models
 from memlib.models import NetworkNoise, load_network, schedule_sigmas
 
 
@@ -47,6 +49,18 @@ def test_one_noise_level_an_item(generator: torch.Generator) -> None:
     x, levels = torch.randn(3, 3, 8, 8, generator=generator), torch.tensor([0.1, 1.0, 20.0])
     singly = torch.cat([eps(row[None], float(level)) for row, level in zip(x, levels, strict=True)])
     torch.testing.assert_close(eps(x, levels), singly, rtol=1e-4, atol=1e-5)
+
+
+def test_many_items_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    eps, x = NetworkNoise(small_unet(), scheduler()), torch.randn(7, 3, 8, 8, generator=generator)
+    with sdpa_kernel(SDPBackend.MATH):
+        whole, tangents = torch.func.jvp(lambda y: eps(y, 0.5), (x,), (torch.ones_like(x),))
+        monkeypatch.setattr(models, "MAX_BATCH", 3)
+        split, split_tangents = torch.func.jvp(lambda y: eps(y, 0.5), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(split_tangents, tangents, rtol=1e-3, atol=1e-4)
+    levels = torch.linspace(0.1, 2, 7)
+    torch.testing.assert_close(eps(x, levels)[4], eps(x[4:5], float(levels[4]))[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_noise_level_outside_of_the_schedule_is_refused() -> None:

@@ -207,7 +207,9 @@ def test_a_profile_is_laid_over_a_copy_of_the_project(tmp_path: Path, monkeypatc
     smoke = yaml.safe_load((tmp_path / "smoke/params.yaml").read_text())
     default = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert smoke["train"] == default["train"] | profiles.read_profile("smoke")["train"]
-    assert not (tmp_path / "smoke/dvc.lock").exists()
+    for name in ("dvc.lock", "metrics/volume.json", "book/_static/growth.png"):
+        assert (ROOT / name).exists()
+        assert not (tmp_path / "smoke" / name).exists(), "results of the default study are no sources"
     assert (tmp_path / "smoke/memlib/ode.py").exists()
     with pytest.raises(ValueError, match="there is no profile 'cifar'; did you mean 'cifar10'"):
         profiles.read_profile("cifar")

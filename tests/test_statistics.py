@@ -18,6 +18,7 @@ def test_auroc_is_that_of_sklearn(positive: list[float], negative: list[float]) 
     labels = [1] * len(positive) + [0] * len(negative)
     assert estimate.value == pytest.approx(roc_auc_score(labels, positive + negative))
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert statistics.auroc_value(positive, negative) == estimate.value
 
 
 @given(scores, st.lists(st.integers(-8, 8).map(float), min_size=20, max_size=60), st.sampled_from([0.05, 0.1, 0.33]))
@@ -95,6 +96,7 @@ def test_rank_correlation_is_that_of_scipy_and_its_interval_covers() -> None:
     assert estimate.value == pytest.approx(stats.spearmanr(a, b).statistic)
     assert 0.89 <= np.mean(covered) <= 0.99
     assert statistics.spearman(a, np.exp(a)).value == pytest.approx(1)
+    assert statistics.spearman(a, np.zeros(60)) == (0, -1, 1)
     with pytest.raises(ValueError, match="same items"):
         statistics.spearman(a, b[1:])
 
@@ -110,6 +112,15 @@ def test_difference_of_two_shares_of_the_same_items() -> None:
     assert estimate.value == pytest.approx(first.mean() - second.mean())
     same = statistics.proportion_difference(first, first)
     assert same.low < 0 == same.value < same.high
+    few = statistics.proportion_difference([1] * 4 + [0] * 60, [0] * 64)
+    assert few.low < 0 < few.value, "four items that differ, all one way: p = 0.125 by McNemar's exact test"
+
+
+def test_paired_shares_against_a_published_example() -> None:
+    # Newcombe 1998, Statistics in Medicine 17:2635, table II: a, b, c, d = 36, 12, 2, 0 gives 0.2 [0.0562, 0.3290].
+    first = [1] * 36 + [1] * 12 + [0] * 2
+    second = [1] * 36 + [0] * 12 + [1] * 2
+    assert statistics.proportion_difference(first, second) == pytest.approx((0.2, 0.0562, 0.3290), abs=1e-3)
 
 
 def test_welch_and_effect_size() -> None:
