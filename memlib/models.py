@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memlib.config import PREDICTION_TYPES
 
-MAX_BATCH = 1024  # items in one call of a network; more are taken in turn
+MAX_BATCH = 256  # items in one call of a network; more are taken in turn (on processors larger calls are slower)
 NoisePredictor = Callable[[Tensor, Tensor | float], Tensor]
 
 
