@@ -4,6 +4,7 @@ The run is killed while it trains and taken up again. Then: a second `dvc repro`
 one chapter runs that chapter and the book again, and the pages pass tests/test_book.py.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -48,10 +49,11 @@ def kill_while_training(folder: Path) -> None:
 def main() -> None:
     before = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
     os.chdir(ROOT)
-    stages = set(pipeline.stage_names())
     with tempfile.TemporaryDirectory(prefix="smoke-") as name:
         folder = Path(name)
         profiles.project_copy(folder, [profiles.read_profile("smoke")])
+        with contextlib.chdir(folder):
+            stages = set(pipeline.stage_names())
         kill_while_training(folder)
         ran, seconds = repro(folder)
         assert stages - ran == {"data"}, f"after a kill while training, these stages did not run: {stages - ran}"
