@@ -108,12 +108,11 @@ def check_study() -> None:
     pictures, config = parameters["data"], TrainConfig(**parameters["train"])
     data.check_name(pictures["name"])
     _check_names(pictures["splits"], dict.fromkeys(SPLITS), "data.splits in params.yaml", "split")
+    _check_names(pictures["copies"], pictures["splits"], "data.copies", "split", ())
     for split in ("train", "reference", "retrain"):
         if split not in pictures["copies"]:
             raise ValueError(f"data.copies has no split {split!r}; give it {{}} for none planted")
     for split, planted in pictures["copies"].items():
-        if split not in pictures["splits"]:
-            raise ValueError(f"data.copies names an unknown split {split!r}{suggest(split, pictures['splits'])}")
         data.check_copies(planted, pictures["splits"][split], split)
     training.build_network(1, pictures["size"], config)
     for arm in parameters["run"]["arms"]:
