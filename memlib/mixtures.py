@@ -33,6 +33,7 @@ class GaussianMixture:
             raise ValueError(
                 f"the weights of a mixture must be positive and sum to 1; these are {self.weights.tolist()}"
             )
+        _ = self._eigen  # now, for a value first computed inside a functional transform must not outlive it
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
@@ -40,16 +41,15 @@ class GaussianMixture:
         return torch.linalg.eigh(self.covariances)
 
     def _components(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted log-densities [N, K], scores [N, K, d] and precisions [N or 1, K, d, d] of the smoothed components."""
+        """Weighted log-densities [N, K], scores [N, K, d] and variances [N or 1, K, d] of the smoothed components."""
         d = x.shape[-1]
         variance = per_item(sigma, x).square()[..., None, None]
         eigenvalues, axes = self._eigen
         spread = eigenvalues + variance.squeeze(-1)  # [N or 1, K, d]
-        precision = axes / spread[..., None, :] @ axes.mT
         offset = x[:, None] - self.means
-        score = -(precision @ offset[..., None])[..., 0]
+        score = -_turned((_turned(offset, axes.mT) / spread), axes)
         log_density = 0.5 * (offset * score).sum(-1) - 0.5 * spread.log().sum(-1) - 0.5 * d * math.log(2 * math.pi)
-        return self.weights.log() + log_density, score, precision
+        return self.weights.log() + log_density, score, spread
 
     def log_density(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """log p_sigma(x) [N]."""
@@ -62,11 +62,24 @@ class GaussianMixture:
 
     def hessian(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Hessian of log p_sigma at x [N, d, d]."""
-        log_density, score, precision = self._components(x, sigma)
+        log_density, score, spread = self._components(x, sigma)
+        axes = self._eigen[1]
+        precision = axes / spread[..., None, :] @ axes.mT
         share = log_density.softmax(-1)[..., None, None]
         second = (share * (score[..., :, None] * score[..., None, :] - precision)).sum(1)
         mean = (share[..., 0] * score).sum(1)
         return second - mean[:, :, None] * mean[:, None, :]
+
+    def p_laplacian(self, x: Tensor, sigma: Tensor | float, p: float) -> Tensor:
+        """div(|s|^(p-2) s) [N] of the score s of log p_sigma; for p < 2 it has no limit where the score vanishes."""
+        log_density, scores, spread = self._components(x, sigma)
+        share = log_density.softmax(-1)
+        score = (share[..., None] * scores).sum(1)
+        squared = score.square().sum(-1)
+        trace = (share * (scores.square().sum(-1) - (1 / spread).sum(-1))).sum(1) - squared
+        bent = _turned(score[:, None].expand_as(scores), self._eigen[1].mT).square() / spread  # s' precision s, by axis
+        along = (share * ((scores @ score[..., None])[..., 0].square() - bent.sum(-1))).sum(1) / squared - squared
+        return squared ** (p / 2 - 1) * (trace + (p - 2) * along)
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Expected noise eps = -sigma * score [N, d]."""
@@ -79,6 +92,11 @@ class GaussianMixture:
         root = axes * eigenvalues.clamp_min(0).sqrt()[:, None, :]
         normal = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[component] + (root[component] @ normal[..., None])[..., 0]
+
+
+def _turned(x: Tensor, axes: Tensor) -> Tensor:
+    """axes [K, d, d] applied to vectors [N, K, d]."""
+    return torch.einsum("kij,nkj->nki", axes, x)
 
 
 def gaussian_growth(eigenvalues: Tensor, sigma_from: float, sigma_to: float) -> Tensor:

@@ -48,6 +48,18 @@ def test_score_and_hessian_are_derivatives_of_the_density(seed: int, sigma: floa
     torch.testing.assert_close(mixture(x, sigma), -sigma * score, rtol=1e-8, atol=1e-8)
 
 
+@given(seeds, sigmas, st.floats(1.0, 4.0))
+def test_p_laplacian_is_the_divergence_of_the_scaled_score(seed: int, sigma: float, p: float) -> None:
+    mixture, x = random_mixture(seed), points(seed + 1)
+
+    def flow(y: torch.Tensor) -> torch.Tensor:
+        score = torch.func.grad(lambda z: mixture.log_density(z[None], sigma)[0])(y)
+        return score.norm() ** (p - 2) * score
+
+    expected = torch.stack([torch.func.jacrev(flow)(row).trace() for row in x])
+    torch.testing.assert_close(mixture.p_laplacian(x, sigma, p), expected, rtol=1e-6, atol=1e-8)
+
+
 def test_one_noise_level_an_item() -> None:
     mixture, x, levels = random_mixture(0), points(1), torch.tensor([0.1, 0.5, 1.0, 3.0, 9.0], dtype=torch.float64)
     singly = torch.cat([mixture(row[None], float(level)) for row, level in zip(x, levels, strict=True)])

@@ -1,0 +1,230 @@
+"""p-Laplacian of the log-density of noisy data, from the noise prediction (Brokman et al., arXiv 2505.08246).
+
+With the score s = -eps / sigma it is div(|s|^(p-2) s): the Laplacian for p = 2; for p = 1 only the direction of the score
+counts. At a peak of the density it is far below zero, so a detector takes minus the value.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from memlib.models import MAX_BATCH, NoisePredictor
+from memlib.volume import directional_derivatives
+
+Estimator = Literal["autodiff", "flux", "ball", "cosine"]
+Scheme = Literal["independent", "antithetic", "orthogonal"]
+FLOOR = 1e-3  # least length of the noise prediction, relative to sqrt(d), in negative powers of it
+STEP = 1e-2  # of the finite differences in `ball`, relative to sigma
+
+
+class PLaplacian(NamedTuple):
+    """p-Laplacian of N items for P values of p: value and standard_error [P, N]; evaluations: of the network, per item.
+
+    The standard error is that of the choice of directions (nan with a single one, 0 with all of them). A forward-mode
+    derivative counts two evaluations.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    evaluations: int
+
+
+def p_laplacian(
+    eps: NoisePredictor,
+    x: Tensor,
+    sigma: float,
+    p: Sequence[float],
+    directions: int | None = None,
+    generator: torch.Generator | None = None,
+    estimator: Estimator = "autodiff",
+    radius: float | None = None,
+    scheme: Scheme = "antithetic",
+    max_batch: int = MAX_BATCH,
+) -> PLaplacian:
+    """p-Laplacian of log p_sigma around items x [N, ...], for every p of a sequence from the same network evaluations.
+
+    The estimators, with d the number of dimensions and n a random direction of length 1:
+
+    - `autodiff`: at x itself, |s|^(p-2) (tr H + (p-2) s'Hs / |s|^2) with the Hessian H of the log-density; the trace by
+      random signs (all d axes if `directions` is None), the rest by one derivative along s. Where p < 2 and |eps| is
+      below 0.001 sqrt(d), as at the very top of a peak, that length is taken in its place, so that the value stays finite.
+    - `flux`: mean over the ball of a radius around x, from the flow through its surface (divergence theorem):
+      d / radius * E[|s|^(p-2) s.n] at x + radius n.
+    - `ball`: the same mean over the ball, from central differences of |s|^(p-2) s along random signs at random points
+      of it, with the same least length.
+    - `cosine`: E[s.n / |s|] on the sphere, the paper's 1-Laplacian of images: `flux` with p = 1 without d / radius.
+
+    The radius is sigma sqrt(d), where noise of that level lies, if not given. The directions of `flux` and `cosine` are
+    drawn by a scheme: `independent`; `antithetic`, each with its opposite; `orthogonal`, those of an orthonormal frame
+    with their opposites (several frames, if more than 2 d are wanted). The standard error of a single frame is that of a
+    function quadratic in n. Nothing but memory depends on `max_batch`, the items of one call of the network.
+
+    Raises ValueError for p < 1, a radius, noise level or number of directions that is not positive, directions that do
+    not fill the scheme, and a noise prediction that is not finite or not of the shape of x.
+    """
+    d = x[0].numel()
+    _check(p, sigma, directions, estimator, radius, scheme, d)
+    radius = sigma * d**0.5 if radius is None else radius
+    powers = torch.tensor(p, dtype=x.dtype, device=x.device)[:, None, None]
+    terms = []
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        seeds = torch.randint(2**63 - 1, (len(x),), generator=generator)
+        size = max(1, max_batch // (directions or d))
+        for items, own in zip(x.split(size), seeds.split(size), strict=True):
+            generators = [torch.Generator().manual_seed(seed) for seed in own.tolist()]
+            if estimator == "autodiff":
+                terms.append(_autodiff(eps, items, sigma, powers, directions, generators, max_batch))
+            elif estimator == "ball":
+                terms.append(_ball(eps, items, sigma, powers, directions, generators, radius, max_batch))
+            else:
+                normals = _normals(items, directions, scheme, generators)
+                field = _scores_around(eps, items, radius * normals, sigma, max_batch)
+                length = field.norm(dim=2)
+                cosine = (field * normals).sum(2) / length.clamp_min(torch.finfo(x.dtype).tiny)
+                scale = 1 if estimator == "cosine" else d / radius
+                terms.append(scale * length ** (powers - 1) * cosine)
+    by_direction = torch.cat(terms, 2)  # [P, k, N]
+    if not by_direction.isfinite().all():
+        bad = (~by_direction.isfinite().all(1).all(0)).nonzero()
+        raise ValueError(f"the noise prediction at sigma {sigma:.4g} is not finite around item {int(bad[0])}")
+    exact = estimator == "autodiff" and directions is None
+    error = torch.zeros_like(by_direction[:, 0]) if exact else _standard_error(by_direction, estimator, scheme, d)
+    cost = {"autodiff": 2 * (directions or d) + 2, "ball": 2 * (directions or 0)}.get(estimator, directions)
+    return PLaplacian(by_direction.mean(1), error, cost)
+
+
+def _check(
+    p: Sequence[float],
+    sigma: float,
+    directions: int | None,
+    estimator: str,
+    radius: float | None,
+    scheme: str,
+    d: int,
+) -> None:
+    """Refuse what p_laplacian cannot compute, before any work starts."""
+    for name, value, known in (("estimator", estimator, Estimator), ("scheme", scheme, Scheme)):
+        if value not in get_args(known):
+            raise ValueError(f"unknown p-Laplacian {name} {value!r}; known: {', '.join(get_args(known))}")
+    for value in p:
+        if not value >= 1:
+            raise ValueError(f"the p-Laplacian is estimated for p of at least 1; got {value}")
+    if estimator == "cosine" and list(p) != [1]:
+        raise ValueError(f"the mean cosine is the 1-Laplacian; give p as [1], not {list(p)}")
+    for name, value in (("noise level", sigma), ("radius", radius)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"the {name} of a p-Laplacian must be positive; got {value}")
+    if directions is None and estimator != "autodiff":
+        raise ValueError(f"the estimator {estimator} needs a number of directions")
+    if directions is not None and directions < 1:
+        raise ValueError(f"a p-Laplacian needs at least one direction; got {directions}")
+    if estimator in ("flux", "cosine") and scheme != "independent":
+        if directions % 2:
+            raise ValueError(f"directions of the scheme {scheme} come with their opposites; {directions} is odd")
+        if scheme == "orthogonal" and directions > 2 * d and directions % (2 * d):
+            raise ValueError(f"{directions} orthogonal directions in {d} dimensions do not fill frames of {2 * d}")
+
+
+def _score(eps: NoisePredictor, x: Tensor, sigma: float) -> Tensor:
+    """Score of items [N, ...] in their shape."""
+    noise = eps(x, sigma)
+    if noise.shape != x.shape:
+        raise ValueError(f"the noise prediction for items {list(x.shape)} has the shape {list(noise.shape)}")
+    return -noise / sigma
+
+
+def _scores_around(eps: NoisePredictor, x: Tensor, offsets: Tensor, sigma: float, max_batch: int) -> Tensor:
+    """Score at x + offset [k, N, d], for items [N, ...] and offsets [k, N, d]."""
+    points = (x + offsets.reshape(-1, *x.shape)).flatten(0, 1)
+    return torch.cat([_score(eps, rows, sigma) for rows in points.split(max_batch)]).reshape(offsets.shape)
+
+
+def _autodiff(
+    eps: NoisePredictor,
+    x: Tensor,
+    sigma: float,
+    powers: Tensor,
+    directions: int | None,
+    generators: list[torch.Generator],
+    max_batch: int,
+) -> Tensor:
+    d = x[0].numel()
+    if directions is None:
+        tangents = torch.eye(d, dtype=x.dtype, device=x.device)[:, None].expand(d, len(x), d)
+    else:
+        tangents = _signs(x, directions, generators)
+    score_at = partial(_score, eps, sigma=sigma)
+    score, derivatives = directional_derivatives(score_at, x, tangents.reshape(-1, *x.shape), max_batch)
+    curvatures = (tangents * derivatives.flatten(2)).sum(2)  # v'Hv [k, N]
+    score = score.flatten(1)
+    length = score.norm(dim=1)
+    unit = score / length.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
+    _, derivatives = directional_derivatives(score_at, x, unit.reshape(1, *x.shape), max_batch)
+    along = (unit * derivatives[0].flatten(1)).sum(1)
+    trace = curvatures * (d if directions is None else 1)
+    floored = length.clamp_min(FLOOR * d**0.5 / sigma)
+    return floored ** (powers - 2) * (trace + (powers - 2) * along)
+
+
+def _ball(
+    eps: NoisePredictor,
+    x: Tensor,
+    sigma: float,
+    powers: Tensor,
+    directions: int,
+    generators: list[torch.Generator],
+    radius: float,
+    max_batch: int,
+) -> Tensor:
+    d = x[0].numel()
+    depth = torch.stack([torch.rand(directions, 1, generator=g) for g in generators], 1).to(x) ** (1 / d)
+    centres = radius * depth * _normals(x, directions, "independent", generators)
+    signs = _signs(x, directions, generators)
+    step = STEP * sigma * signs
+    ahead, behind = (_scores_around(eps, x, offsets, sigma, max_batch) for offsets in (centres + step, centres - step))
+
+    def flow(field: Tensor) -> Tensor:
+        """|s|^(p-2) s along the signs [P, k, N]."""
+        length = field.norm(dim=2).clamp_min(FLOOR * d**0.5 / sigma)
+        return length ** (powers - 2) * (field * signs).sum(2)
+
+    return (flow(ahead) - flow(behind)) / (2 * STEP * sigma)
+
+
+def _signs(x: Tensor, directions: int, generators: list[torch.Generator]) -> Tensor:
+    """Random signs [k, N, d], each item's from its own generator."""
+    d = x[0].numel()
+    return torch.stack([2 * torch.randint(0, 2, (directions, d), generator=g) - 1 for g in generators], 1).to(x)
+
+
+def _normals(x: Tensor, directions: int, scheme: Scheme, generators: list[torch.Generator]) -> Tensor:
+    """Unit vectors [k, N, d] of a scheme, each item's from its own generator; opposites lie half of k apart."""
+    d = x[0].numel()
+    half = directions if scheme == "independent" else directions // 2
+    normal = torch.stack([torch.randn(half, d, generator=g, dtype=x.dtype) for g in generators]).to(x.device)
+    if scheme == "orthogonal":
+        frames = normal.reshape(len(x), -1, min(half, d), d).mT
+        q, r = torch.linalg.qr(frames)
+        q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+        unit = q.mT.reshape(len(x), half, d).transpose(0, 1)
+    else:
+        unit = (normal / normal.norm(dim=2, keepdim=True)).transpose(0, 1)
+    return unit if scheme == "independent" else torch.cat([unit, -unit])
+
+
+def _standard_error(by_direction: Tensor, estimator: Estimator, scheme: Scheme, d: int) -> Tensor:
+    """Standard error [P, N] of the mean over directions of terms [P, k, N]."""
+    samples, share = by_direction, 0.0
+    if estimator in ("flux", "cosine") and scheme != "independent":
+        samples = by_direction.unflatten(1, (2, -1)).mean(1)  # pairs
+        if scheme == "orthogonal" and samples.shape[1] > d:
+            samples = samples.unflatten(1, (-1, d)).mean(2)  # frames
+        elif scheme == "orthogonal":
+            share = samples.shape[1] / d
+    if samples.shape[1] == 1:
+        return torch.full_like(samples[:, 0], float("nan"))
+    return samples.std(1) * ((1 - share) / samples.shape[1]) ** 0.5
