@@ -9,9 +9,7 @@ from memlib.ode import integrate, solver_step
 
 
 @torch.no_grad()
-def denoising_loss(
-    eps: NoisePredictor, x: Tensor, sigma: float, draws: int, generator: torch.Generator, max_batch: int = 256
-) -> Tensor:
+def denoising_loss(eps: NoisePredictor, x: Tensor, sigma: float, draws: int, generator: torch.Generator) -> Tensor:
     """Minus the mean squared error of the noise prediction at one noise level [N], over `draws` noises an image.
 
     The loss that training minimises (Ho et al., arXiv 2006.11239, eq. 14), used as a membership score by Matsumoto et al.
@@ -19,12 +17,8 @@ def denoising_loss(
     """
     check_images(x)
     noise = torch.randn(draws, *x.shape, generator=generator).to(x)
-    index = torch.arange(draws * len(x), device=x.device)
-    errors = []
-    for rows in index.split(max_batch):
-        n = noise[rows // len(x), rows % len(x)]
-        errors.append((eps(x[rows % len(x)] + sigma * n, sigma) - n).square().flatten(1).mean(1))
-    return -torch.cat(errors).reshape(draws, len(x)).mean(0)
+    predicted = eps((x + sigma * noise).flatten(0, 1), sigma).reshape(noise.shape)
+    return -(predicted - noise).square().flatten(2).mean((0, 2))
 
 
 @torch.no_grad()

@@ -6,6 +6,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from memlib.models import NetworkNoise
+from memlib.ode import sample, sigma_grid
+
 RATIO = 1 / 3
 
 
@@ -39,6 +42,19 @@ def match(generated: Tensor, training: Tensor, mirrored: bool = False) -> Matche
     ]
     distances, indices = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
     return Matches(indices[:, 0], distances[:, 0], distances[:, 1])
+
+
+def sample_and_match(
+    eps: NetworkNoise, training: Tensor, samples: int, steps: int, seed: int, mirrored: bool = False
+) -> Matches:
+    """Matches of that many samples drawn by so many steps of the Heun sampler; training [N, C, H, W] in [-1, 1].
+
+    A seed starts every model from the same noise.
+    """
+    sigmas = sigma_grid(eps.sigma_min, eps.sigma_max, steps)
+    generator = torch.Generator().manual_seed(seed)
+    generated = sample(eps, (samples, *training.shape[1:]), sigmas, generator, device=eps.device)
+    return match(generated.cpu().clamp(-1, 1), training, mirrored)
 
 
 def is_copy(matches: Matches) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.data import check_images
-from memlib.models import NoisePredictor
+from memlib.models import MAX_BATCH, NoisePredictor
 from memlib.ode import Method, check_method, integrate, solver_step
 
 Estimator = Literal["trace", "axes", "edges"]
@@ -49,7 +49,7 @@ def growth(
     generator: torch.Generator | None = None,
     method: Method = "heun",
     estimator: Estimator = "trace",
-    max_batch: int = 256,
+    max_batch: int = MAX_BATCH,
 ) -> Growth:
     """Log-volume growth around items x [N, ...] along the ODE from the smallest to the largest of `sigmas` [S + 1].
 
@@ -88,7 +88,7 @@ def divergence(
     sigma: float,
     directions: int | None = None,
     generator: torch.Generator | None = None,
-    max_batch: int = 256,
+    max_batch: int = MAX_BATCH,
 ) -> tuple[Tensor, Tensor]:
     """tr(d eps / dx) and its standard error (nan with a single direction), each [N], by forward-mode derivatives.
 
@@ -117,14 +117,14 @@ def _divergences(
         signs = torch.randint(0, 2, (directions, *x.shape), generator=generator)
         tangents = (2 * signs - 1).to(x)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, derivatives = _pushed(lambda y: eps(y, sigma), x, tangents, max_batch)
+        _, derivatives = directional_derivatives(lambda y: eps(y, sigma), x, tangents, max_batch)
     return (tangents * derivatives).flatten(2).sum(2) * (d if directions is None else 1)
 
 
-def _pushed(
+def directional_derivatives(
     function: Callable[[Tensor], Tensor], x: Tensor, tangents: Tensor, max_batch: int, edge: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The function's values at x [N, ...] and its derivatives along tangents [k, N, ...].
+    """The function's values at x [N, ...] and its derivatives along tangents [k, N, ...], `max_batch` at a time.
 
     By forward mode or, given the length of an edge, by finite differences.
     """
@@ -185,7 +185,9 @@ def _carried_growth(
     for here, there in pairwise(levels.tolist()):
         edge = EDGE * (1 + here**2) ** 0.5 if edges else None
         tangents = axes.permute(2, 0, 1).reshape(k, *x.shape)
-        x, pushed = _pushed(lambda y, a=here, b=there: solver_step(eps, y, a, b, method), x, tangents, max_batch, edge)
+        x, pushed = directional_derivatives(
+            lambda y, a=here, b=there: solver_step(eps, y, a, b, method), x, tangents, max_batch, edge
+        )
         pushed = pushed.reshape(k, n, d).permute(1, 2, 0)
         axes, r = torch.linalg.qr(pushed)
         diagonal = r.diagonal(dim1=-2, dim2=-1)

@@ -16,6 +16,21 @@ def test_a_perfect_memoriser_only_copies(generator: torch.Generator) -> None:
     assert replication.reproduced(matches, 12)["reproduced"].all()
 
 
+class Memoriser(PointMasses):
+    """The perfect memoriser on a schedule of its own."""
+
+    sigma_min, sigma_max, device = 0.01, 80.0, "cpu"
+
+
+def test_samples_of_a_memoriser_match_what_it_has_seen(generator: torch.Generator) -> None:
+    seen = torch.randn(12, 3, 4, 4, generator=generator).clamp(-1, 1)
+    for mirrored, shown in ((False, seen), (True, seen.flip(-1))):
+        matches = replication.sample_and_match(Memoriser(shown), seen, 200, 30, 0, mirrored)
+        assert matches.distance.max() < 0.2
+        assert replication.reproduced(matches, 12)["reproduced"].all()
+    assert replication.sample_and_match(Memoriser(seen.flip(-1)), seen, 200, 30, 0).distance.min() > 1
+
+
 def test_copies_in_training_are_copied_more_often(generator: torch.Generator) -> None:
     training = torch.randn(8, 1, 4, 4, generator=generator)
     weights = torch.tensor([16.0, 16, 1, 1, 1, 1, 1, 1])
