@@ -12,32 +12,50 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from memlib import pipeline, profiles
 
 ROOT = Path(__file__).parent.parent
+# Stages at this size are mostly imports on one core, so those that do not wait for one another run side by side.
+LANES = (
+    (("train", "replication", "volume", "frontier"), ("reference", "repeat", "mixtures", "model")),
+    (
+        ("selection", "mirrored", "scratch", "retrain", "repeats", "modification"),
+        ("estimators", "flow", "false_alarms", "ancestral"),
+    ),
+)
 
 
-def repro(folder: Path, *arguments: str) -> tuple[set[str], float]:
-    """Names of the stages that `dvc repro` runs, and its seconds."""
-    started = time.monotonic()
-    result = subprocess.run(
-        ["dvc", "repro", *arguments], cwd=folder, env=profiles.environment(folder), stdout=subprocess.PIPE, text=True
+def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """`dvc repro`, one thread a stage, waiting for the lock of a run beside it."""
+    environment = profiles.environment(folder) | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        ["dvc", "--wait-for-lock", "repro", *arguments], cwd=folder, env=environment, text=True, **options
     )
-    if result.returncode:
-        print(result.stdout)
-        sys.exit("smoke: a stage failed")
-    return set(re.findall(r"Running stage '([^']+)'", result.stdout)), time.monotonic() - started
+
+
+def repro(folder: Path, *lanes: Sequence[str]) -> tuple[set[str], float]:
+    """Names of the stages that runs of `dvc repro` beside one another run, and the seconds; all of one without arguments."""
+    started = time.monotonic()
+    runs = [start(folder, *arguments, stdout=subprocess.PIPE) for arguments in lanes or [()]]
+    with ThreadPoolExecutor() as pool:
+        outputs = list(pool.map(lambda run: run.communicate()[0], runs))
+    for run, output in zip(runs, outputs, strict=True):
+        if run.returncode:
+            print(output)
+            sys.exit("smoke: a stage failed")
+    return set(re.findall(r"Running stage '([^']+)'", "\n".join(outputs))), time.monotonic() - started
 
 
 def kill_while_training(folder: Path) -> None:
     """Start `dvc repro` and kill it with all it has started as soon as the training has written a checkpoint."""
-    process = subprocess.Popen(
-        ["dvc", "repro", "-q", "train"], cwd=folder, env=profiles.environment(folder), start_new_session=True
-    )
+    process = start(folder, "-q", "train", start_new_session=True)
     while not (folder / "results/checkpoints/train.pt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
@@ -55,7 +73,11 @@ def main() -> None:
         with contextlib.chdir(folder):
             stages = set(pipeline.stage_names())
         kill_while_training(folder)
-        ran, seconds = repro(folder)
+        ran, seconds = set(), 0.0
+        for lanes in (*([("--single-item", *lane) for lane in step] for step in LANES), [()]):
+            stages_of_step, seconds_of_step = repro(folder, *lanes)
+            ran |= stages_of_step
+            seconds += seconds_of_step
         assert stages - ran == {"data"}, f"after a kill while training, these stages did not run: {stages - ran}"
         print(f"smoke: killed while training, `dvc repro` went on and ended in {seconds:.0f} s")
         ran, seconds = repro(folder)
@@ -74,7 +96,7 @@ def main() -> None:
         before_again = {
             path.name: path.read_bytes() for path in (folder / "metrics").glob("*.json") if path.name != "study.json"
         }
-        repro(folder, "--force", "--single-item", "train", "replication", "volume")
+        repro(folder, ("--force", "--single-item", "train", "replication", "volume"))
         different = [
             name for name, content in before_again.items() if (folder / "metrics" / name).read_bytes() != content
         ]
