@@ -121,7 +121,9 @@ def train(
     if start is not None:
         network.load_state_dict(_weights(start))
     scheduler = DDPMScheduler(1000, beta_schedule=config.beta_schedule, prediction_type=config.prediction_type)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "ema": ema}
