@@ -37,6 +37,8 @@ SIGMAS = (  # parameters that are noise levels of the schedule
     ("repeats", "loss_sigma"),
     ("repeats", "sigma_min"),
     ("modification", "loss_sigma"),
+    ("flux", "levels"),
+    ("peaks", "levels"),
 )
 TRAININGS = ("retrain", "mirrored")  # sections laid over `train`
 SPLITS = ("train", "heldout", "reference", "retrain")
@@ -127,15 +129,27 @@ def check_study() -> None:
     frontier = parameters["frontier"]
     reach = max(frontier["levels"], default=1.0) * frontier["step_ratio"] ** max(frontier["steps"], default=1)
     sigmas = [(f"{section}.{name}", parameters[section][name]) for section, name in SIGMAS]
-    for name, values in [*sigmas, ("the last level of frontier", reach)]:
+    peaks = parameters["peaks"]
+    top = max(peaks["levels"], default=1.0) * peaks["step_ratio"] ** peaks["growth_steps"]
+    for name, values in [*sigmas, ("the last level of frontier", reach), ("the last level of peaks", top)]:
         for sigma in np.atleast_1d(values):
             if not levels[0] <= sigma < levels[-1]:
                 raise ValueError(
                     f"{name} is {sigma}; the schedule goes from {float(levels[0]):.4g} to {float(levels[-1]):.4g}"
                 )
-    for name, needed in (("axes", 1), ("steps", 1), ("draws", 2)):
-        if needed not in frontier[name]:
-            raise ValueError(f"frontier.{name} is {frontier[name]}; it must hold {needed}, which a claim is judged by")
+    for section, name, needed in (
+        ("frontier", "axes", 1),
+        ("frontier", "steps", 1),
+        ("frontier", "draws", 2),
+        ("landscape", "powers", 1),
+        ("flux", "powers", 1),
+        ("peaks", "powers", 1),
+    ):
+        values = parameters[section][name]
+        if needed not in values:
+            raise ValueError(f"{section}.{name} is {values}; it must hold {needed}, which a claim is judged by")
+        if min(values) < 1:
+            raise ValueError(f"{section}.{name} is {values}; all must be at least 1")
     if sorted(set(parameters["flow"]["steps"])) != parameters["flow"]["steps"] or len(parameters["flow"]["steps"]) < 2:
         raise ValueError(f"flow.steps is {parameters['flow']['steps']}; it must be at least two rising numbers")
     for section, name, least in (("frontier", "budget", 2), ("estimators", "dimensions", 16)):

@@ -24,10 +24,10 @@ from memlib import pipeline, profiles
 ROOT = Path(__file__).parent.parent
 # Stages at this size are mostly imports on one core, so those that do not wait for one another run side by side.
 LANES = (
-    (("train", "replication", "volume", "frontier"), ("reference", "repeat", "mixtures", "model")),
+    (("train", "replication", "volume", "frontier"), ("reference", "repeat", "mixtures", "landscape", "model")),
     (
         ("selection", "mirrored", "scratch", "retrain", "repeats", "modification"),
-        ("estimators", "flow", "false_alarms", "ancestral"),
+        ("estimators", "flow", "flux", "peaks", "false_alarms", "ancestral"),
     ),
 )
 
