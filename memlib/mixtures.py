@@ -47,7 +47,7 @@ class GaussianMixture:
         eigenvalues, axes = self._eigen
         spread = eigenvalues + variance.squeeze(-1)  # [N or 1, K, d]
         offset = x[:, None] - self.means
-        score = -_turned((_turned(offset, axes.mT) / spread), axes)
+        score = -_turned(_turned(offset, axes.mT) / spread, axes)
         log_density = 0.5 * (offset * score).sum(-1) - 0.5 * spread.log().sum(-1) - 0.5 * d * math.log(2 * math.pi)
         return self.weights.log() + log_density, score, spread
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.models import MAX_BATCH, NoisePredictor
-from memlib.volume import directional_derivatives
+from memlib.volume import directional_derivatives, standard_error
 
 Estimator = Literal["autodiff", "flux", "ball", "cosine"]
 Scheme = Literal["independent", "antithetic", "orthogonal"]
@@ -87,14 +87,21 @@ def p_laplacian(
                 cosine = (field * normals).sum(2) / length.clamp_min(torch.finfo(x.dtype).tiny)
                 scale = 1 if estimator == "cosine" else d / radius
                 terms.append(scale * length ** (powers - 1) * cosine)
-    by_direction = torch.cat(terms, 2)  # [P, k, N]
-    if not by_direction.isfinite().all():
-        bad = (~by_direction.isfinite().all(1).all(0)).nonzero()
+    by_direction = torch.cat(terms, 2).transpose(0, 1)  # [k, P, N]
+    bad = (~by_direction.isfinite().all(0).all(0)).nonzero()
+    if len(bad):
         raise ValueError(f"the noise prediction at sigma {sigma:.4g} is not finite around item {int(bad[0])}")
-    exact = estimator == "autodiff" and directions is None
-    error = torch.zeros_like(by_direction[:, 0]) if exact else _standard_error(by_direction, estimator, scheme, d)
-    cost = {"autodiff": 2 * (directions or d) + 2, "ball": 2 * (directions or 0)}.get(estimator, directions)
-    return PLaplacian(by_direction.mean(1), error, cost)
+    samples, share = by_direction, 0.0
+    if estimator in ("flux", "cosine") and scheme != "independent":
+        samples = by_direction.unflatten(0, (2, -1)).mean(0)  # pairs
+        if scheme == "orthogonal" and len(samples) > d:
+            samples = samples.unflatten(0, (-1, d)).mean(1)  # frames
+        elif scheme == "orthogonal":
+            share = len(samples) / d
+    error = standard_error(samples, directions is None) * (1 - share) ** 0.5
+    along = 2 if estimator == "autodiff" else 0  # the derivative along the score
+    cost = len(by_direction) * (2 if estimator in ("autodiff", "ball") else 1) + along
+    return PLaplacian(by_direction.mean(0), error, cost)
 
 
 def _check(
@@ -214,17 +221,3 @@ def _normals(x: Tensor, directions: int, scheme: Scheme, generators: list[torch.
     else:
         unit = (normal / normal.norm(dim=2, keepdim=True)).transpose(0, 1)
     return unit if scheme == "independent" else torch.cat([unit, -unit])
-
-
-def _standard_error(by_direction: Tensor, estimator: Estimator, scheme: Scheme, d: int) -> Tensor:
-    """Standard error [P, N] of the mean over directions of terms [P, k, N]."""
-    samples, share = by_direction, 0.0
-    if estimator in ("flux", "cosine") and scheme != "independent":
-        samples = by_direction.unflatten(1, (2, -1)).mean(1)  # pairs
-        if scheme == "orthogonal" and samples.shape[1] > d:
-            samples = samples.unflatten(1, (-1, d)).mean(2)  # frames
-        elif scheme == "orthogonal":
-            share = samples.shape[1] / d
-    if samples.shape[1] == 1:
-        return torch.full_like(samples[:, 0], float("nan"))
-    return samples.std(1) * ((1 - share) / samples.shape[1]) ** 0.5

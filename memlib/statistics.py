@@ -83,6 +83,17 @@ def _wider(value: float, *intervals: tuple[float, float]) -> Estimate:
     return Estimate(value, min(low for low, _ in intervals), max(high for _, high in intervals))
 
 
+def halves(groups: ArrayLike, outcomes: ArrayLike, seed: int) -> NDArray[np.bool_]:
+    """Which items [N] are in the first of two random halves, each group and each outcome within it split evenly.
+
+    The first half is to choose by, the second to report on.
+    """
+    drawn = np.random.default_rng(seed).random(len(np.asarray(groups)))
+    first = np.zeros(len(drawn), dtype=bool)
+    first[np.lexsort((drawn, outcomes, groups))[::2]] = True
+    return first
+
+
 def auroc_value(positive: ArrayLike, negative: ArrayLike) -> float:
     """Area under the ROC curve alone, for choosing among many scores."""
     return float(_auroc(*_groups(positive, negative)))

@@ -96,7 +96,7 @@ def divergence(
     without, the exact trace over all d axes.
     """
     samples = _divergences(eps, x, sigma, directions, generator, max_batch)
-    return samples.mean(0), _standard_error(samples, directions is None)
+    return samples.mean(0), standard_error(samples, directions is None)
 
 
 def _divergences(
@@ -163,7 +163,7 @@ def _trace_growth(
     integrate(eps, x, levels, method, callback=lambda step, x: measure(x, float(levels[step + 1])))
     by_direction = torch.stack(rates, 2)
     weights = trapezoid_weights(levels.log()).to(by_direction)
-    error = _standard_error(by_direction, directions is None)
+    error = standard_error(by_direction, directions is None)
     cost = (len(levels) - 1) * EVALUATIONS[method] + len(levels) * 2 * (directions or x[0].numel())
     return Growth(by_direction.mean(0) @ weights, (error.square() @ weights.square()).sqrt(), by_direction, cost)
 
@@ -196,12 +196,12 @@ def _carried_growth(
         steps.append(lengths.log())
     per_step = d * torch.stack(steps).permute(2, 1, 0)  # [k, N, S]
     total = per_step.sum(2)
-    error = _standard_error(total, k == d) * (1 - k / d) ** 0.5
+    error = standard_error(total, k == d) * (1 - k / d) ** 0.5
     cost = (len(levels) - 1) * EVALUATIONS[method] * ((k + 1) if edges else 2 * k)
     return Growth(total.mean(0), error, per_step / levels.log().diff().to(x), cost)
 
 
-def _standard_error(samples: Tensor, all_directions: bool) -> Tensor:
+def standard_error(samples: Tensor, all_directions: bool) -> Tensor:
     """Standard error of the mean over directions of samples [k, ...]: nan for a single one, 0 for all there are."""
     if all_directions:
         return torch.zeros_like(samples[0])

@@ -114,6 +114,16 @@ def test_the_error_of_carried_axes_covers_their_spread() -> None:
     )
     claimed = float(result.standard_error.square().mean().sqrt())
     assert 0.9 < claimed / float(result.value.std()) < 3
+    most = growth(
+        gaussian,
+        torch.zeros(400, 32).double(),
+        torch.tensor([1.0, 1.001]).double(),
+        24,
+        torch.Generator().manual_seed(1),
+        "euler",
+        "axes",
+    )
+    assert float(most.standard_error.square().mean().sqrt()) == pytest.approx(float(most.value.std()), rel=0.1)
     single = growth(
         gaussian, torch.zeros(2, 32).double(), ode.sigma_grid(0.3, 3.0, 2), 1, torch.Generator(), "euler", "axes"
     )

@@ -150,3 +150,18 @@ def test_groups_that_cannot_be_compared_are_refused() -> None:
         statistics.auroc([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="the negative group has scores that are not finite"):
         statistics.auroc([1.0, 2.0], [1.0, float("nan")])
+
+
+@given(st.integers(0, 999), st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=60))
+def test_halves_split_every_group_and_outcome_evenly(seed: int, items: list[tuple[int, bool]]) -> None:
+    groups, outcomes = (np.array(column) for column in zip(*items, strict=True))
+    first = statistics.halves(groups, outcomes, seed)
+    for group in range(3):
+        for part in (groups == group, (groups == group) & outcomes, (groups == group) & ~outcomes, groups >= 0):
+            assert abs(int((part & first).sum()) - int((part & ~first).sum())) <= 1
+    assert (first == statistics.halves(groups, outcomes, seed)).all()
+
+
+def test_halves_are_random() -> None:
+    drawn = np.mean([statistics.halves(np.zeros(10), np.zeros(10), seed) for seed in range(400)], axis=0)
+    assert np.abs(drawn - 0.5).max() < 0.1

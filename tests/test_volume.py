@@ -120,11 +120,12 @@ def test_network_evaluations_are_counted_as_they_happen(
     assert seen["evaluations"] == result.evaluations * len(x)
 
 
-def test_denoising_loss_is_the_posterior_variance_of_the_noise(generator: torch.Generator) -> None:
-    x = torch.randn(4000, 1, 2, 2, generator=generator)
+def test_denoising_loss_is_that_of_each_picture_in_closed_form(generator: torch.Generator) -> None:
+    x = torch.tensor([0.0, 1.0, 3.0])[:, None, None, None].expand(3, 1, 2, 2)
     gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 4), torch.eye(4)[None])
-    score = baselines.denoising_loss(lambda y, s: gaussian(y.flatten(1), s).reshape(y.shape), x, 0.5, 4, generator)
-    assert float(score.mean()) == pytest.approx(-1 / (1 + 0.25), rel=0.02)
+    score = baselines.denoising_loss(lambda y, s: gaussian(y.flatten(1), s).reshape(y.shape), x, 0.5, 10_000, generator)
+    truth = -(1 + 0.25 * x[:, 0, 0, 0].square()) / 1.25**2  # what is left of the noise: (n - sigma x) / (1 + sigma^2)
+    torch.testing.assert_close(score, truth, rtol=0.02, atol=0)
 
 
 def test_bad_input_is_refused(generator: torch.Generator) -> None:
