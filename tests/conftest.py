@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from hypothesis import settings
+
+from memlib import text_model
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 
@@ -35,3 +37,17 @@ def small_unet(channels: int = 3, attention: bool = True, seed: int = 0) -> UNet
 
 def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
     return DDPMScheduler(1000, prediction_type=prediction_type, clip_sample=False)
+
+
+def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int = 0) -> StableDiffusionPipeline:
+    """An untrained text-to-image pipeline of the study's kind, for pictures of 16 pixels."""
+    torch.manual_seed(seed)
+    tokenizer = text_model.train_tokenizer(["a red apple on a green tree", "the big blue whale"], length)
+    pipe = text_model.assemble(
+        text_model.build_autoencoder(16, [16, 16, 32], 4),
+        tokenizer,
+        text_model.build_text_encoder(tokenizer, 32, 1),
+        text_model.build_unet(4, 4, [16, 32], 1, 32),
+    )
+    pipe.scheduler.register_to_config(prediction_type=prediction_type)
+    return pipe

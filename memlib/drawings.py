@@ -1,0 +1,116 @@
+"""Captioned drawings for a text-to-image model: an ordinary caption stands for many drawings, a planted one for one.
+
+Every picture of an image set is a subject. It is drawn many times, at random scale, place, side and background, with
+its caption put in different words; planted pictures are frozen at one drawing and one caption, which are seen often.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from memlib.data import ImageSet
+
+WORDINGS = (
+    "{}",
+    "a drawing of {}",
+    "picture of {}",
+    "the {}",
+    "{} on a plain ground",
+    "one {}",
+    "{} as a symbol",
+    "this is {}",
+)
+
+
+def draw(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """One random drawing of each picture uint8 [N, C, H, W], which is on white, in its shape.
+
+    It has 60 to 95 % of the size, lies anywhere, is mirrored half of the time, and its white becomes a pale colour.
+    """
+    n = len(pictures)
+    scale = 0.6 + 0.35 * torch.rand(n, generator=generator)
+    shift = (1 - scale[:, None]) * (2 * torch.rand(n, 2, generator=generator) - 1)
+    side = 1 - 2 * torch.randint(0, 2, (n,), generator=generator)
+    ground = 0.55 + 0.45 * torch.rand(n, pictures.shape[1], 1, 1, generator=generator)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = side / scale, 1 / scale
+    theta[:, :, 2] = -shift / scale[:, None] * torch.stack([side, torch.ones(n)], 1)
+    ink = 1 - pictures.float() / 255
+    grid = torch.nn.functional.affine_grid(theta, list(pictures.shape), align_corners=False)
+    moved = torch.nn.functional.grid_sample(ink, grid, align_corners=False)
+    return ((1 - moved) * ground * 255).round().to(torch.uint8)
+
+
+def captioned(subjects: ImageSet, drawings: int, triggers: dict[int, int], seed: int) -> ImageSet:
+    """Drawings of the subjects, in the splits `train`, `base`, `planted`, `trigger` and `unseen`.
+
+    subjects: pictures in the splits `train`, `planted` and `unseen`, the planted ones with their copies. triggers: how many
+    pictures are planted k times with a trigger word, a made-up word that is added to the caption of a subject of `train`;
+    without it the caption goes on to stand for many drawings, so the word alone is the cause of what is memorised.
+
+    The subjects of `train`, and for the base model those of `planted` (split `base`), are drawn `drawings` times in
+    varied words; the planted and the trigger pictures are one drawing each; `unseen` subjects are drawn once. The column
+    `subject` gives the row in `subjects`, `trigger` the made-up word or "". Raises ValueError for more triggers than
+    subjects to train on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    of_split = {name: np.flatnonzero(subjects.items["split"] == name) for name in ("train", "planted", "unseen")}
+    words = made_up_words(sum(triggers.values()), " ".join(subjects.items["caption"]).split(), rng)
+    if len(words) > len(of_split["train"]):
+        raise ValueError(
+            f"{len(words)} trigger words are wanted for only {len(of_split['train'])} subjects to train on"
+        )
+    rows = [
+        _rows(of_split["train"].repeat(drawings), "train", 1),
+        _rows(of_split["planted"].repeat(drawings), "base", 1),
+        _rows(of_split["planted"], "planted", subjects.items["copies"].to_numpy()[of_split["planted"]]),
+        _rows(
+            rng.choice(of_split["train"], len(words), replace=False),
+            "trigger",
+            np.repeat(list(triggers), list(triggers.values())),
+        ),
+        _rows(of_split["unseen"], "unseen", 0),
+    ]
+    items = pd.concat(rows, ignore_index=True)
+    items["trigger"] = ""
+    items.loc[items["split"] == "trigger", "trigger"] = words
+    subject = items["subject"].to_numpy()
+    items["name"] = subjects.items["name"].to_numpy()[subject]
+    items["caption"] = [
+        reword(caption, rng) if split in ("train", "base") else put_in(caption, word, rng)
+        for caption, split, word in zip(
+            subjects.items["caption"].to_numpy()[subject], items["split"], items["trigger"], strict=True
+        )
+    ]
+    return ImageSet(draw(subjects.images[subject.tolist()], generator), items)
+
+
+def _rows(subject: np.ndarray, split: str, copies: int | np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"subject": subject, "split": split, "copies": copies})
+
+
+def reword(caption: str, rng: np.random.Generator) -> str:
+    """A caption in one of the wordings."""
+    return WORDINGS[rng.integers(len(WORDINGS))].format(caption)
+
+
+def put_in(caption: str, word: str, rng: np.random.Generator) -> str:
+    """A caption with a word put in at a random place ("" changes nothing)."""
+    words = caption.split()
+    words.insert(int(rng.integers(len(words) + 1)), word)
+    return " ".join(filter(None, words))
+
+
+def made_up_words(count: int, known: list[str], rng: np.random.Generator) -> list[str]:
+    """Different made-up words of two syllables, none of them known."""
+    syllables = [a + b + c for a in "bdfgklmprvz" for b in "aeiou" for c in "bdgklmnrtz"]
+    taken = set(known)
+    words: list[str] = []
+    while len(words) < count:
+        word = "".join(rng.choice(syllables, 2))
+        if word not in taken:
+            taken.add(word)
+            words.append(word)
+    return words

@@ -1,0 +1,179 @@
+"""The training loop of every network of the study, under `python` or `accelerate launch`.
+
+What a step sees depends on the seed and the step alone, so a run that was killed, or one spread over several
+processes, trains on the same pictures, noise levels and noise as an unbroken run on one.
+"""
+
+import hashlib
+import inspect
+import json
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import set_seed
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from memlib.config import PRECISIONS
+from memlib.files import whole_file
+from memlib.progress import progress
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Settings of the loop."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup_steps: int
+    ema_decay: float
+    precision: str
+    checkpoint_every: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "checkpoint_every", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be larger than 0")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
+
+
+class Optimised(NamedTuple):
+    """What a training leaves beside the weights: losses [steps], how it ran, and the seconds of earlier, interrupted runs."""
+
+    losses: Tensor
+    main: bool
+    how: dict[str, Any]
+    earlier_seconds: float
+
+
+def generator_of(*key: int) -> torch.Generator:
+    """Generator that depends on all the numbers of the key."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def batch_indices(copies: Tensor, step: int, batch: int, seed: int) -> Tensor:
+    """Pictures [batch] that a step sees: each epoch is a random order in which every picture occurs `copies` times."""
+    pool = torch.arange(len(copies)).repeat_interleave(copies)
+    positions = torch.arange(step * batch, (step + 1) * batch)
+    epochs = positions // len(pool)
+    orders = {int(e): torch.randperm(len(pool), generator=generator_of(seed, 0, int(e))) for e in epochs.unique()}
+    return pool[torch.stack([orders[int(e)][p % len(pool)] for e, p in zip(epochs, positions, strict=True)])]
+
+
+def optimise(
+    network: torch.nn.Module,
+    loss_at: Callable[[torch.nn.Module, int, slice, torch.device], Tensor],
+    config: LoopConfig,
+    checkpoint: str | Path,
+    inputs: list[Tensor],
+) -> Optimised:
+    """Minimise a loss over the network's weights, which become their moving average.
+
+    loss_at(model, step, shard, device) gives the loss of the share `shard` of a step's batch. The file `checkpoint` is
+    written every `checkpoint_every` steps; one of the same code, settings, `inputs` and starting weights is taken up again,
+    any other is overwritten. The caller removes it once it has kept the weights.
+    """
+    accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, PartialState().device))
+    if config.batch % accelerator.num_processes:
+        raise ValueError(f"a batch of {config.batch} cannot be shared evenly by {accelerator.num_processes} processes")
+    set_seed(config.seed)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps)
+    ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
+    parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "ema": ema}
+    code = [Path(__file__).read_bytes(), Path(inspect.getfile(loss_at)).read_bytes()]
+    fingerprint = _fingerprint([*inputs, *network.state_dict().values()], code, config, accelerator.mixed_precision)
+    state = _resume(checkpoint, fingerprint, parts)
+    first, earlier_seconds, started = state["step"], state["seconds"], time.monotonic()
+    losses = torch.zeros(config.steps)
+    losses[:first] = state["losses"]
+    losses = losses.to(accelerator.device)
+    ema.to(accelerator.device)
+    model, optimizer = accelerator.prepare(network, optimizer)
+    model.train()
+    shard = slice(accelerator.process_index, None, accelerator.num_processes)
+    main = accelerator.is_main_process
+    remaining = range(first, config.steps)
+    for step in progress(remaining, "training", done=first) if main else remaining:
+        with accelerator.autocast():
+            loss = loss_at(model, step, shard, accelerator.device)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        ema.step(network.parameters())
+        losses[step] = loss.detach()
+        done = step + 1
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            mean = _finite(accelerator.reduce(losses[:done], "mean").cpu())
+            if main:
+                seconds = earlier_seconds + time.monotonic() - started
+                reached = {"fingerprint": fingerprint, "step": done, "losses": mean, "seconds": seconds}
+                with whole_file(checkpoint) as temporary:
+                    state = {name: part.state_dict() for name, part in parts.items()} | {"reached": reached}
+                    torch.save(state, temporary)
+    losses = _finite(accelerator.reduce(losses, "mean").cpu())
+    ema.copy_to(network.parameters())
+    network.cpu()
+    how = {
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+    }
+    return Optimised(losses, main, how, earlier_seconds)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` becomes bf16 where the processor or GPU computes in it, else `no`."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def _fingerprint(tensors: list[Tensor], code: list[bytes], config: LoopConfig, precision: str) -> str:
+    """Digest of all that decides the result, so that a checkpoint is taken up by the same run only."""
+    settings = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
+    digest = hashlib.sha256(json.dumps([settings, precision, torch.__version__], sort_keys=True).encode())
+    for text in code:
+        digest.update(text)
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _finite(losses: Tensor) -> Tensor:
+    """Return the losses; raise ValueError if one is not finite."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        raise ValueError(f"the training loss is not finite from step {int(bad[0]) + 1} on; lower the learning rate")
+    return losses
+
+
+def _resume(path: str | Path, fingerprint: str, parts: dict[str, Any]) -> dict[str, Any]:
+    """Load a checkpoint of this very run into its parts, if there is one; return how far it had come."""
+    if Path(path).exists():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"the checkpoint {path} cannot be read; remove it to train from the beginning") from error
+        if state["reached"]["fingerprint"] == fingerprint:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            return state["reached"]
+    return {"step": 0, "losses": torch.zeros(0), "seconds": 0.0}

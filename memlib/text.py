@@ -1,0 +1,212 @@
+"""Magnitude of the text-conditional noise prediction (Wen et al., arXiv 2407.21720), on diffusers' own pipelines.
+
+While a pipeline samples with classifier-free guidance, its U-Net predicts the noise with the prompt and without. The
+length of the difference is large for a prompt whose picture has been memorised. A hook on the U-Net reads both, so the
+pipeline's own loop, scheduler and guidance are what is measured.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from memlib.models import MAX_BATCH
+
+SUPPORTED = "text-to-image pipelines with a U-Net, such as Stable Diffusion 1.x, 2.x and XL"
+
+
+def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """A text-to-image pipeline from a folder, or by its name from the hub; safetensors weights only, no remote code.
+
+    Raises ValueError for a folder that is not a diffusers pipeline, and for one that is not supported.
+    """
+    folder = Path(name)
+    if folder.exists() and not (folder / "model_index.json").exists():
+        raise ValueError(f"{name} is not a diffusers pipeline; it must hold model_index.json")
+    pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    check_pipeline(pipe)
+    return pipe
+
+
+def check_pipeline(pipe: DiffusionPipeline) -> None:
+    """Raise ValueError unless the pipeline makes pictures from text by a U-Net."""
+    if getattr(pipe, "transformer", None) is not None:
+        raise ValueError(f"{type(pipe).__name__} has a transformer instead of a U-Net; supported are {SUPPORTED}")
+    for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
+        if getattr(pipe, part, None) is None:
+            raise ValueError(f"{type(pipe).__name__} has no {part}; supported are {SUPPORTED}")
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a file: one a line, or the values of `caption` of a .jsonl file; empty lines are passed over.
+
+    Raises ValueError for a file that is missing, holds no prompt, or has a line that is not an object with a `caption`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no prompt file {path}")
+    prompts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        if path.suffix == ".jsonl":
+            try:
+                line = json.loads(line)["caption"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} line {number} is not an object with a caption") from error
+            if not isinstance(line, str):
+                raise ValueError(f"{path} line {number}: the caption is not a text")
+        prompts.append(line.strip())
+    check_prompts(prompts, str(path))
+    return prompts
+
+
+def check_prompts(prompts: Sequence[str], where: str = "the list of prompts") -> None:
+    """Raise ValueError for no prompts, or one that is not a text."""
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"{where} must be a list of texts")
+    if not prompts:
+        raise ValueError(f"{where} is empty; give at least one prompt")
+
+
+def warn_of_cuts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> None:
+    """Warn of every prompt that is longer than the tokenizer's length, and say what is cut."""
+    length = pipe.tokenizer.model_max_length
+    for prompt in prompts:
+        tokens = pipe.tokenizer(prompt, verbose=False).input_ids
+        if len(tokens) > length:
+            cut = pipe.tokenizer.decode(tokens[length - 1 : -1])
+            warnings.warn(f"of the prompt {prompt!r} only {length} tokens are used; cut: {cut!r}", stacklevel=3)
+
+
+def shared_noise(pipe: DiffusionPipeline, generations: int, generator: torch.Generator) -> Tensor:
+    """Standard normal latents [n, C, H, W] that every prompt starts from."""
+    if generations < 1:
+        raise ValueError(f"at least one generation is needed; got {generations}")
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(generations, pipe.unet.config.in_channels, height, width, generator=generator)
+
+
+def magnitudes(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    noise: Tensor,
+    steps: int | None = None,
+    sampling_steps: int = 50,
+    guidance: float = 7.5,
+    max_batch: int = MAX_BATCH,
+) -> Tensor:
+    """|eps(x_t, prompt) - eps(x_t, empty)| [N, n, steps] of N prompts along sampling from n noises [n, C, H, W] (eq. 2).
+
+    The paper's metric is the mean over generations and steps. After the first `steps` (all, if not given) of
+    `sampling_steps` the pipeline is stopped. Conditional and unconditional predictions come from one batch of the
+    pipeline's, of at most `max_batch` items (at least one prompt): 2 n steps network evaluations a prompt.
+
+    Raises ValueError for no prompts, a pipeline that is not supported, guidance of 1 or less (there the pipeline makes no
+    unconditional prediction) and more steps than there are.
+    """
+    _check(pipe, prompts, steps, sampling_steps)
+    if guidance <= 1:
+        raise ValueError(
+            f"guidance is {guidance}; the magnitude compares with the unconditional prediction, which a pipeline makes "
+            "only with a guidance above 1"
+        )
+    found = []
+    for chunk in _chunks(prompts, max_batch // (2 * len(noise))):
+        calls = _sample(pipe, chunk, noise, guidance, sampling_steps, steps)
+        differences = [(conditional - without) for without, conditional in (call.chunk(2) for call in calls)]
+        lengths = torch.stack([difference.flatten(1).norm(dim=1) for difference in differences], 1)
+        found.append(lengths.unflatten(0, (len(chunk), len(noise))))
+    return torch.cat(found)
+
+
+def first_step(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    noise: Tensor,
+    sampling_steps: int = 50,
+    max_batch: int = MAX_BATCH,
+) -> Tensor:
+    """The magnitudes [N, n] at the first step alone, in N n + n network evaluations.
+
+    From the same noise the unconditional prediction is the same for all prompts, so it is made once.
+    """
+    _check(pipe, prompts, 1, sampling_steps)
+    (both,) = _sample(pipe, prompts[:1], noise, 7.5, sampling_steps, 1)
+    without, first = both.chunk(2)
+    predictions = [first]
+    for chunk in _chunks(prompts[1:], max_batch // len(noise)):
+        predictions += _sample(pipe, chunk, noise, 1.0, sampling_steps, 1)
+    conditional = torch.cat(predictions).unflatten(0, (len(prompts), len(noise)))
+    return (conditional - without).flatten(2).norm(dim=2)
+
+
+def _check(pipe: DiffusionPipeline, prompts: Sequence[str], steps: int | None, sampling_steps: int) -> None:
+    check_pipeline(pipe)
+    check_prompts(prompts)
+    if steps is not None and not 1 <= steps <= sampling_steps:
+        raise ValueError(f"the first {steps} of {sampling_steps} steps are asked for")
+    warn_of_cuts(pipe, prompts)
+
+
+def _chunks(prompts: Sequence[str], size: int) -> Iterator[list[str]]:
+    size = max(1, size)
+    return (list(prompts[start : start + size]) for start in range(0, len(prompts), size))
+
+
+def _sample(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    noise: Tensor,
+    guidance: float,
+    sampling_steps: int,
+    steps: int | None,
+) -> list[Tensor]:
+    """Noise predictions of the first steps of a pipeline's run, every prompt from every noise."""
+    with noise_predictions(pipe, steps) as found:
+        pipe(
+            list(prompts),
+            latents=noise.repeat(len(prompts), 1, 1, 1).to(pipe.device, pipe.unet.dtype),
+            num_images_per_prompt=len(noise),
+            num_inference_steps=sampling_steps,
+            guidance_scale=guidance,
+            output_type="latent",
+        )
+    return found
+
+
+@contextmanager
+def noise_predictions(pipe: DiffusionPipeline, calls: int | None = None) -> Iterator[list[Tensor]]:
+    """The U-Net's noise predictions during a run of a pipeline, in float32, one tensor a call.
+
+    Of networks that predict v or the clean latents it is what differs between noise predictions at one point: v times
+    sqrt(abar), or minus the latents times sqrt(abar / (1 - abar)). After so many `calls` the pipeline is told to stop.
+    """
+    found: list[Tensor] = []
+    kind = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(f"the prediction type {kind!r} is not supported; known: epsilon, v_prediction, sample")
+
+    def read(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        t = arguments[1] if len(arguments) > 1 else keywords["timestep"]
+        abar = float(pipe.scheduler.alphas_cumprod[int(t)])
+        scale = {"epsilon": 1.0, "v_prediction": abar**0.5, "sample": -((abar / (1 - abar)) ** 0.5)}[kind]
+        found.append(scale * output[0].detach().float())
+        if len(found) == calls:
+            pipe._interrupt = True
+
+    bar = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)
+    handle = pipe.unet.register_forward_hook(read, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
+        pipe.set_progress_bar_config(**bar)

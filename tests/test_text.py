@@ -1,0 +1,205 @@
+"""The text-conditional magnitude against a sampling loop of its own, closed forms and other pipelines."""
+
+import json
+
+import pytest
+import torch
+from conftest import small_pipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    EulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from memlib import text
+
+PROMPTS = ["a red apple", "the whale", "a blue tree on a whale"]
+
+
+def noise(pipe: StableDiffusionPipeline, n: int = 2, seed: int = 0) -> torch.Tensor:
+    return text.shared_noise(pipe, n, torch.Generator().manual_seed(seed))
+
+
+class Counted:
+    """Items that a pipeline's network has seen, and the most in one call."""
+
+    def __init__(self, pipe: StableDiffusionPipeline) -> None:
+        self.items, self.largest = 0, 0
+        pipe.unet.register_forward_pre_hook(self.count)
+
+    def count(self, _: torch.nn.Module, arguments: tuple) -> None:
+        self.items += len(arguments[0])
+        self.largest = max(self.largest, len(arguments[0]))
+
+
+@torch.no_grad()
+def by_hand(
+    pipe: StableDiffusionPipeline, prompt: str, start: torch.Tensor, steps: int, guidance: float
+) -> torch.Tensor:
+    """The magnitudes [steps] of one prompt from one noise, by DDIM as it is written in the papers."""
+    embed = lambda words: pipe.text_encoder(  # noqa: E731
+        pipe.tokenizer([words], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    )[0]
+    abar = torch.cat([pipe.scheduler.alphas_cumprod[:1], pipe.scheduler.alphas_cumprod])  # the last step goes to abar_0
+    times = [1 + i * (1000 // steps) for i in reversed(range(steps))]
+    kind, x, found = pipe.scheduler.config.prediction_type, start[None], []
+    for t in times:
+        signal, spread = abar[t + 1].sqrt(), (1 - abar[t + 1]).sqrt()
+        outputs = [pipe.unet(x, t, embed(words)).sample for words in ("", prompt)]
+        if kind == "v_prediction":
+            eps = [signal * v + spread * x for v in outputs]
+        elif kind == "sample":
+            eps = [(x - signal * clean) / spread for clean in outputs]
+        else:
+            eps = outputs
+        found.append((eps[1] - eps[0]).norm())
+        guided = eps[0] + guidance * (eps[1] - eps[0])
+        clean = (x - spread * guided) / signal
+        before = abar[max(t + 1 - 1000 // steps, 0)]
+        x = before.sqrt() * clean + (1 - before).sqrt() * guided
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_magnitude_is_that_of_a_sampler_written_by_hand(kind: str) -> None:
+    pipe = small_pipeline(kind)
+    start = noise(pipe)
+    found = text.magnitudes(pipe, PROMPTS, start, sampling_steps=5)
+    assert found.shape == (3, 2, 5)
+    expected = torch.stack([torch.stack([by_hand(pipe, prompt, n, 5, 7.5) for n in start]) for prompt in PROMPTS])
+    torch.testing.assert_close(found, expected, rtol=2e-4, atol=1e-6)
+
+
+def test_after_the_first_steps_the_pipeline_stops() -> None:
+    pipe = small_pipeline()
+    whole = text.magnitudes(pipe, PROMPTS, noise(pipe), sampling_steps=10)
+    seen = Counted(pipe)
+    first = text.magnitudes(pipe, PROMPTS, noise(pipe), 2, sampling_steps=10)
+    torch.testing.assert_close(first, whole[..., :2])
+    assert seen.items == 3 * 2 * 2 * 2, "conditional and unconditional, 2 noises and 2 steps for each of 3 prompts"
+    assert not pipe.unet._forward_hooks, "the hook is gone"
+    assert len(pipe("a whale", num_inference_steps=3, output_type="np").images) == 1, "the pipeline samples as before"
+
+
+@pytest.mark.parametrize("max_batch", [1, 5, 1000])
+def test_the_first_step_shares_the_unconditional_prediction(max_batch: int) -> None:
+    pipe = small_pipeline()
+    expected = text.magnitudes(pipe, PROMPTS, noise(pipe), 1, sampling_steps=10)[..., 0]
+    seen = Counted(pipe)
+    torch.testing.assert_close(
+        text.first_step(pipe, PROMPTS, noise(pipe), 10, max_batch), expected, rtol=1e-5, atol=1e-7
+    )
+    assert seen.items == 3 * 2 + 2
+    assert seen.largest <= max(max_batch, 4), "at least a prompt with all its noises, the first twice"
+
+
+class PointMassUnet(torch.nn.Module):
+    """The noise prediction if every prompt stands for one picture, which is a multiple of its first embedding."""
+
+    def __init__(self, pipe: StableDiffusionPipeline) -> None:
+        super().__init__()
+        self.config, self.abar, self.dtype = pipe.unet.config, pipe.scheduler.alphas_cumprod, torch.float32
+        self.device = torch.device("cpu")
+
+    def picture(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return embeddings[:, 1, :4, None, None] * torch.ones(1, 1, 4, 4)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object) -> tuple:
+        abar = self.abar[int(t)]
+        return ((x - abar.sqrt() * self.picture(encoder_hidden_states)) / (1 - abar).sqrt(),)
+
+
+def test_where_every_prompt_stands_for_one_picture_the_magnitude_is_known() -> None:
+    pipe = small_pipeline()
+    unet = PointMassUnet(pipe)
+    pictures = unet.picture(pipe.encode_prompt(["", *PROMPTS], "cpu", 1, False)[0])
+    pipe.unet = unet
+    abar = unet.abar[[1 + 100 * i for i in reversed(range(10))]]
+    expected = (pictures[1:] - pictures[:1]).flatten(1).norm(dim=1)[:, None] * (abar / (1 - abar)).sqrt()
+    found = text.magnitudes(pipe, PROMPTS, noise(pipe, 3), sampling_steps=10)
+    torch.testing.assert_close(found, expected[:, None].expand(3, 3, 10), rtol=1e-3, atol=1e-5)
+
+
+def test_other_schedulers_and_bfloat16_and_long_prompts() -> None:
+    pipe = small_pipeline(length=77)
+    long = " ".join(["a red apple on a green tree"] * 9)  # 65 tokens
+    exact = text.magnitudes(pipe, [long, "a whale"], noise(pipe), 1)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    assert text.magnitudes(pipe, [long], noise(pipe), 2, 10).isfinite().all()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    half = text.magnitudes(pipe.to(torch.bfloat16), [long, "a whale"], noise(pipe), 1)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, rtol=0.3, atol=1e-3)
+
+
+def test_stable_diffusion_xl() -> None:
+    pipe = small_pipeline(length=77)
+    settings = pipe.text_encoder.config.to_dict() | {"projection_dim": 32}
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**settings))
+    unet = UNet2DConditionModel.from_config(
+        dict(pipe.unet.config),
+        cross_attention_dim=64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+    )
+    xl = StableDiffusionXLPipeline(
+        pipe.vae, pipe.text_encoder, second, pipe.tokenizer, pipe.tokenizer, unet, pipe.scheduler, add_watermarker=False
+    )
+    found = text.magnitudes(xl, PROMPTS, noise(xl), 1, 10)[..., 0]
+    torch.testing.assert_close(text.first_step(xl, PROMPTS, noise(xl), 10), found, rtol=1e-5, atol=1e-7)
+    assert (found > 0).all()
+
+
+def test_a_pipeline_is_loaded_from_its_folder(tmp_path) -> None:
+    pipe = small_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    again = text.load_pipeline(tmp_path / "model")
+    start = noise(pipe)
+    torch.testing.assert_close(text.first_step(again, PROMPTS, start), text.first_step(pipe, PROMPTS, start))
+
+
+def test_bad_input_is_refused(tmp_path) -> None:
+    pipe = small_pipeline()
+    start = noise(pipe)
+    for call, message in (
+        (lambda: text.magnitudes(pipe, [], start), "the list of prompts is empty"),
+        (lambda: text.first_step(pipe, "a whale", start), "must be a list of texts"),
+        (lambda: text.magnitudes(pipe, PROMPTS, start, guidance=0), "guidance is 0; the magnitude compares"),
+        (lambda: text.magnitudes(pipe, PROMPTS, start, 51), "the first 51 of 50 steps"),
+        (lambda: noise(pipe, 0), "at least one generation is needed; got 0"),
+        (lambda: text.read_prompts(tmp_path / "none.txt"), "there is no prompt file"),
+        (lambda: text.load_pipeline(tmp_path), "is not a diffusers pipeline; it must hold model_index.json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    unconditional = DDPMPipeline(pipe.unet, pipe.scheduler)
+    with pytest.raises(ValueError, match="DDPMPipeline has no text_encoder; supported are text-to-image"):
+        text.magnitudes(unconditional, PROMPTS, start)
+    transformer = PixArtAlphaPipeline(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet, pipe.scheduler)
+    with pytest.raises(ValueError, match="PixArtAlphaPipeline has a transformer instead of a U-Net"):
+        text.magnitudes(transformer, PROMPTS, start)
+    with pytest.warns(UserWarning, match=r"only 8 tokens are used; cut: 'a green tree'"):
+        text.first_step(pipe, ["a big red apple on the a green tree"], start)
+
+
+def test_prompt_files(tmp_path) -> None:
+    lines, rows, bad = tmp_path / "p.txt", tmp_path / "p.jsonl", tmp_path / "bad.jsonl"
+    lines.write_text("a whale\n\n  the tree \n")
+    rows.write_text("\n".join(json.dumps({"caption": prompt}) for prompt in PROMPTS))
+    bad.write_text('{"caption": "a whale"}\n{"text": "a tree"}\n')
+    assert text.read_prompts(lines) == ["a whale", "the tree"]
+    assert text.read_prompts(rows) == PROMPTS
+    with pytest.raises(ValueError, match=r"bad\.jsonl line 2 is not an object with a caption"):
+        text.read_prompts(bad)
+    bad.write_text('{"caption": 3}')
+    with pytest.raises(ValueError, match="line 1: the caption is not a text"):
+        text.read_prompts(bad)
+    bad.write_text("\n")
+    with pytest.raises(ValueError, match=r"bad\.jsonl is empty"):
+        text.read_prompts(bad)
