@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -119,7 +120,7 @@ def magnitudes(
             "only with a guidance above 1"
         )
     found = []
-    for chunk in _chunks(prompts, max_batch // (2 * len(noise))):
+    for chunk in chunks(prompts, max_batch // (2 * len(noise))):
         calls = _sample(pipe, chunk, noise, guidance, sampling_steps, steps)
         differences = [(conditional - without) for without, conditional in (call.chunk(2) for call in calls)]
         lengths = torch.stack([difference.flatten(1).norm(dim=1) for difference in differences], 1)
@@ -142,10 +143,127 @@ def first_step(
     (both,) = _sample(pipe, prompts[:1], noise, 7.5, sampling_steps, 1)
     without, first = both.chunk(2)
     predictions = [first]
-    for chunk in _chunks(prompts[1:], max_batch // len(noise)):
+    for chunk in chunks(prompts[1:], max_batch // len(noise)):
         predictions += _sample(pipe, chunk, noise, 1.0, sampling_steps, 1)
     conditional = torch.cat(predictions).unflatten(0, (len(prompts), len(noise)))
     return (conditional - without).flatten(2).norm(dim=2)
+
+
+def generate(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str] | Tensor,
+    noise: Tensor,
+    sampling_steps: int = 50,
+    guidance: float = 7.5,
+    max_batch: int = MAX_BATCH,
+) -> Tensor:
+    """Pictures [N, n, C, H, W] in [-1, 1] of N prompts from n noises [n, C, H, W].
+
+    In place of prompts, embeddings [N, n, L, D] of each prompt and noise can be given (see `memlib.mitigation`).
+    """
+    by_embedding = isinstance(prompts, Tensor)
+    pictures = []
+    for chunk in chunks(prompts, max_batch // (2 * len(noise))):
+        given = {"prompt_embeds": chunk.flatten(0, 1)} if by_embedding else {"prompt": list(chunk)}
+        with quiet(pipe):
+            run = pipe(
+                **given,
+                num_images_per_prompt=1 if by_embedding else len(noise),
+                latents=noise.repeat(len(chunk), 1, 1, 1).to(pipe.device, pipe.unet.dtype),
+                num_inference_steps=sampling_steps,
+                guidance_scale=guidance,
+                output_type="pt",
+            )
+        pictures.append(2 * run.images.float().cpu().unflatten(0, (len(chunk), len(noise))) - 1)
+    return torch.cat(pictures)
+
+
+def first_call(pipe: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, sampling_steps: int = 50) -> "FirstCall":
+    """What a pipeline gives its U-Net at the first step of sampling the prompts, each from every noise."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _, *inputs: seen.append(inputs), with_kwargs=True)
+    try:
+        (prediction,) = _sample(pipe, prompts, noise, 7.5, sampling_steps, 1)
+    finally:
+        handle.remove()
+    (arguments, keywords) = seen[0]
+    half = lambda part: part.chunk(2)[1] if isinstance(part, Tensor) and part.ndim else part  # noqa: E731
+    added = keywords.get("added_cond_kwargs")
+    keywords = {name: half(part) for name, part in keywords.items() if name != "added_cond_kwargs"}
+    if added:
+        keywords["added_cond_kwargs"] = {name: half(part) for name, part in added.items()}
+    return FirstCall(pipe, half(arguments[0]), arguments[1], keywords, prediction.chunk(2)[0])
+
+
+class FirstCall(NamedTuple):
+    """The conditional half of a U-Net's first call, to be made again under other embeddings, with gradients."""
+
+    pipe: DiffusionPipeline
+    latents: Tensor
+    t: Tensor
+    keywords: dict[str, Any]
+    without: Tensor
+
+    def magnitude(self, embeddings: Tensor) -> Tensor:
+        """The magnitude [N n] under embeddings [N n, L, D]; gradients flow to them."""
+        keywords = self.keywords | {"encoder_hidden_states": embeddings, "return_dict": False}
+        output = self.pipe.unet(self.latents, self.t, **keywords)[0]
+        scale = _scale(self.pipe, self.t)
+        return (scale * output.float() - self.without).flatten(1).norm(dim=1)
+
+
+def token_significance(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    noise: Tensor,
+    inputs: bool = False,
+    sampling_steps: int = 50,
+    max_batch: int = MAX_BATCH,
+) -> pd.DataFrame:
+    """How much each token has to do with the magnitude at the first step: columns prompt (its number), token, significance.
+
+    The length of the gradient of the magnitude, averaged over noises [n, C, H, W], by the token's embedding (section 4.1):
+    the one that the text encoder gives or, with `inputs`, the one that it is given.
+    """
+    _check(pipe, prompts, 1, sampling_steps)
+    lengths = torch.cat(
+        [
+            _gradient_lengths(pipe, chunk, noise, inputs, sampling_steps)
+            for chunk in chunks(prompts, max_batch // len(noise))
+        ]
+    )
+    longest = pipe.tokenizer.model_max_length - 2
+    rows = [
+        (number, token.removesuffix("</w>"), float(lengths[number, place]))
+        for number, prompt in enumerate(prompts)
+        for place, token in enumerate(pipe.tokenizer.tokenize(prompt)[:longest], start=1)
+    ]
+    return pd.DataFrame(rows, columns=["prompt", "token", "significance"])
+
+
+def _gradient_lengths(
+    pipe: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, inputs: bool, sampling_steps: int
+) -> Tensor:
+    """Length of the gradient by each position's embedding [N, L]."""
+    call = first_call(pipe, prompts, noise, sampling_steps)
+    leaves: list[Tensor] = []
+
+    def as_leaf(_: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    with torch.enable_grad():
+        if inputs:
+            handle = pipe.text_encoder.get_input_embeddings().register_forward_hook(as_leaf)
+            try:
+                embeddings = pipe.encode_prompt(list(prompts), pipe.device, 1, False)[0]
+            finally:
+                handle.remove()
+        else:
+            embeddings = as_leaf(None, (), call.keywords["encoder_hidden_states"][:: len(noise)])
+        metric = call.magnitude(embeddings.repeat_interleave(len(noise), 0)).sum() / len(noise)
+        (gradient,) = torch.autograd.grad(metric, leaves[0])
+    return gradient.float().norm(dim=2)
 
 
 def _check(pipe: DiffusionPipeline, prompts: Sequence[str], steps: int | None, sampling_steps: int) -> None:
@@ -156,9 +274,10 @@ def _check(pipe: DiffusionPipeline, prompts: Sequence[str], steps: int | None, s
     warn_of_cuts(pipe, prompts)
 
 
-def _chunks(prompts: Sequence[str], size: int) -> Iterator[list[str]]:
+def chunks(items: Any, size: int) -> Iterator[Any]:
+    """A sequence or tensor in parts of `size`, at least one item each."""
     size = max(1, size)
-    return (list(prompts[start : start + size]) for start in range(0, len(prompts), size))
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _sample(
@@ -190,23 +309,37 @@ def noise_predictions(pipe: DiffusionPipeline, calls: int | None = None) -> Iter
     sqrt(abar), or minus the latents times sqrt(abar / (1 - abar)). After so many `calls` the pipeline is told to stop.
     """
     found: list[Tensor] = []
-    kind = pipe.scheduler.config.get("prediction_type", "epsilon")
-    if kind not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(f"the prediction type {kind!r} is not supported; known: epsilon, v_prediction, sample")
 
     def read(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         t = arguments[1] if len(arguments) > 1 else keywords["timestep"]
-        abar = float(pipe.scheduler.alphas_cumprod[int(t)])
-        scale = {"epsilon": 1.0, "v_prediction": abar**0.5, "sample": -((abar / (1 - abar)) ** 0.5)}[kind]
-        found.append(scale * output[0].detach().float())
+        found.append(_scale(pipe, t) * output[0].detach().float())
         if len(found) == calls:
             pipe._interrupt = True
 
-    bar = getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(disable=True)
     handle = pipe.unet.register_forward_hook(read, with_kwargs=True)
     try:
-        yield found
+        with quiet(pipe):
+            yield found
     finally:
         handle.remove()
+
+
+def _scale(pipe: DiffusionPipeline, t: Tensor) -> float:
+    """What a difference of the U-Net's outputs at a timestep is to be multiplied by to be one of noise predictions."""
+    abar = float(pipe.scheduler.alphas_cumprod[int(t)])
+    scales = {"epsilon": 1.0, "v_prediction": abar**0.5, "sample": -((abar / (1 - abar)) ** 0.5)}
+    kind = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if kind not in scales:
+        raise ValueError(f"the prediction type {kind!r} is not supported; known: {', '.join(scales)}")
+    return scales[kind]
+
+
+@contextmanager
+def quiet(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Without the pipeline's own progress bar."""
+    bar = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
         pipe.set_progress_bar_config(**bar)

@@ -37,20 +37,22 @@ class Counted:
         self.largest = max(self.largest, len(arguments[0]))
 
 
+def encode(pipe: StableDiffusionPipeline, words: str) -> torch.Tensor:
+    tokens = pipe.tokenizer([words], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return pipe.text_encoder(tokens)[0]
+
+
 @torch.no_grad()
 def by_hand(
     pipe: StableDiffusionPipeline, prompt: str, start: torch.Tensor, steps: int, guidance: float
 ) -> torch.Tensor:
     """The magnitudes [steps] of one prompt from one noise, by DDIM as it is written in the papers."""
-    embed = lambda words: pipe.text_encoder(  # noqa: E731
-        pipe.tokenizer([words], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    )[0]
     abar = torch.cat([pipe.scheduler.alphas_cumprod[:1], pipe.scheduler.alphas_cumprod])  # the last step goes to abar_0
     times = [1 + i * (1000 // steps) for i in reversed(range(steps))]
     kind, x, found = pipe.scheduler.config.prediction_type, start[None], []
     for t in times:
         signal, spread = abar[t + 1].sqrt(), (1 - abar[t + 1]).sqrt()
-        outputs = [pipe.unet(x, t, embed(words)).sample for words in ("", prompt)]
+        outputs = [pipe.unet(x, t, encode(pipe, words)).sample for words in ("", prompt)]
         if kind == "v_prediction":
             eps = [signal * v + spread * x for v in outputs]
         elif kind == "sample":
@@ -98,6 +100,46 @@ def test_the_first_step_shares_the_unconditional_prediction(max_batch: int) -> N
     assert seen.largest <= max(max_batch, 4), "at least a prompt with all its noises, the first twice"
 
 
+@torch.no_grad()
+def shifted_metric(
+    pipe: StableDiffusionPipeline, prompt: str, start: torch.Tensor, inputs: bool, place: int, axis: int, by: float
+) -> torch.Tensor:
+    """The mean magnitude at the first of 50 steps when one number of one token's embedding is moved."""
+
+    def move(_: torch.nn.Module, __: tuple, output: object) -> object:
+        hidden = (output if inputs else output[0]).clone()
+        hidden[0, place, axis] += by
+        return hidden if inputs else (hidden,)
+
+    layer = pipe.text_encoder.get_input_embeddings() if inputs else pipe.text_encoder
+    handle = layer.register_forward_hook(move)
+    embedding = encode(pipe, prompt)
+    handle.remove()
+    conditional, without = (
+        pipe.unet(start, 981, e.expand(len(start), -1, -1)).sample for e in (embedding, encode(pipe, ""))
+    )
+    return (conditional - without).flatten(1).norm(dim=1).mean()
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+@pytest.mark.parametrize("max_batch", [1, 1000])
+def test_token_significance_is_the_gradient_by_finite_differences(inputs: bool, max_batch: int) -> None:
+    pipe = small_pipeline()
+    start = noise(pipe, 3)
+    table = text.token_significance(pipe, PROMPTS, start, inputs, max_batch=max_batch)
+    of_one = table[table["prompt"] == 1]
+    assert of_one["token"].tolist() == ["the", "whale"]
+    slopes = [
+        (
+            shifted_metric(pipe, PROMPTS[1], start, inputs, 2, axis, 1e-2)
+            - shifted_metric(pipe, PROMPTS[1], start, inputs, 2, axis, -1e-2)
+        )
+        / 2e-2
+        for axis in range(32)
+    ]
+    assert of_one["significance"].iloc[1] == pytest.approx(float(torch.stack(slopes).norm()), rel=2e-2)
+
+
 class PointMassUnet(torch.nn.Module):
     """The noise prediction if every prompt stands for one picture, which is a multiple of its first embedding."""
 
@@ -123,6 +165,26 @@ def test_where_every_prompt_stands_for_one_picture_the_magnitude_is_known() -> N
     expected = (pictures[1:] - pictures[:1]).flatten(1).norm(dim=1)[:, None] * (abar / (1 - abar)).sqrt()
     found = text.magnitudes(pipe, PROMPTS, noise(pipe, 3), sampling_steps=10)
     torch.testing.assert_close(found, expected[:, None].expand(3, 3, 10), rtol=1e-3, atol=1e-5)
+
+
+def test_only_the_token_that_decides_is_significant() -> None:
+    pipe = small_pipeline()
+    pipe.unet = PointMassUnet(pipe)
+    table = text.token_significance(pipe, PROMPTS, noise(pipe))
+    first = ~table["prompt"].duplicated()
+    assert (table.loc[first, "significance"] > 0.1).all()
+    assert (table.loc[~first, "significance"] == 0).all()
+
+
+def test_generated_pictures_are_the_pipelines_own() -> None:
+    pipe = small_pipeline()
+    start = noise(pipe)
+    pictures = text.generate(pipe, PROMPTS, start, 5, max_batch=4)
+    assert pictures.shape == (3, 2, 3, 16, 16)
+    own = pipe(PROMPTS[2], latents=start[1:], num_inference_steps=5, output_type="pt").images
+    torch.testing.assert_close(pictures[2, 1], 2 * own[0] - 1, rtol=1e-4, atol=1e-5)
+    embeddings = pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0][:, None].expand(-1, 2, -1, -1)
+    torch.testing.assert_close(text.generate(pipe, embeddings, start, 5), pictures, rtol=1e-4, atol=1e-5)
 
 
 def test_other_schedulers_and_bfloat16_and_long_prompts() -> None:
