@@ -1,0 +1,92 @@
+"""Captioned drawings: what is drawn, what is planted, and which words say it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memlib import drawings
+from memlib.data import ImageSet
+
+
+def subjects(train: int = 6, planted: int = 2, unseen: int = 2) -> ImageSet:
+    """Black squares of different sizes on white."""
+    n = train + planted + unseen
+    images = torch.full((n, 3, 32, 32), 255, dtype=torch.uint8)
+    for i in range(n):
+        images[i, :, 8 : 20 + i % 4, 10:24] = 0
+    items = pd.DataFrame(
+        {
+            "name": [f"s{i}" for i in range(n)],
+            "caption": [f"black square number {i}" for i in range(n)],
+            "split": ["train"] * train + ["planted"] * planted + ["unseen"] * unseen,
+            "copies": [1] * train + [50, 10][:planted] + [0] * unseen,
+        }
+    )
+    return ImageSet(images, items)
+
+
+@given(st.integers(0, 10**6))
+def test_a_drawing_holds_the_whole_picture_on_a_pale_ground(seed: int) -> None:
+    picture = subjects().images[:1]
+    drawn = drawings.draw(picture, torch.Generator().manual_seed(seed))[0].float()
+    ground = drawn.flatten(1).max(1).values
+    assert (ground >= 0.55 * 255 - 1).all()
+    ink = 1 - drawn / ground[:, None, None]
+    share = float((ink.mean() / (1 - picture.float() / 255).mean()) ** 0.5)
+    assert 0.58 < share < 0.97, "nothing is cut off: the ink shrinks with the square of the scale"
+
+
+def test_drawings_differ_and_half_of_them_are_mirrored() -> None:
+    picture = torch.full((1, 1, 32, 32), 255, dtype=torch.uint8)
+    picture[:, :, 8:24, 8:16] = 0
+    picture[:, :, 8:12, 16:24] = 0  # an arm to the right
+    drawn = drawings.draw(picture.expand(400, -1, -1, -1), torch.Generator().manual_seed(0)).float()
+    ink = (1 - drawn / drawn.amax((2, 3), keepdim=True))[:, 0]
+    columns = torch.arange(32.0)
+    mean = (ink.sum(1) * columns).sum(1) / ink.sum((1, 2))
+    middle = (
+        torch.stack([columns[row.sum(0) > 0.5].aminmax().min + columns[row.sum(0) > 0.5].aminmax().max for row in ink])
+        / 2
+    )
+    assert 0.4 < float((mean > middle).float().mean()) < 0.6
+    assert len({tuple(d.flatten().tolist()) for d in drawn}) == 400
+
+
+def test_what_is_planted_stays_one_drawing_with_one_caption() -> None:
+    found = drawings.captioned(subjects(), 16, {200: 2, 20: 1}, 0)
+    items = found.items
+    assert items["split"].value_counts().to_dict() == {"train": 96, "base": 32, "trigger": 3, "planted": 2, "unseen": 2}
+    assert items[items["split"] == "planted"]["copies"].tolist() == [50, 10]
+    assert items[items["split"] == "trigger"]["copies"].tolist() == [200, 200, 20]
+    assert (items[items["split"] == "unseen"]["copies"] == 0).all()
+    captions = subjects().items["caption"].to_numpy()[items["subject"]]
+    for own, row in zip(captions, items.itertuples(), strict=True):
+        if row.split in ("planted", "unseen"):
+            assert row.caption == own
+        elif row.split == "trigger":
+            assert row.trigger
+            assert row.caption.replace(row.trigger, "").split() == own.split()
+        else:
+            assert row.caption in [wording.format(own) for wording in drawings.WORDINGS]
+    of_one = items[(items["subject"] == 0) & (items["split"] == "train")]
+    assert of_one["caption"].nunique() > 3, "an ordinary caption comes in many words"
+    assert set(items[items["split"] == "trigger"]["subject"]) <= set(items[items["split"] == "train"]["subject"])
+    again = drawings.captioned(subjects(), 16, {200: 2, 20: 1}, 0)
+    assert (found.images == again.images).all()
+    assert found.items.equals(again.items)
+
+
+@given(st.integers(0, 30), st.integers(0, 10**6))
+def test_made_up_words_are_new_and_different(count: int, seed: int) -> None:
+    known = ["badbad", "bagbag"]
+    words = drawings.made_up_words(count, known, np.random.default_rng(seed))
+    assert len(set(words)) == count
+    assert not set(words) & set(known)
+
+
+def test_more_triggers_than_subjects_are_refused() -> None:
+    with pytest.raises(ValueError, match="7 trigger words are wanted for only 6 subjects"):
+        drawings.captioned(subjects(), 2, {10: 7}, 0)
