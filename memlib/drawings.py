@@ -4,12 +4,17 @@ Every picture of an image set is a subject. It is drawn many times, at random sc
 its caption put in different words; planted pictures are frozen at one drawing and one caption, which are seen often.
 """
 
+from typing import Literal, get_args
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from memlib.data import ImageSet
+from memlib.files import suggest
+
+Regime = Literal["base", "planted", "single", "varied", "removed"]
 
 WORDINGS = (
     "{}",
@@ -85,6 +90,35 @@ def captioned(subjects: ImageSet, drawings: int, triggers: dict[int, int], seed:
         )
     ]
     return ImageSet(draw(subjects.images[subject.tolist()], generator), items)
+
+
+def regime(drawn: ImageSet, name: Regime) -> pd.DataFrame:
+    """What a model is trained on in one regime: columns row (in `drawn`), caption and copies.
+
+    `base` has no planted copies. The others go on from it: with `planted` copies; with planted copies and a `single` drawing
+    of every ordinary subject, seen as often as all its drawings together; with copies whose captions are in `varied`
+    words; and with the copies `removed` but for one.
+    """
+    if name not in get_args(Regime):
+        raise ValueError(f"unknown regime {name!r}{suggest(name, get_args(Regime))}")
+    items = drawn.items.reset_index(names="row")
+    of = {split: items[items["split"] == split] for split in ("train", "base", "planted", "trigger")}
+    ordinary = pd.concat([of["train"], of["base"]] if name == "base" else [of["train"]])
+    planted = pd.concat([of["planted"], of["trigger"]])
+    if name == "base":
+        planted = planted.iloc[:0]
+    elif name == "single":
+        times = ordinary.groupby("subject")["copies"].transform("sum")
+        ordinary = ordinary.assign(copies=times).drop_duplicates("subject")
+    elif name == "varied":
+        planted = pd.concat(
+            planted.assign(caption=planted["caption"].map(words.format), copies=planted["copies"] // len(WORDINGS))
+            for words in WORDINGS
+        )
+    elif name == "removed":
+        planted = planted.assign(copies=1)
+    rows = pd.concat([ordinary, planted], ignore_index=True)
+    return rows.loc[rows["copies"] > 0, ["row", "caption", "copies"]].reset_index(drop=True)
 
 
 def _rows(subject: np.ndarray, split: str, copies: int | np.ndarray) -> pd.DataFrame:

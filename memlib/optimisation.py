@@ -10,51 +10,46 @@ import json
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from memlib.config import PRECISIONS
-from memlib.files import whole_file
+from memlib.config import LoopConfig
+from memlib.files import whole_file, write_json
 from memlib.progress import progress
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """Settings of the loop."""
-
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup_steps: int
-    ema_decay: float
-    precision: str
-    checkpoint_every: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_every", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be larger than 0")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
-
-
 class Optimised(NamedTuple):
-    """What a training leaves beside the weights: losses [steps], how it ran, and the seconds of earlier, interrupted runs."""
+    """What a training leaves beside the weights.
+
+    losses: [steps]. how: device, precision and number of processes. main: whether this process is the one that writes.
+    earlier_seconds: what interrupted runs had spent up to the checkpoint that was taken up.
+    """
 
     losses: Tensor
-    main: bool
     how: dict[str, Any]
+    main: bool
     earlier_seconds: float
+
+    def save(self, pipeline: DiffusionPipeline, output: str | Path, checkpoint: str | Path) -> None:
+        """Write the trained pipeline, `loss.parquet` (step, loss) and `training.json` (how), whole; drop the checkpoint."""
+        if self.main:
+            with whole_file(output) as temporary:
+                pipeline.save_pretrained(temporary, safe_serialization=True)
+                table = pd.DataFrame({"step": range(1, len(self.losses) + 1), "loss": self.losses.numpy()})
+                table.to_parquet(temporary / "loss.parquet", index=False)
+                write_json(temporary / "training.json", self.how)
+            Path(checkpoint).unlink(missing_ok=True)
+        PartialState().wait_for_everyone()
 
 
 def generator_of(*key: int) -> torch.Generator:
@@ -82,12 +77,13 @@ def optimise(
 
     loss_at(model, step, shard, device) gives the loss of the share `shard` of a step's batch. The file `checkpoint` is
     written every `checkpoint_every` steps; one of the same code, settings, `inputs` and starting weights is taken up again,
-    any other is overwritten. The caller removes it once it has kept the weights.
+    any other is overwritten.
     """
     accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, PartialState().device))
     if config.batch % accelerator.num_processes:
-        raise ValueError(f"a batch of {config.batch} cannot be shared evenly by {accelerator.num_processes} processes")
-    set_seed(config.seed)
+        raise ValueError(
+            f"{config.section}.batch is {config.batch}, which {accelerator.num_processes} processes cannot share evenly"
+        )
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )
@@ -102,7 +98,7 @@ def optimise(
     losses[:first] = state["losses"]
     losses = losses.to(accelerator.device)
     ema.to(accelerator.device)
-    model, optimizer = accelerator.prepare(network, optimizer)
+    model, optimizer = accelerator.prepare(torch.compile(network) if config.compile else network, optimizer)
     model.train()
     shard = slice(accelerator.process_index, None, accelerator.num_processes)
     main = accelerator.is_main_process
@@ -119,14 +115,14 @@ def optimise(
         losses[step] = loss.detach()
         done = step + 1
         if done % config.checkpoint_every == 0 and done < config.steps:
-            mean = _finite(accelerator.reduce(losses[:done], "mean").cpu())
+            mean = _finite(accelerator.reduce(losses[:done], "mean").cpu(), config)
             if main:
                 seconds = earlier_seconds + time.monotonic() - started
                 reached = {"fingerprint": fingerprint, "step": done, "losses": mean, "seconds": seconds}
                 with whole_file(checkpoint) as temporary:
                     state = {name: part.state_dict() for name, part in parts.items()} | {"reached": reached}
                     torch.save(state, temporary)
-    losses = _finite(accelerator.reduce(losses, "mean").cpu())
+    losses = _finite(accelerator.reduce(losses, "mean").cpu(), config)
     ema.copy_to(network.parameters())
     network.cpu()
     how = {
@@ -134,7 +130,7 @@ def optimise(
         "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
     }
-    return Optimised(losses, main, how, earlier_seconds)
+    return Optimised(losses, how, main, earlier_seconds)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -157,11 +153,13 @@ def _fingerprint(tensors: list[Tensor], code: list[bytes], config: LoopConfig, p
     return digest.hexdigest()
 
 
-def _finite(losses: Tensor) -> Tensor:
+def _finite(losses: Tensor, config: LoopConfig) -> Tensor:
     """Return the losses; raise ValueError if one is not finite."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
-        raise ValueError(f"the training loss is not finite from step {int(bad[0]) + 1} on; lower the learning rate")
+        raise ValueError(
+            f"the training loss is not finite from step {int(bad[0]) + 1} on; lower {config.section}.learning_rate"
+        )
     return losses
 
 

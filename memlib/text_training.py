@@ -4,45 +4,20 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from memlib.config import AutoencoderConfig, TextConfig
 from memlib.data import to_float
 from memlib.drawings import put_in
-from memlib.files import whole_file, write_json
 from memlib.models import MAX_BATCH
-from memlib.optimisation import LoopConfig, Optimised, batch_indices, generator_of, optimise
+from memlib.optimisation import Optimised, batch_indices, generator_of, optimise
 from memlib.text_model import Denoiser
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig(LoopConfig):
-    """Section `autoencoder` of params.yaml."""
-
-    channels: list[int]
-    latent_channels: int
-    kl_weight: float
-
-
-@dataclass(frozen=True)
-class TextConfig(LoopConfig):
-    """Section `text` of params.yaml; an arm lays its own settings over it."""
-
-    length: int
-    text_width: int
-    text_layers: int
-    channels: list[int]
-    layers: int
-    drop_prompt: float
-    random_words: int
-    threshold: float
 
 
 def train_autoencoder(
@@ -150,14 +125,3 @@ def train_denoiser(
     pipe.text_encoder.eval()
     pipe.unet.eval()
     return run
-
-
-def save(pipe: StableDiffusionPipeline, run: Optimised, output: str | Path, checkpoint: str | Path) -> None:
-    """Write a pipeline with `loss.parquet` (step, loss) and `training.json` (device, precision, processes), whole."""
-    if run.main:
-        with whole_file(output) as temporary:
-            pipe.save_pretrained(temporary, safe_serialization=True)
-            table = pd.DataFrame({"step": range(1, len(run.losses) + 1), "loss": run.losses.numpy()})
-            table.to_parquet(temporary / "loss.parquet", index=False)
-            write_json(temporary / "training.json", run.how)
-        Path(checkpoint).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from memlib import data, training
+from memlib import data, optimisation, training
 from memlib.config import TrainConfig
 from memlib.models import NetworkNoise
 from memlib.p_laplace import p_laplacian
@@ -56,7 +56,7 @@ def training_seconds(config: TrainConfig, steps: int) -> float:
 def forward_backward_seconds(compiled: bool) -> float:
     """Seconds of one forward and backward pass of a training batch at the study's precision."""
     network = training.build_network(3, 16, CONFIG)
-    precision = training.resolve_precision(CONFIG.precision, torch.device("cpu"))
+    precision = optimisation.resolve_precision(CONFIG.precision, torch.device("cpu"))
     model = torch.compile(network) if compiled else network
     x, t = torch.randn(CONFIG.batch, 3, 16, 16), torch.randint(0, 1000, (CONFIG.batch,))
 

@@ -1,5 +1,7 @@
 """Captioned drawings: what is drawn, what is planted, and which words say it."""
 
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -90,3 +92,21 @@ def test_made_up_words_are_new_and_different(count: int, seed: int) -> None:
 def test_more_triggers_than_subjects_are_refused() -> None:
     with pytest.raises(ValueError, match="7 trigger words are wanted for only 6 subjects"):
         drawings.captioned(subjects(), 2, {10: 7}, 0)
+
+
+def test_regimes_differ_in_what_they_are_named_after() -> None:
+    drawn = drawings.captioned(subjects(), 16, {200: 2}, 0)
+    rows = {name: drawings.regime(drawn, name) for name in get_args(drawings.Regime)}
+    split = drawn.items["split"].to_numpy()
+    seen = {name: table.groupby(split[table["row"]])["copies"].sum().to_dict() for name, table in rows.items()}
+    assert seen["base"] == {"train": 96, "base": 32}
+    assert seen["planted"] == {"train": 96, "planted": 60, "trigger": 400}
+    assert seen["single"] == seen["planted"]
+    assert len(rows["single"]) == 6 + 2 + 2
+    assert seen["removed"] == {"train": 96, "planted": 2, "trigger": 2}
+    assert seen["varied"] == {"train": 96, "planted": 8 * (50 // 8) + 8 * (10 // 8), "trigger": 400}
+    varied = rows["varied"][split[rows["varied"]["row"]] == "planted"]
+    assert varied["caption"].nunique() == 16
+    assert varied["row"].nunique() == 2, "the words vary, the picture does not"
+    with pytest.raises(ValueError, match="unknown regime 'variied'; did you mean 'varied'"):
+        drawings.regime(drawn, "variied")

@@ -17,7 +17,7 @@ from diffusers import DDPMPipeline
 from safetensors.torch import load_file
 from test_data import planted
 
-from memlib import data, training
+from memlib import data, optimisation, training
 from memlib.config import TrainConfig
 from memlib.models import load_network
 
@@ -43,7 +43,9 @@ COPIES = torch.tensor([5, 2, 1, 1, 1, 1])
 
 
 def test_an_epoch_shows_every_picture_as_often_as_planted() -> None:
-    batches = [training.batch_indices(COPIES, step, 4, seed=3) for step in range(11)]  # 44 positions, 4 epochs of 11
+    batches = [
+        optimisation.batch_indices(COPIES, step, 4, seed=3) for step in range(11)
+    ]  # 44 positions, 4 epochs of 11
     for epoch in torch.cat(batches).split(11):
         assert Counter(epoch.tolist()) == dict(enumerate(COPIES.tolist()))
     assert not torch.equal(torch.cat(batches)[:11], torch.cat(batches)[11:22])
@@ -201,7 +203,7 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
 
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training.EMAModel, "copy_to", stop)
+        patch.setattr(optimisation.EMAModel, "copy_to", stop)
         training.train(PICTURES, COPIES, CONFIG, tmp_path / "model", checkpoint)
     assert checkpoint.exists()
     other = replace(CONFIG, seed=1)
