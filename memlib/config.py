@@ -35,11 +35,17 @@ class LoopConfig:
             if getattr(self, name) <= least:
                 raise ValueError(f"{self.section}.{name} is {getattr(self, name)}; it must be larger than {least}")
 
-    def wide(self, name: str, multiple: int = 16) -> None:
-        """Raise ValueError unless widths are multiples of what they are divided into."""
-        if any(count % multiple for count in getattr(self, name)):
+    def levels(self) -> None:
+        """Raise ValueError unless the channels can be normalised in groups and have an entry of `attention`, if any, a level."""
+        if any(count % 16 for count in self.channels):
             raise ValueError(
-                f"{self.section}.{name} must be multiples of {multiple} (for group normalisation); they are {getattr(self, name)}"
+                f"{self.section}.channels must be multiples of 16 (for group normalisation); they are {self.channels}"
+            )
+        attention = getattr(self, "attention", self.channels)
+        if len(attention) != len(self.channels):
+            raise ValueError(
+                f"{self.section}.attention has {len(attention)} entries but {self.section}.channels has "
+                f"{len(self.channels)}; give one a level"
             )
 
 
@@ -63,11 +69,7 @@ class TrainConfig(LoopConfig):
             raise ValueError(f"train.prediction_type is {self.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
         if self.beta_schedule not in BETA_SCHEDULES:
             raise ValueError(f"train.beta_schedule is {self.beta_schedule!r}; known: {', '.join(BETA_SCHEDULES)}")
-        if len(self.attention) != len(self.channels):
-            raise ValueError(
-                f"train.attention has {len(self.attention)} entries but train.channels has {len(self.channels)}; give one a level"
-            )
-        self.wide("channels")
+        self.levels()
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class AutoencoderConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.above("latent_channels")
-        self.wide("channels")
+        self.levels()
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class TextConfig(LoopConfig):
     text_layers: int
     channels: list[int]
     layers: int
+    attention: list[bool]
     drop_prompt: float
     random_words: int
     threshold: float
@@ -105,7 +108,7 @@ class TextConfig(LoopConfig):
         super().__post_init__()
         self.above("layers", "text_layers")
         self.above("length", least=2)
-        self.wide("channels")
+        self.levels()
         if self.text_width % 32:
             raise ValueError(f"text.text_width must be a multiple of 32 (the width of a head); it is {self.text_width}")
         if not 0 < self.drop_prompt < 1:

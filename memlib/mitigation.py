@@ -1,7 +1,7 @@
 """Sampling a memorised prompt without its picture: prompts changed at inference (Wen et al., arXiv 2407.21720, section 4)."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -10,9 +10,17 @@ from torch import Tensor
 
 from memlib.drawings import put_in
 from memlib.models import MAX_BATCH
-from memlib.text import FirstCall, check_pipeline, check_prompts, chunks, first_call
+from memlib.text import FirstCall, check_pipeline, check_prompts, check_single_encoder, chunks, first_call
 
 Perturbation = Literal["random tokens", "random numbers", "repeated words"]
+
+
+class Optimised(NamedTuple):
+    """Moved embeddings [N, n, L, D] of N prompts for n noises, the magnitudes [N, n] reached, and the steps [N, n] taken."""
+
+    embeddings: Tensor
+    magnitude: Tensor
+    iterations: Tensor
 
 
 def optimise_prompts(
@@ -24,44 +32,48 @@ def optimise_prompts(
     learning_rate: float = 0.05,
     sampling_steps: int = 50,
     max_batch: int = MAX_BATCH,
-) -> Tensor:
-    """Embeddings [N, n, L, D] of N prompts for n noises, moved until the magnitude at the first step is at most `target`.
+) -> Optimised:
+    """Embeddings of prompts moved until the magnitude at the first step from noises [n, C, H, W] is at most `target`.
 
     AdamW on every position but the first (section 4.2), at most so many iterations. The published code stops by one norm
     over all generations of a prompt; here every sample has its own embeddings and its own end, so that nothing depends on
-    how many are made at once. One evaluation with gradients an iteration and sample.
+    how many are made at once. Three network evaluations a sample and, with gradients, one more an iteration.
 
-    Raises ValueError for no prompts, an unsupported pipeline, and a target that is not positive.
+    Raises ValueError for no prompts, an unsupported pipeline (Stable Diffusion XL among them), and a target that is not
+    positive.
     """
     check_pipeline(pipe)
+    check_single_encoder(pipe)
     check_prompts(prompts)
-    if target <= 0:
+    if not target > 0:
         raise ValueError(f"the target of a magnitude must be positive; got {target}")
-    moved = [
+    parts = [
         _optimise(first_call(pipe, chunk, noise, sampling_steps), target, iterations, learning_rate)
-        for chunk in chunks(prompts, max_batch // len(noise))
+        for chunk in chunks(prompts, max_batch // (2 * len(noise)))
     ]
-    return torch.cat(moved).unflatten(0, (len(prompts), len(noise)))
+    return Optimised(*(torch.cat(part).unflatten(0, (len(prompts), len(noise))) for part in zip(*parts, strict=True)))
 
 
-def _optimise(call: FirstCall, target: float, iterations: int, learning_rate: float) -> Tensor:
-    dtype = call.keywords["encoder_hidden_states"].dtype
-    start = call.keywords["encoder_hidden_states"].detach().float()
-    first, moved = start[:, :1], start[:, 1:].clone().requires_grad_()
-    kept = torch.cat([first, moved.detach()], 1)
-    running = torch.ones(len(start), dtype=torch.bool, device=start.device)
+def _optimise(call: FirstCall, target: float, iterations: int, learning_rate: float) -> Optimised:
+    given = call.keywords["encoder_hidden_states"].detach()
+    first, moved = given[:, :1].float(), given[:, 1:].float().requires_grad_()
+    kept, reached = given, torch.zeros(len(given), device=given.device)
+    running = torch.ones(len(given), dtype=torch.bool, device=given.device)
+    taken = torch.zeros(len(given), dtype=torch.long, device=given.device)
     optimizer = torch.optim.AdamW([moved], lr=learning_rate)
-    with torch.enable_grad():
-        for _ in range(iterations):
-            magnitude = call.magnitude(torch.cat([first, moved], 1).to(dtype))
-            running &= magnitude > target
-            if not running.any():
-                break
+    for step in range(iterations + 1):
+        with torch.enable_grad():
+            embeddings = torch.cat([first, moved], 1).to(given.dtype)
+            magnitude = call.magnitude(embeddings)
             (moved.grad,) = torch.autograd.grad(magnitude.sum(), moved)
-            optimizer.step()
-            with torch.no_grad():
-                kept = torch.where(running[:, None, None], torch.cat([first, moved], 1), kept)
-    return kept.to(dtype)
+        kept = torch.where(running[:, None, None], embeddings.detach(), kept)
+        reached = torch.where(running, magnitude.detach(), reached)
+        running = running & (reached > target)
+        if step == iterations or not running.any():
+            break
+        optimizer.step()
+        taken += running
+    return Optimised(kept, reached, taken)
 
 
 def perturb(prompt: str, how: Perturbation, count: int, words: Sequence[str], rng: np.random.Generator) -> str:

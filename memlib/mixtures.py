@@ -79,6 +79,7 @@ class GaussianMixture:
         trace = (share * (scores.square().sum(-1) - (1 / spread).sum(-1))).sum(1) - squared
         bent = _turned(score[:, None].expand_as(scores), self._eigen[1].mT).square() / spread  # s' precision s, by axis
         along = (share * ((scores @ score[..., None])[..., 0].square() - bent.sum(-1))).sum(1) / squared - squared
+        along = along.where(squared > 0, 0.0)  # at a mode: bounded, and its factor vanishes or is 0 for p >= 2
         return squared ** (p / 2 - 1) * (trace + (p - 2) * along)
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:

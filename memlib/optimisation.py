@@ -90,7 +90,7 @@ def optimise(
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "ema": ema}
-    code = [Path(__file__).read_bytes(), Path(inspect.getfile(loss_at)).read_bytes()]
+    code = [Path(inspect.getfile(part)).read_bytes() for part in (optimise, loss_at, type(network))]
     fingerprint = _fingerprint([*inputs, *network.state_dict().values()], code, config, accelerator.mixed_precision)
     state = _resume(checkpoint, fingerprint, parts)
     first, earlier_seconds, started = state["step"], state["seconds"], time.monotonic()

@@ -1,7 +1,8 @@
 """p-Laplacian of the log-density of noisy data, from the noise prediction (Brokman et al., arXiv 2505.08246).
 
 With the score s = -eps / sigma it is div(|s|^(p-2) s): the Laplacian for p = 2; for p = 1 only the direction of the score
-counts. At a peak of the density it is far below zero, so a detector takes minus the value.
+counts. Around a Gaussian of variance v it is -(d + p - 2) r^(p-2) / v^(p-1) at a distance r from the top, so the value at the
+top is the lowest there is for p < 2, the narrower the lower for p = 2, and 0 for p > 2. A detector takes minus the value.
 """
 
 from collections.abc import Sequence
@@ -60,12 +61,15 @@ def p_laplacian(
 
     The radius is sigma sqrt(d), where noise of that level lies, if not given. The directions of `flux` and `cosine` are
     drawn by a scheme: `independent`; `antithetic`, each with its opposite; `orthogonal`, those of an orthonormal frame
-    with their opposites (several frames, if more than 2 d are wanted). The standard error of a single frame is that of a
-    function quadratic in n. Nothing but memory depends on `max_batch`, the items of one call of the network.
+    with their opposites (several frames, if more than 2 d are wanted). The standard error of a part of one frame is that
+    of a function quadratic in n; of one whole frame it is 0 for p = 2 and otherwise not known (nan). Nothing but memory
+    depends on `max_batch`, the items of one call of the network.
 
     Raises ValueError for p < 1, a radius, noise level or number of directions that is not positive, directions that do
     not fill the scheme, and a noise prediction that is not finite or not of the shape of x.
     """
+    if len(x) == 0:
+        raise ValueError("a p-Laplacian needs at least one item; there are none")
     d = x[0].numel()
     _check(p, sigma, directions, estimator, radius, scheme, d)
     radius = sigma * d**0.5 if radius is None else radius
@@ -99,6 +103,8 @@ def p_laplacian(
         elif scheme == "orthogonal":
             share = len(samples) / d
     error = standard_error(samples, directions is None) * (1 - share) ** 0.5
+    if share == 1:
+        error[powers[:, 0, 0] != 2] = float("nan")
     along = 2 if estimator == "autodiff" else 0  # the derivative along the score
     cost = len(by_direction) * (2 if estimator in ("autodiff", "ball") else 1) + along
     return PLaplacian(by_direction.mean(0), error, cost)
@@ -117,9 +123,8 @@ def _check(
     for name, value, known in (("estimator", estimator, Estimator), ("scheme", scheme, Scheme)):
         if value not in get_args(known):
             raise ValueError(f"unknown p-Laplacian {name} {value!r}; known: {', '.join(get_args(known))}")
-    for value in p:
-        if not value >= 1:
-            raise ValueError(f"the p-Laplacian is estimated for p of at least 1; got {value}")
+    if not isinstance(p, Sequence) or not p or not all(1 <= value < float("inf") for value in p):
+        raise ValueError(f"the p-Laplacian is estimated for a sequence of p of at least 1; got {p}")
     if estimator == "cosine" and list(p) != [1]:
         raise ValueError(f"the mean cosine is the 1-Laplacian; give p as [1], not {list(p)}")
     for name, value in (("noise level", sigma), ("radius", radius)):
@@ -173,8 +178,7 @@ def _autodiff(
     _, derivatives = directional_derivatives(score_at, x, unit.reshape(1, *x.shape), max_batch)
     along = (unit * derivatives[0].flatten(1)).sum(1)
     trace = curvatures * (d if directions is None else 1)
-    floored = length.clamp_min(FLOOR * d**0.5 / sigma)
-    return floored ** (powers - 2) * (trace + (powers - 2) * along)
+    return _power(length, powers - 2, d, sigma) * (trace + (powers - 2) * along)
 
 
 def _ball(
@@ -196,10 +200,14 @@ def _ball(
 
     def flow(field: Tensor) -> Tensor:
         """|s|^(p-2) s along the signs [P, k, N]."""
-        length = field.norm(dim=2).clamp_min(FLOOR * d**0.5 / sigma)
-        return length ** (powers - 2) * (field * signs).sum(2)
+        return _power(field.norm(dim=2), powers - 2, d, sigma) * (field * signs).sum(2)
 
     return (flow(ahead) - flow(behind)) / (2 * STEP * sigma)
+
+
+def _power(length: Tensor, exponents: Tensor, d: int, sigma: float) -> Tensor:
+    """Lengths [k, N] of scores to powers [P, 1, 1]: [P, k, N]; where a power is negative, of a least length."""
+    return torch.where(exponents < 0, length.clamp_min(FLOOR * d**0.5 / sigma), length) ** exponents
 
 
 def _signs(x: Tensor, directions: int, generators: list[torch.Generator]) -> Tensor:

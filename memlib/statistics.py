@@ -109,6 +109,29 @@ def auroc(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
     return _wider(value, _interval(_auroc, positive, negative, seed), _newcombe(value, len(positive), len(negative)))
 
 
+def auroc_of_clusters(positive: ArrayLike, clusters: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
+    """AUROC whose positives come in clusters that are not independent, such as the copies of one picture.
+
+    positive, clusters: a score and the cluster's name for each [M]. The interval is the bootstrap's that draws whole clusters
+    and single negatives again, or Newcombe's with as many positives as there are clusters, whichever is wider.
+    """
+    positive, negative = _groups(positive, negative)
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    count = int(cluster.max()) + 1
+    if count < 2:
+        raise ValueError("all positives are in one cluster; an interval needs two")
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(2000):
+        times = np.bincount(rng.integers(0, count, count), minlength=count)[cluster]
+        drawn = np.sort(rng.choice(negative, len(negative)))
+        below = (np.searchsorted(drawn, positive, "left") + np.searchsorted(drawn, positive, "right")) / 2
+        values.append((times * below).sum() / (times.sum() * len(negative)))
+    low, high = np.percentile(values, [2.5, 97.5])
+    value = float(_auroc(positive, negative))
+    return _wider(value, (float(low), float(high)), _newcombe(value, count, len(negative)))
+
+
 def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float, seed: int = 0) -> Estimate:
     """Largest true-positive rate among thresholds with a false-positive rate of at most `fpr`.
 

@@ -42,6 +42,21 @@ def check_pipeline(pipe: DiffusionPipeline) -> None:
     for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
         if getattr(pipe, part, None) is None:
             raise ValueError(f"{type(pipe).__name__} has no {part}; supported are {SUPPORTED}")
+    if getattr(pipe.unet.config, "time_cond_proj_dim", None):
+        raise ValueError("the U-Net is told the guidance scale, so the pipeline makes no unconditional prediction")
+    if getattr(pipe.scheduler, "order", 1) != 1:
+        raise ValueError(
+            f"{type(pipe.scheduler).__name__} takes {pipe.scheduler.order} evaluations a step; set one of first order, as DDIM"
+        )
+
+
+def check_single_encoder(pipe: DiffusionPipeline) -> None:
+    """Raise ValueError for a pipeline whose prompts are more than one sequence of embeddings, such as Stable Diffusion XL."""
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        raise ValueError(
+            f"{type(pipe).__name__} has two text encoders; embeddings of prompts are moved where there is one, as in "
+            "Stable Diffusion 1.x and 2.x"
+        )
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -114,7 +129,7 @@ def magnitudes(
     unconditional prediction) and more steps than there are.
     """
     _check(pipe, prompts, steps, sampling_steps)
-    if guidance <= 1:
+    if not guidance > 1:
         raise ValueError(
             f"guidance is {guidance}; the magnitude compares with the unconditional prediction, which a pipeline makes "
             "only with a guidance above 1"
@@ -223,13 +238,15 @@ def token_significance(
     """How much each token has to do with the magnitude at the first step: columns prompt (its number), token, significance.
 
     The length of the gradient of the magnitude, averaged over noises [n, C, H, W], by the token's embedding (section 4.1):
-    the one that the text encoder gives or, with `inputs`, the one that it is given.
+    the one that the text encoder gives or, with `inputs` (not for Stable Diffusion XL), the one that it is given.
     """
     _check(pipe, prompts, 1, sampling_steps)
+    if inputs:
+        check_single_encoder(pipe)
     lengths = torch.cat(
         [
             _gradient_lengths(pipe, chunk, noise, inputs, sampling_steps)
-            for chunk in chunks(prompts, max_batch // len(noise))
+            for chunk in chunks(prompts, max_batch // (2 * len(noise)))
         ]
     )
     longest = pipe.tokenizer.model_max_length - 2

@@ -10,6 +10,8 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from memlib.config import AutoencoderConfig, TextConfig
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -31,61 +33,60 @@ def train_tokenizer(captions: Iterable[str], length: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
 
-def build_autoencoder(size: int, channels: list[int], latent_channels: int) -> AutoencoderKL:
-    """Untrained autoencoder of colour pictures [3, size, size], which halves them between its levels."""
-    levels = len(channels)
+def build_autoencoder(size: int, config: AutoencoderConfig) -> AutoencoderKL:
+    """Untrained autoencoder of colour pictures [3, size, size], which are halved between its levels.
+
+    Raises ValueError if the size does not halve often enough.
+    """
+    levels = len(config.channels)
+    if size % 2 ** (levels - 1):
+        raise ValueError(
+            f"pictures of {size} pixels do not halve {levels - 1} times; change drawings.size or give autoencoder.channels "
+            "fewer levels"
+        )
     return AutoencoderKL(
         sample_size=size,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(channels),
+        block_out_channels=tuple(config.channels),
         layers_per_block=1,
-        latent_channels=latent_channels,
+        latent_channels=config.latent_channels,
         norm_num_groups=16,
         mid_block_add_attention=False,
     )
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
-    """Untrained CLIP text encoder for the vocabulary and prompt length of a tokenizer."""
-    config = CLIPTextConfig(
+def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TextConfig) -> StableDiffusionPipeline:
+    """A pipeline around an autoencoder and a tokenizer, its text encoder and U-Net untrained.
+
+    The noise schedule is that of Stable Diffusion, DDIM samples from it; the U-Net looks at the text at the levels that
+    `attention` names and in its middle.
+    """
+    latent = vae.config.latent_channels
+    unet = UNet2DConditionModel(
+        sample_size=vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1),
+        in_channels=latent,
+        out_channels=latent,
+        layers_per_block=config.layers,
+        block_out_channels=tuple(config.channels),
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
+        norm_num_groups=16,
+        attention_head_dim=4,  # heads, as diffusers reads it
+        cross_attention_dim=config.text_width,
+    )
+    text = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=4 * width,
-        projection_dim=width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
+        hidden_size=config.text_width,
+        intermediate_size=4 * config.text_width,
+        projection_dim=config.text_width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.text_width // 32,
         max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
-
-
-def build_unet(
-    size: int, latent_channels: int, channels: list[int], layers: int, text_width: int
-) -> UNet2DConditionModel:
-    """Untrained U-Net with cross-attention to the text at every level, for latents [latent_channels, size, size]."""
-    levels = len(channels)
-    return UNet2DConditionModel(
-        sample_size=size,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        layers_per_block=layers,
-        block_out_channels=tuple(channels),
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
-        norm_num_groups=16,
-        attention_head_dim=4,  # heads, as diffusers reads it
-        cross_attention_dim=text_width,
-    )
-
-
-def assemble(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, unet: UNet2DConditionModel
-) -> StableDiffusionPipeline:
-    """The pipeline of these parts, with the noise schedule of Stable Diffusion and DDIM to sample."""
     scheduler = DDIMScheduler(
         1000,
         beta_start=0.00085,
@@ -97,7 +98,7 @@ def assemble(
     )
     return StableDiffusionPipeline(
         vae=vae,
-        text_encoder=text_encoder,
+        text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler,

@@ -96,7 +96,7 @@ def train_denoiser(
     captions = np.asarray(captions, dtype=object)
     words = sorted({word for caption in captions for word in caption.split()})
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    empty = tokenize(pipe.tokenizer, [""])
+    empty, whole = tokenize(pipe.tokenizer, [""]), tokenize(pipe.tokenizer, captions)
 
     def loss_at(model: torch.nn.Module, step: int, shard: slice, device: torch.device) -> Tensor:
         generator = generator_of(config.seed, 1, step)
@@ -121,7 +121,7 @@ def train_denoiser(
             return (loss * kept).sum() / kept.sum().clamp_min(1)
         return loss.mean()
 
-    run = optimise(Denoiser(pipe.text_encoder, pipe.unet), loss_at, config, checkpoint, [latents, copies])
+    run = optimise(Denoiser(pipe.text_encoder, pipe.unet), loss_at, config, checkpoint, [latents, copies, whole])
     pipe.text_encoder.eval()
     pipe.unet.eval()
     return run

@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from hypothesis import settings
 
 from memlib import text_model
+from memlib.config import AutoencoderConfig, TextConfig
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 
@@ -39,15 +40,38 @@ def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
     return DDPMScheduler(1000, prediction_type=prediction_type, clip_sample=False)
 
 
+LOOP = {
+    "batch": 16,
+    "warmup_steps": 5,
+    "ema_decay": 0.9,
+    "precision": "no",
+    "compile": False,
+    "checkpoint_every": 1000,
+    "seed": 0,
+}
+AUTOENCODER = AutoencoderConfig(
+    steps=300, learning_rate=5e-3, channels=[16, 16, 32], latent_channels=4, kl_weight=1e-6, **LOOP
+)
+TEXT = TextConfig(
+    steps=200,
+    learning_rate=3e-3,
+    length=8,
+    text_width=32,
+    text_layers=1,
+    channels=[16, 32],
+    layers=1,
+    attention=[True, True],
+    drop_prompt=0.1,
+    random_words=0,
+    threshold=0.0,
+    **LOOP,
+)
+
+
 def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int = 0) -> StableDiffusionPipeline:
     """An untrained text-to-image pipeline of the study's kind, for pictures of 16 pixels."""
     torch.manual_seed(seed)
     tokenizer = text_model.train_tokenizer(["a red apple on a green tree", "the big blue whale"], length)
-    pipe = text_model.assemble(
-        text_model.build_autoencoder(16, [16, 16, 32], 4),
-        tokenizer,
-        text_model.build_text_encoder(tokenizer, 32, 1),
-        text_model.build_unet(4, 4, [16, 32], 1, 32),
-    )
+    pipe = text_model.build_pipeline(text_model.build_autoencoder(16, AUTOENCODER), tokenizer, TEXT)
     pipe.scheduler.register_to_config(prediction_type=prediction_type)
     return pipe

@@ -109,3 +109,15 @@ def test_wrong_shapes_and_weights_are_refused() -> None:
         GaussianMixture(torch.ones(2) / 2, torch.zeros(3, 2), torch.zeros(3, 2, 2))
     with pytest.raises(ValueError, match="sum to 1"):
         GaussianMixture(torch.ones(3), torch.zeros(3, 2), torch.zeros(3, 2, 2))
+
+
+def test_p_laplacian_at_the_top_of_a_mode() -> None:
+    gaussian = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 3).double(), 0.1 * torch.eye(3).double()[None])
+    top = torch.zeros(1, 3).double()
+    assert float(gaussian.p_laplacian(top, 0.3, 2.0)) == pytest.approx(-3 / 0.19)
+    assert float(gaussian.p_laplacian(top, 0.3, 3.0)) == 0
+    assert float(gaussian.p_laplacian(top, 0.3, 1.5)) == -float("inf")
+    near = top + 1e-3
+    for p in (1.0, 1.5, 2.0, 3.0):
+        truth = -(3 + p - 2) * (1e-3 * 3**0.5) ** (p - 2) / 0.19 ** (p - 1)
+        assert float(gaussian.p_laplacian(near, 0.3, p)) == pytest.approx(truth)

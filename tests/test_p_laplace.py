@@ -66,6 +66,19 @@ def test_the_stated_error_is_the_spread(estimator: p_laplace.Estimator, scheme: 
         torch.testing.assert_close(stated, spread, rtol=0.15, atol=1e-12)
 
 
+def test_one_whole_frame_knows_its_error_for_quadratic_terms_only() -> None:
+    gaussian, _ = turned_gaussian(torch.linspace(0.05, 2.0, 16, dtype=torch.float64))
+    x = 0.5 * torch.ones(50, 16, dtype=torch.float64)
+    result = p_laplacian(gaussian, x, 1.0, P, 32, seeded(), "flux", 1.0, "orthogonal")
+    for p, value, error in zip(P, result.value, result.standard_error, strict=True):
+        if p == 2:
+            assert value.std() < 1e-12
+            assert (error < 1e-12).all()
+        else:
+            assert value.std() > 1e-4
+            assert error.isnan().all()
+
+
 def test_the_error_falls_with_the_root_of_the_samples_and_the_bias_with_the_square_of_the_radius() -> None:
     mixture, x = random_mixture(2, d=2), points(3, 1, 2).expand(300, -1)
     few, many = (p_laplacian(mixture, x, 1.0, P, k, seeded(), "flux", 0.5).value.std(1) for k in (16, 256))
@@ -105,8 +118,15 @@ def test_known_values() -> None:
 def test_at_the_very_top_of_a_peak_the_value_is_finite_and_documented() -> None:
     point, top = PointMasses(torch.zeros(1, 12).double()), torch.zeros(1, 12).double()
     floor = p_laplace.FLOOR * 12**0.5 / 0.5
-    result = p_laplacian(point, top, 0.5, [1.0, 1.5, 2.0])
-    torch.testing.assert_close(result.value[:, 0], -48 * floor ** torch.tensor([-1.0, -0.5, 0]).double())
+    result = p_laplacian(point, top, 0.5, [1.0, 1.5, 2.0, 3.0, 5.0])
+    expected = torch.tensor([-48 / floor, -48 / floor**0.5, -48, 0, 0]).double()
+    torch.testing.assert_close(result.value[:, 0], expected)
+    near = top + 1e-6
+    length = 1e-6 * 12**0.5 / 0.25
+    expected = torch.tensor([-13 * length * 4, -15 * length**3 * 4]).double()
+    torch.testing.assert_close(p_laplacian(point, near, 0.5, [3.0, 5.0]).value[:, 0], expected, rtol=1e-6, atol=0)
+    ball = p_laplacian(point, near, 0.5, [3.0], 4000, seeded(), "ball", 1e-7)
+    assert float(ball.value) == pytest.approx(-13 * length * 4, rel=0.5), "of the order of the value, not of the floor"
 
 
 def test_the_cosine_forgets_the_length_of_the_score() -> None:
@@ -165,7 +185,11 @@ def test_the_batch_size_changes_nothing_but_memory(
 def test_bad_requests_are_refused() -> None:
     mixture, x = random_mixture(0), points(1)
     for arguments, message in (
-        ({"p": [0.5]}, "for p of at least 1; got 0.5"),
+        ({"p": [0.5]}, r"sequence of p of at least 1; got \[0.5\]"),
+        ({"p": [float("inf")]}, "sequence of p of at least 1"),
+        ({"p": []}, "sequence of p of at least 1"),
+        ({"p": 2.0}, "sequence of p of at least 1; got 2.0"),
+        ({"p": [2.0], "x": x[:0]}, "at least one item; there are none"),
         ({"p": [2.0], "sigma": 0.0}, "noise level of a p-Laplacian must be positive; got 0.0"),
         ({"p": [2.0], "radius": -1.0}, "radius of a p-Laplacian must be positive; got -1.0"),
         ({"p": [2.0], "directions": 0}, "at least one direction; got 0"),

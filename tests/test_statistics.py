@@ -165,3 +165,18 @@ def test_halves_split_every_group_and_outcome_evenly(seed: int, items: list[tupl
 def test_halves_are_random() -> None:
     drawn = np.mean([statistics.halves(np.zeros(10), np.zeros(10), seed) for seed in range(400)], axis=0)
     assert np.abs(drawn - 0.5).max() < 0.1
+
+
+def test_clusters_of_one_give_the_plain_interval_and_repeats_a_wider_one() -> None:
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(1, 1, 40), rng.normal(0, 1, 200)
+    plain = statistics.auroc(positive, negative)
+    single = statistics.auroc_of_clusters(positive, np.arange(40), negative)
+    assert single.value == plain.value
+    assert single == pytest.approx(plain, abs=0.02)
+    tenfold = statistics.auroc_of_clusters(positive.repeat(10), np.arange(40).repeat(10), negative)
+    assert tenfold == pytest.approx(single, abs=0.02), "ten times the same says no more than once"
+    naive = statistics.auroc(positive.repeat(10), negative)
+    assert naive.high - naive.low < 0.8 * (tenfold.high - tenfold.low)
+    with pytest.raises(ValueError, match="all positives are in one cluster"):
+        statistics.auroc_of_clusters(positive, np.zeros(40), negative)

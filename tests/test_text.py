@@ -9,6 +9,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     PixArtAlphaPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -192,14 +193,19 @@ def test_other_schedulers_and_bfloat16_and_long_prompts() -> None:
     long = " ".join(["a red apple on a green tree"] * 9)  # 65 tokens
     exact = text.magnitudes(pipe, [long, "a whale"], noise(pipe), 1)
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    assert text.magnitudes(pipe, [long], noise(pipe), 2, 10).isfinite().all()
+    euler = text.first_step(pipe, [long, "a whale"], noise(pipe) / pipe.scheduler.init_noise_sigma)
+    t = pipe.scheduler.timesteps[0]
+    x = noise(pipe) / (1 + pipe.scheduler.sigmas[0] ** 2).sqrt()  # as Euler's steps are scaled
+    with torch.no_grad():
+        pair = [pipe.unet(x, t, encode(pipe, words).expand(2, -1, -1)).sample for words in ("a whale", "")]
+    torch.testing.assert_close(euler[1], (pair[0] - pair[1]).flatten(1).norm(dim=1), rtol=1e-3, atol=1e-6)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     half = text.magnitudes(pipe.to(torch.bfloat16), [long, "a whale"], noise(pipe), 1)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, exact, rtol=0.3, atol=1e-3)
 
 
-def test_stable_diffusion_xl() -> None:
+def small_xl() -> StableDiffusionXLPipeline:
     pipe = small_pipeline(length=77)
     settings = pipe.text_encoder.config.to_dict() | {"projection_dim": 32}
     second = CLIPTextModelWithProjection(CLIPTextConfig(**settings))
@@ -210,12 +216,29 @@ def test_stable_diffusion_xl() -> None:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8,
     )
-    xl = StableDiffusionXLPipeline(
+    return StableDiffusionXLPipeline(
         pipe.vae, pipe.text_encoder, second, pipe.tokenizer, pipe.tokenizer, unet, pipe.scheduler, add_watermarker=False
     )
+
+
+def test_stable_diffusion_xl() -> None:
+    xl = small_xl()
     found = text.magnitudes(xl, PROMPTS, noise(xl), 1, 10)[..., 0]
     torch.testing.assert_close(text.first_step(xl, PROMPTS, noise(xl), 10), found, rtol=1e-5, atol=1e-7)
     assert (found > 0).all()
+    assert (text.token_significance(xl, PROMPTS, noise(xl))["significance"] > 0).all()
+    with pytest.raises(ValueError, match="StableDiffusionXLPipeline has two text encoders"):
+        text.token_significance(xl, PROMPTS, noise(xl), inputs=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_first_call_made_again_gives_the_magnitude_again(kind: str) -> None:
+    for pipe in (small_pipeline(kind), small_xl()):
+        start = noise(pipe)
+        call = text.first_call(pipe, PROMPTS, start)
+        again = call.magnitude(call.keywords["encoder_hidden_states"]).unflatten(0, (3, 2))
+        torch.testing.assert_close(again, text.first_step(pipe, PROMPTS, start), rtol=1e-4, atol=1e-7)
 
 
 def test_a_pipeline_is_loaded_from_its_folder(tmp_path) -> None:
@@ -233,6 +256,7 @@ def test_bad_input_is_refused(tmp_path) -> None:
         (lambda: text.magnitudes(pipe, [], start), "the list of prompts is empty"),
         (lambda: text.first_step(pipe, "a whale", start), "must be a list of texts"),
         (lambda: text.magnitudes(pipe, PROMPTS, start, guidance=0), "guidance is 0; the magnitude compares"),
+        (lambda: text.magnitudes(pipe, PROMPTS, start, guidance=float("nan")), "guidance is nan"),
         (lambda: text.magnitudes(pipe, PROMPTS, start, 51), "the first 51 of 50 steps"),
         (lambda: noise(pipe, 0), "at least one generation is needed; got 0"),
         (lambda: text.read_prompts(tmp_path / "none.txt"), "there is no prompt file"),
@@ -246,6 +270,14 @@ def test_bad_input_is_refused(tmp_path) -> None:
     transformer = PixArtAlphaPipeline(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet, pipe.scheduler)
     with pytest.raises(ValueError, match="PixArtAlphaPipeline has a transformer instead of a U-Net"):
         text.magnitudes(transformer, PROMPTS, start)
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="HeunDiscreteScheduler takes 2 evaluations a step"):
+        text.magnitudes(pipe, PROMPTS, start)
+    pipe = small_pipeline()
+    pipe.unet.register_to_config(time_cond_proj_dim=8)
+    with pytest.raises(ValueError, match="told the guidance scale"):
+        text.magnitudes(pipe, PROMPTS, start)
+    pipe = small_pipeline()
     with pytest.warns(UserWarning, match=r"only 8 tokens are used; cut: 'a green tree'"):
         text.first_step(pipe, ["a big red apple on the a green tree"], start)
 

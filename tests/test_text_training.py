@@ -4,38 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import small_pipeline
+from conftest import AUTOENCODER, TEXT, small_pipeline
 from diffusers import DiffusionPipeline
 
 from memlib import text_model, text_training
-from memlib.config import AutoencoderConfig, TextConfig
 from memlib.data import to_float
-
-LOOP = {
-    "batch": 16,
-    "warmup_steps": 5,
-    "ema_decay": 0.9,
-    "precision": "no",
-    "compile": False,
-    "checkpoint_every": 1000,
-    "seed": 0,
-}
-AUTOENCODER = AutoencoderConfig(
-    steps=300, learning_rate=5e-3, channels=[16, 16, 32], latent_channels=4, kl_weight=1e-6, **LOOP
-)
-TEXT = TextConfig(
-    steps=200,
-    learning_rate=3e-3,
-    length=8,
-    text_width=32,
-    text_layers=1,
-    channels=[16, 32],
-    layers=1,
-    drop_prompt=0.1,
-    random_words=0,
-    threshold=0.0,
-    **LOOP,
-)
 
 
 def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) -> None:
@@ -43,7 +16,7 @@ def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) ->
     colours = torch.randint(0, 256, (32, 3, 2, 1), generator=generator, dtype=torch.uint8)
     images = colours.repeat_interleave(8, 2).expand(-1, -1, -1, 16)
     torch.manual_seed(0)
-    vae = text_model.build_autoencoder(16, AUTOENCODER.channels, AUTOENCODER.latent_channels)
+    vae = text_model.build_autoencoder(16, AUTOENCODER)
     run = text_training.train_autoencoder(vae, images, AUTOENCODER, tmp_path / "c.pt")
     assert run.losses[-10:].mean() < run.losses[:10].mean() / 3
     latents = text_training.encode(vae, images)
