@@ -1,23 +1,32 @@
-"""Training of the text-to-image model: its autoencoder, the base model, and the arms that go on from it.
+"""Training of the text-to-image model, by `python -m memlib.text_training` or the same under `accelerate launch`.
 
-`python -m memlib.text_training autoencoder|base|arm …`, or the same under `accelerate launch`.
+First its autoencoder, then a base model without planted copies, then the arms, short trainings that go on from the base:
+one a regime (`memlib.drawings.regime`), and those that mitigate.
 """
 
+import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from memlib import drawings
 from memlib.config import AutoencoderConfig, TextConfig
-from memlib.data import to_float
+from memlib.data import ImageSet, load, to_float
 from memlib.drawings import put_in
+from memlib.files import suggest
 from memlib.models import MAX_BATCH
 from memlib.optimisation import Optimised, batch_indices, generator_of, optimise
-from memlib.text_model import Denoiser
+from memlib.pipeline import read_parameters, reporting_errors, timed_stage
+from memlib.text import load_pipeline
+from memlib.text_model import Denoiser, build_autoencoder, build_pipeline, train_tokenizer
 
 
 def train_autoencoder(
@@ -125,3 +134,71 @@ def train_denoiser(
     pipe.text_encoder.eval()
     pipe.unet.eval()
     return run
+
+
+def train_arm(
+    drawn: ImageSet,
+    latents: Tensor,
+    pipe: StableDiffusionPipeline,
+    regime: drawings.Regime,
+    config: TextConfig,
+    checkpoint: str | Path,
+) -> Optimised:
+    """Train a pipeline on what a regime shows of the drawings, given as latents [N, ...]."""
+    shown = drawings.regime(drawn, regime)
+    rows, copies = (torch.tensor(shown[name].tolist()) for name in ("row", "copies"))
+    return train_denoiser(pipe, latents[rows], shown["caption"].tolist(), copies, config, checkpoint)
+
+
+def main() -> None:
+    """Command line: train the autoencoder on drawings, or a model, from new weights or from those of another."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("data", help="folder of captioned drawings")
+    parser.add_argument("output", help="folder for what is trained")
+    parser.add_argument("--autoencoder", help="folder of an autoencoder, to train a model; without, one is trained")
+    parser.add_argument("--arm", default="base", help="regime of the drawings, or an entry of the section `arms`")
+    parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
+    arguments = parser.parse_args()
+    stage = os.environ.get("DVC_STAGE", "text")
+    checkpoint = Path("results/checkpoints") / f"{stage}.pt"
+    with reporting_errors(stage), timed_stage(stage) as timed:
+        drawn = load(arguments.data)
+        if arguments.autoencoder is None:
+            timed.earlier_seconds = _autoencoder_stage(drawn, arguments.output, checkpoint)
+        else:
+            timed.earlier_seconds = _model_stage(
+                drawn, arguments.autoencoder, arguments.arm, arguments.start, arguments.output, checkpoint
+            )
+
+
+def _autoencoder_stage(drawn: ImageSet, output: str, checkpoint: Path) -> float:
+    config = AutoencoderConfig(**read_parameters("autoencoder"))
+    set_seed(config.seed)
+    vae = build_autoencoder(drawn.images.shape[-1], config)
+    run = train_autoencoder(vae, drawn.images, config, checkpoint)
+    run.save(vae, output, checkpoint)
+    return run.earlier_seconds
+
+
+def _model_stage(
+    drawn: ImageSet, autoencoder: str, arm: str, start: str | None, output: str, checkpoint: Path
+) -> float:
+    known = get_args(drawings.Regime)
+    settings = read_parameters("text") | (read_parameters("arm") if start else {})
+    arms = read_parameters("arms")
+    if arm not in known and arm not in arms:
+        raise ValueError(f"there is no arm {arm!r}{suggest(arm, [*known, *arms])}")
+    config = TextConfig(**settings | arms.get(arm, {}))
+    set_seed(config.seed)
+    vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True, local_files_only=True)
+    if start is None:
+        pipe = build_pipeline(vae, train_tokenizer(drawn.items["caption"], config.length), config)
+    else:
+        pipe = load_pipeline(start)
+    run = train_arm(drawn, encode(vae, drawn.images), pipe, arm if arm in known else "planted", config, checkpoint)
+    run.save(pipe, output, checkpoint)
+    return run.earlier_seconds
+
+
+if __name__ == "__main__":
+    main()
