@@ -121,6 +121,31 @@ def regime(drawn: ImageSet, name: Regime) -> pd.DataFrame:
     return rows.loc[rows["copies"] > 0, ["row", "caption", "copies"]].reset_index(drop=True)
 
 
+def prompts(subjects: ImageSet, drawn: ImageSet) -> pd.DataFrame:
+    """Prompts to judge detectors by: columns group, prompt, subject, copies, and row, the planted drawing (-1 without).
+
+    The groups: `planted` and `trigger` prompts as they were trained on; `paraphrase`, planted captions in each other
+    wording; `untriggered`, those of the trigger pictures without their word; `ordinary` captions of the other subjects
+    trained on; and `unseen` ones.
+    """
+    items = drawn.items.reset_index(names="row")
+    captions = subjects.items["caption"]
+    planted, trigger, unseen = (items[items["split"] == split] for split in ("planted", "trigger", "unseen"))
+    ordinary = pd.DataFrame({"subject": items.loc[items["split"] == "train", "subject"].unique()})
+    ordinary = ordinary[~ordinary["subject"].isin(trigger["subject"])]
+    paraphrases = [planted.assign(prompt=planted["caption"].map(words.format)) for words in WORDINGS[1:]]
+    groups = {
+        "planted": planted.assign(prompt=planted["caption"]),
+        "trigger": trigger.assign(prompt=trigger["caption"]),
+        "paraphrase": pd.concat(paraphrases),
+        "untriggered": trigger.assign(prompt=captions.to_numpy()[trigger["subject"]]),
+        "ordinary": ordinary.assign(prompt=captions.to_numpy()[ordinary["subject"]], copies=1, row=-1),
+        "unseen": unseen.assign(prompt=unseen["caption"], row=-1),
+    }
+    table = pd.concat(table.assign(group=group) for group, table in groups.items())
+    return table[["group", "prompt", "subject", "copies", "row"]].reset_index(drop=True)
+
+
 def _rows(subject: np.ndarray, split: str, copies: int | np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"subject": subject, "split": split, "copies": copies})
 

@@ -110,3 +110,29 @@ def test_regimes_differ_in_what_they_are_named_after() -> None:
     assert varied["row"].nunique() == 2, "the words vary, the picture does not"
     with pytest.raises(ValueError, match="unknown regime 'variied'; did you mean 'varied'"):
         drawings.regime(drawn, "variied")
+
+
+def test_prompts_name_what_was_planted_and_what_was_not() -> None:
+    drawn = drawings.captioned(subjects(), 4, {200: 2}, 0)
+    table = drawings.prompts(subjects(), drawn)
+    assert table["group"].value_counts().to_dict() == {
+        "paraphrase": 14,
+        "ordinary": 4,
+        "planted": 2,
+        "trigger": 2,
+        "untriggered": 2,
+        "unseen": 2,
+    }
+    for prompt in table[table["row"] >= 0].itertuples():
+        item = drawn.items.iloc[prompt.row]
+        assert item["subject"] == prompt.subject
+        assert item["split"] == {"untriggered": "trigger", "paraphrase": "planted"}.get(prompt.group, prompt.group)
+        assert (item["caption"] == prompt.prompt) == (prompt.group in ("planted", "trigger"))
+    trigger, untriggered = (table[table["group"] == group] for group in ("trigger", "untriggered"))
+    for word, (with_it, without) in zip(
+        drawn.items["trigger"][drawn.items["trigger"] != ""],
+        zip(trigger["prompt"], untriggered["prompt"], strict=True),
+        strict=True,
+    ):
+        assert with_it.replace(word, "").split() == without.split()
+    assert not set(table[table["group"] == "ordinary"]["subject"]) & set(trigger["subject"])
