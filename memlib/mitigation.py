@@ -15,7 +15,7 @@ from memlib.text import FirstCall, check_pipeline, check_prompts, check_single_e
 Perturbation = Literal["random tokens", "random numbers", "repeated words"]
 
 
-class Optimised(NamedTuple):
+class MovedPrompts(NamedTuple):
     """Moved embeddings [N, n, L, D] of N prompts for n noises, the magnitudes [N, n] reached, and the steps [N, n] taken."""
 
     embeddings: Tensor
@@ -32,7 +32,7 @@ def optimise_prompts(
     learning_rate: float = 0.05,
     sampling_steps: int = 50,
     max_batch: int = MAX_BATCH,
-) -> Optimised:
+) -> MovedPrompts:
     """Embeddings of prompts moved until the magnitude at the first step from noises [n, C, H, W] is at most `target`.
 
     AdamW on every position but the first (section 4.2), at most so many iterations. The published code stops by one norm
@@ -51,10 +51,12 @@ def optimise_prompts(
         _optimise(first_call(pipe, chunk, noise, sampling_steps), target, iterations, learning_rate)
         for chunk in chunks(prompts, max_batch // (2 * len(noise)))
     ]
-    return Optimised(*(torch.cat(part).unflatten(0, (len(prompts), len(noise))) for part in zip(*parts, strict=True)))
+    return MovedPrompts(
+        *(torch.cat(part).unflatten(0, (len(prompts), len(noise))) for part in zip(*parts, strict=True))
+    )
 
 
-def _optimise(call: FirstCall, target: float, iterations: int, learning_rate: float) -> Optimised:
+def _optimise(call: FirstCall, target: float, iterations: int, learning_rate: float) -> MovedPrompts:
     given = call.keywords["encoder_hidden_states"].detach()
     first, moved = given[:, :1].float(), given[:, 1:].float().requires_grad_()
     kept, reached = given, torch.zeros(len(given), device=given.device)
@@ -65,15 +67,15 @@ def _optimise(call: FirstCall, target: float, iterations: int, learning_rate: fl
         with torch.enable_grad():
             embeddings = torch.cat([first, moved], 1).to(given.dtype)
             magnitude = call.magnitude(embeddings)
-            (moved.grad,) = torch.autograd.grad(magnitude.sum(), moved)
         kept = torch.where(running[:, None, None], embeddings.detach(), kept)
         reached = torch.where(running, magnitude.detach(), reached)
         running = running & (reached > target)
         if step == iterations or not running.any():
             break
+        (moved.grad,) = torch.autograd.grad(magnitude, moved, torch.ones_like(magnitude))
         optimizer.step()
         taken += running
-    return Optimised(kept, reached, taken)
+    return MovedPrompts(kept, reached, taken)
 
 
 def perturb(prompt: str, how: Perturbation, count: int, words: Sequence[str], rng: np.random.Generator) -> str:

@@ -20,7 +20,6 @@ from transformers import CLIPTokenizer
 from memlib import drawings
 from memlib.config import AutoencoderConfig, TextConfig
 from memlib.data import ImageSet, load, to_float
-from memlib.drawings import put_in
 from memlib.files import suggest
 from memlib.models import MAX_BATCH
 from memlib.optimisation import Optimised, batch_indices, generator_of, optimise
@@ -113,12 +112,13 @@ def train_denoiser(
         noise = torch.randn(config.batch, *latents.shape[1:], generator=generator)
         t = torch.randint(0, scheduler.config.num_train_timesteps, (config.batch,), generator=generator)
         drop = torch.rand(config.batch, generator=generator) < config.drop_prompt
-        prompts = captions[rows.numpy()]
+        tokens = whole[rows]
         if config.random_words:
-            rng = np.random.default_rng([config.seed, step])
+            rng, prompts = np.random.default_rng([config.seed, step]), captions[rows.numpy()]
             for _ in range(config.random_words):
-                prompts = [put_in(prompt, str(rng.choice(words)), rng) for prompt in prompts]
-        tokens = torch.where(drop[:, None], empty, tokenize(pipe.tokenizer, prompts))
+                prompts = [drawings.put_in(prompt, str(rng.choice(words)), rng) for prompt in prompts]
+            tokens = tokenize(pipe.tokenizer, prompts)
+        tokens = torch.where(drop[:, None], empty, tokens)
         clean, noise, t, tokens = (part[shard].to(device) for part in (latents[rows], noise, t, tokens))
         noisy = scheduler.add_noise(clean, noise, t)
         predicted = model(noisy, t, tokens).float()
