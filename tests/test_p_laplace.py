@@ -125,6 +125,11 @@ def test_at_the_very_top_of_a_peak_the_value_is_finite_and_documented() -> None:
     length = 1e-6 * 12**0.5 / 0.25
     expected = torch.tensor([-13 * length * 4, -15 * length**3 * 4]).double()
     torch.testing.assert_close(p_laplacian(point, near, 0.5, [3.0, 5.0]).value[:, 0], expected, rtol=1e-6, atol=0)
+    ball = p_laplacian(point, near, 0.5, [3.0], 4000, seeded(), "ball", 1e-7)
+    step = p_laplace.STEP * 0.5
+    assert float(ball.value) == pytest.approx(-step * 12**1.5 / 0.5**4, rel=1e-3), (
+        "differences see nothing below a step"
+    )
 
 
 def test_the_cosine_forgets_the_length_of_the_score() -> None:
