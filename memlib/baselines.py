@@ -48,3 +48,20 @@ def pia(eps: NoisePredictor, x: Tensor, sigma: float, sigma_min: float) -> Tenso
     check_images(x)
     noise = eps(x, sigma_min)
     return -(eps(x + sigma * noise, sigma) - noise).flatten(1).norm(p=4, dim=1)
+
+
+def between_generations(samples: Tensor, tiles: int = 4) -> Tensor:
+    """Minus the mean tiled distance [N] between the generations of a prompt: pictures [N, n, C, H, W], n at least 2.
+
+    The distance of two pictures is the largest root mean square over the tiles that they are cut into, tiles x tiles (Carlini
+    et al., arXiv 2301.13188, section 4.2), so that equal grounds do not make different pictures alike.
+    """
+    n = samples.shape[1]
+    if n < 2:
+        raise ValueError(f"generations are compared with one another; there is {n}")
+    size = samples.shape[-1] // tiles
+    cut = (
+        samples.unfold(3, size, size).unfold(4, size, size).movedim(2, 4).flatten(4).flatten(2, 3)
+    )  # [N, n, tiles^2, ...]
+    first, second = torch.triu_indices(n, n, 1)
+    return -(cut[:, first] - cut[:, second]).square().mean(3).sqrt().amax(2).mean(1)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import yaml
 
 from memlib.files import read_json, suggest, whole_file, write_json
@@ -57,18 +58,27 @@ def collect(metrics: str | Path = "metrics") -> list[dict[str, Any]]:
     return [{"id": claim_id} | entry | found.get(claim_id, nothing) for claim_id, entry in read_registry().items()]
 
 
+def verdicts(entries: list[dict[str, Any]]) -> pd.DataFrame:
+    """A chapter's table of the claims that it settles: claim, verdict, what was found here, and the plain baseline."""
+    registry = read_registry()
+    rows = [_row(registry[entry["id"]] | entry) for entry in entries]
+    return pd.DataFrame(rows, columns=["claim", "verdict", "found here", "plain baseline"])
+
+
+def _row(claim: dict[str, Any]) -> tuple[str, str, str, str]:
+    if claim["verdict"] == "open":
+        return claim["claim"], "open", "", ""
+    found, baseline = (Estimate(claim[f"{kind}value"], *claim[f"{kind}ci95"]) for kind in ("", "baseline_"))
+    return claim["claim"], claim["verdict"], f"{claim['measure']} {found}", str(baseline)
+
+
 def table(claims: list[dict[str, Any]]) -> str:
     """The claims as a MyST table, each linked to the page that settles it, and how each is judged in a box to open."""
-    lines = ["| Claim | Found here | Plain baseline | Verdict |", "|---|---|---|---|"]
+    lines = ["| Claim | Verdict | Found here | Plain baseline |", "|---|---|---|---|"]
     for claim in claims:
-        name = f"{claim['claim']} {{cite}}`{claim['paper']}`"
-        if claim["verdict"] == "open":
-            lines.append(f"| {name} | | | open |")
-            continue
-        found, baseline = (Estimate(claim[f"{kind}value"], *claim[f"{kind}ci95"]) for kind in ("", "baseline_"))
-        lines.append(
-            f"| {name} | {claim['measure']} {found} | {baseline} | [**{claim['verdict']}**]({claim['page']}) |"
-        )
+        text, verdict, found, baseline = _row(claim)
+        linked = verdict if verdict == "open" else f"[**{verdict}**]({claim['page']})"
+        lines.append(f"| {text} {{cite}}`{claim['paper']}` | {linked} | {found} | {baseline} |")
     criteria = [f"- *{claim['claim']}* {claim['criterion']}" for claim in claims]
     return "\n".join([*lines, "", ":::{dropdown} How each claim is judged", *criteria, ":::", ""])
 

@@ -49,9 +49,17 @@ def _remove(path: Path) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as JSON with sorted keys, so that equal content gives equal bytes."""
+    """Write `content` as JSON with sorted keys, so that equal content gives equal bytes; a named tuple as an object."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(_as_objects(content), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _as_objects(content: Any) -> Any:
+    if hasattr(content, "_asdict"):
+        return content._asdict()
+    if isinstance(content, dict):
+        return {key: _as_objects(value) for key, value in content.items()}
+    return [_as_objects(value) for value in content] if isinstance(content, list) else content
 
 
 def write_table(path: str | Path, table: "pd.DataFrame") -> None:

@@ -5,6 +5,7 @@ A *noise predictor* is any callable that takes noisy data `x` [N, ...] = x0 + si
 follow from it. Networks, Gaussian mixtures and training sets (`memlib.mixtures`) all come in this form.
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,9 +33,11 @@ class NetworkNoise:
     timesteps, t is interpolated in log sigma. The three prediction types are converted as in Salimans & Ho
     (arXiv 2202.00512, appendix D). Raises ValueError for another prediction type and, when called, for a noise level
     outside of the schedule. The network is taken over: its parameters are frozen and its normalisations get a hook.
+
+    given: further inputs of the network by name, [1, ...], the same for all items, such as the embedding of a prompt.
     """
 
-    def __init__(self, unet: torch.nn.Module, scheduler: DDPMScheduler) -> None:
+    def __init__(self, unet: torch.nn.Module, scheduler: DDPMScheduler, **given: Tensor) -> None:
         self.prediction_type = scheduler.config.prediction_type
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
@@ -48,6 +51,13 @@ class NetworkNoise:
         self.log_sigmas = schedule_sigmas(scheduler).log().to(unet.device)
         self.device = unet.device
         self.sigma_min, self.sigma_max = (float(self.log_sigmas[i].exp()) for i in (0, -1))
+        self.given = given
+
+    def under(self, **given: Tensor) -> "NetworkNoise":
+        """The same network with other further inputs."""
+        other = copy.copy(self)
+        other.given = given
+        return other
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Fractional timestep of each noise level [N], interpolated in log sigma."""
@@ -71,7 +81,8 @@ class NetworkNoise:
         signal = (1 + level**2).rsqrt()  # sqrt(abar)
         noise = level * signal  # sqrt(1 - abar)
         x_t = signal * x
-        output = self.unet(x_t, t).sample
+        given = {name: value.expand(len(x), *value.shape[1:]) for name, value in self.given.items()}
+        output = self.unet(x_t, t, **given).sample
         if self.prediction_type == "epsilon":
             return output
         if self.prediction_type == "v_prediction":

@@ -81,6 +81,7 @@ def show_pictures(ax: Axes, images: Tensor, columns: int, gap: int = 1, title: s
 def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
     """The stages of dvc.yaml, each below those whose outputs it reads."""
     stages = yaml.safe_load(Path(dvc_file).read_text())["stages"]
+    stages = {name: stage.get("do", stage) for name, stage in stages.items()}
     makers = {
         _path(out): name
         for name, stage in stages.items()
@@ -122,5 +123,5 @@ def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
 
 
 def _path(out: str | dict) -> str:
-    """Path of a dependency or output; what differs between the stages of a matrix becomes a wildcard."""
-    return re.sub(r"\$\{item\.\w+\}", "*", out if isinstance(out, str) else next(iter(out)))
+    """Path of a dependency or output; what differs between the stages of a matrix or a foreach becomes a wildcard."""
+    return re.sub(r"\$\{(item\.\w+|key)\}", "*", out if isinstance(out, str) else next(iter(out)))

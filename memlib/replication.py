@@ -66,6 +66,16 @@ def is_copy(matches: Matches) -> Tensor:
     return matches.ratio < RATIO
 
 
+def own_ratio(generated: Tensor, own: Tensor, training: Tensor) -> Tensor:
+    """Distance of each generated image to the training image of number `own` [N] over that to the nearest other one [N].
+
+    Below a third it is a copy of its own; 1 minus the ratio, at least 0, is used as its similarity to it.
+    """
+    distances = torch.cdist(generated.flatten(1), training.flatten(1))
+    nearest_other = distances.scatter(1, own[:, None], float("inf")).amin(1)
+    return distances.gather(1, own[:, None])[:, 0] / nearest_other
+
+
 def reproduced(matches: Matches, n_training: int) -> pd.DataFrame:
     """Per training image, in how many generated images it is copied (`generated_copies`) and whether in any (`reproduced`)."""
     counts = torch.bincount(matches.nearest[is_copy(matches)], minlength=n_training)

@@ -223,6 +223,70 @@ def proportion(successes: int, trials: int) -> Estimate:
     return Estimate(successes / trials, float(interval.low), float(interval.high))
 
 
+def mean(values: ArrayLike) -> Estimate:
+    """Mean over items with Student's interval, which is honest for few items; for outcomes near 0 or 1 see `mean_share`."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError("a mean with an interval needs at least two finite values")
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+
+
+def mean_share(shares: ArrayLike, seed: int = 0) -> Estimate:
+    """Mean over items that each have a share between 0 and 1, such as copies among the samples of each prompt.
+
+    The interval is the bootstrap's over items or Wilson's for the nearest whole number of items, whichever is wider, so that
+    it has a width also where all shares are 0 or 1. Raises ValueError for no shares and for values that are none.
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    n = len(shares)
+    if n == 0 or not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError("a mean share needs values between 0 and 1")
+    value = float(shares.mean())
+    drawn = shares[np.random.default_rng(seed).integers(0, n, (2000, n))].mean(1)
+    wilson = proportion(round(value * n), n)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return _wider(value, (float(low), float(high)), (wilson.low, wilson.high))
+
+
+def difference_of_curves(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0, resamples: int = 2000
+) -> Estimate:
+    """How far a first curve lies above a second, over the range of x that both cover, with the interval over items.
+
+    A curve goes through the means over the items of (x, y) at each of S strengths, both [S, N] of the same N items, linearly
+    in x. The bootstrap draws items again; resamples without a common range are left out. Raises ValueError where the two
+    curves have none.
+    """
+    curves = [np.asarray(part, dtype=np.float64) for curve in (first, second) for part in curve]
+    n = curves[0].shape[1]
+    value = _gap(*(curve.mean(1) for curve in curves))
+    if np.isnan(value):
+        raise ValueError("the two curves cover no common range, so that they cannot be compared")
+    rows = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    gaps = [_gap(*(curve[:, drawn].mean(1) for curve in curves)) for drawn in rows]
+    low, high = np.nanpercentile(gaps, [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
+
+
+def _gap(x1: NDArray, y1: NDArray, x2: NDArray, y2: NDArray) -> float:
+    """Mean height of a first curve over a second on the common range of x; nan where there is none."""
+    low, high = max(x1.min(), x2.min()), min(x1.max(), x2.max())
+    if low >= high:
+        return float("nan")
+    at = np.linspace(low, high, 201)
+    one, two = (np.interp(at, x[np.argsort(x)], y[np.argsort(x)]) for x, y in ((x1, y1), (x2, y2)))
+    return float(np.trapezoid(one - two, at) / (high - low))
+
+
+def detection(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> dict[str, Estimate]:
+    """AUROC, and TPR at those FPRs of 1 % and 3 % that so many negatives can resolve, by name."""
+    resolved = [rate for rate in (0.01, 0.03) if rate * len(np.asarray(negative)) >= 1]
+    return {"AUROC": auroc(positive, negative, seed)} | {
+        f"TPR@{rate:.0%}FPR": tpr_at_fpr(positive, negative, rate, seed) for rate in resolved
+    }
+
+
 def _cohen(positive: NDArray, negative: NDArray) -> NDArray:
     pooled = np.sqrt((positive.var(-1, ddof=1) + negative.var(-1, ddof=1)) / 2)
     return (positive.mean(-1) - negative.mean(-1)) / pooled

@@ -85,3 +85,15 @@ def test_a_picture_is_not_its_own_neighbour(generator: torch.Generator) -> None:
     torch.testing.assert_close(
         simplicity.nearest_distance(training[:1] + 1.0, training[:1]), torch.tensor([48.0]).sqrt()
     )
+
+
+def test_generations_that_differ_in_one_corner_are_far_apart() -> None:
+    same = torch.zeros(1, 3, 3, 8, 8)
+    corner = same.clone()
+    corner[0, 1, :, :2, :2] = 1.0
+    spread = same.clone()
+    spread[0, 1] = 0.25  # as far in the mean square over the whole
+    scores = baselines.between_generations(torch.cat([same, corner, spread]))
+    torch.testing.assert_close(scores, torch.tensor([0.0, -2 / 3, -0.25 * 2 / 3]))
+    with pytest.raises(ValueError, match="generations are compared with one another; there is 1"):
+        baselines.between_generations(same[:, :1])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import scheduler, small_unet
+from conftest import scheduler, small_pipeline, small_unet
 from diffusers import DDPMPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -103,3 +103,17 @@ def test_models_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(ValueError, match="diffusion_pytorch_model.bin, which is pickled and is not opened"):
         load_network(tmp_path)
+
+
+def test_a_prompt_is_a_further_input_of_the_network() -> None:
+    pipe = small_pipeline()
+    eps = NetworkNoise(pipe.unet, pipe.scheduler)
+    x = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    embeddings = [pipe.encode_prompt(prompt, "cpu", 1, False)[0].detach() for prompt in ("a red apple", "the whale")]
+    level = float(schedule_sigmas(pipe.scheduler)[300])
+    found = [eps.under(encoder_hidden_states=embedding)(x, level) for embedding in embeddings]
+    assert (found[0] - found[1]).abs().max() > 1e-2, "the prompts say different things"
+    for embedding, output in zip(embeddings, found, strict=True):
+        x_t = x / (1 + level**2) ** 0.5
+        expected = pipe.unet(x_t, 300, embedding.expand(3, -1, -1)).sample
+        torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)

@@ -84,3 +84,15 @@ def test_a_picture_and_its_mirror_image_are_one(generator: torch.Generator) -> N
     assert not replication.is_copy(replication.match(generated, training))[1:].any()
     listed_twice = torch.cat([training, training.flip(-1)])
     assert not replication.is_copy(replication.match(generated[:1], listed_twice)).any()
+
+
+def test_a_ratio_to_the_own_picture_is_that_of_a_match_only_for_its_copies(generator: torch.Generator) -> None:
+    training = torch.randn(6, 1, 4, 4, generator=generator)
+    own = torch.tensor([0, 3, 5, 2])
+    near = training[own] + 0.1 * torch.randn(4, 1, 4, 4, generator=generator)
+    ratio = replication.own_ratio(near, own, training)
+    torch.testing.assert_close(ratio, replication.match(near, training).ratio)
+    assert (replication.own_ratio(near, own.roll(1), training) > 1).all()
+    nearest = NearestNeighbors(n_neighbors=1).fit(training[[1, 2, 3, 4, 5]].flatten(1))
+    other = nearest.kneighbors(near[:1].flatten(1))[0][0, 0]
+    assert float(ratio[0]) == pytest.approx(float((near[0] - training[0]).norm()) / other, rel=1e-5)

@@ -34,6 +34,20 @@ def test_an_fpr_that_the_negatives_cannot_resolve_is_refused() -> None:
         statistics.tpr_at_fpr([1, 2], np.arange(50), 0.01)
 
 
+def test_only_rates_that_the_negatives_resolve_are_reported() -> None:
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(2, 1, 40), rng.normal(0, 1, 120)
+    found = {n: statistics.detection(positive, negative[:n], seed=3) for n in (33, 34, 99, 120)}
+    assert {n: list(f) for n, f in found.items()} == {
+        33: ["AUROC"],
+        34: ["AUROC", "TPR@3%FPR"],
+        99: ["AUROC", "TPR@3%FPR"],
+        120: ["AUROC", "TPR@1%FPR", "TPR@3%FPR"],
+    }
+    assert found[120]["AUROC"] == statistics.auroc(positive, negative, 3)
+    assert found[120]["TPR@3%FPR"] == statistics.tpr_at_fpr(positive, negative, 0.03, 3)
+
+
 def test_intervals_cover_the_truth() -> None:
     rng, truth = np.random.default_rng(0), stats.norm.cdf(1 / np.sqrt(2))
     covered = [
@@ -180,3 +194,44 @@ def test_clusters_of_one_give_the_plain_interval_and_repeats_a_wider_one() -> No
     assert naive.high - naive.low < 0.8 * (tenfold.high - tenfold.low)
     with pytest.raises(ValueError, match="all positives are in one cluster"):
         statistics.auroc_of_clusters(positive, np.zeros(40), negative)
+
+
+def test_a_mean_has_students_interval() -> None:
+    values = np.random.default_rng(3).normal(2, 1, 7)
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    estimate = statistics.mean(values)
+    assert estimate == pytest.approx((values.mean(), expected.low, expected.high))
+    with pytest.raises(ValueError, match="at least two finite values"):
+        statistics.mean([1.0])
+
+
+def test_a_mean_share_is_as_wide_as_wilsons_interval_and_covers() -> None:
+    for outcomes in ([0, 0, 0, 0], [1, 1, 1], [0, 1, 1, 0, 1, 1, 1, 1]):
+        wilson = statistics.proportion(sum(outcomes), len(outcomes))
+        estimate = statistics.mean_share(outcomes)
+        assert estimate.low <= wilson.low + 1e-12
+        assert estimate.high >= wilson.high - 1e-12
+        assert estimate.value == wilson.value
+    rng = np.random.default_rng(0)
+    covered = []
+    for seed in range(200):
+        chance = rng.beta(0.5, 1.5, 16)  # of each prompt, with mean 1/4
+        estimate = statistics.mean_share(rng.binomial(4, chance) / 4, seed)
+        covered.append(estimate.low <= 0.25 <= estimate.high)
+    assert np.mean(covered) >= 0.93
+    with pytest.raises(ValueError, match="values between 0 and 1"):
+        statistics.mean_share([0.5, 1.5])
+
+
+def test_curves_are_compared_at_equal_x_over_their_common_range() -> None:
+    rng = np.random.default_rng(0)
+    item = rng.normal(0, 0.1, 40)
+    x1, x2 = np.linspace(0, 0.8, 5)[:, None] + item, np.linspace(1, 0.2, 9)[:, None] + item
+    # y = 2 x + 0.3 and y = x over 0.2 ... 0.8: the mean of x + 0.3
+    difference = statistics.difference_of_curves((x1, 2 * x1 + 0.3), (x2, x2))
+    assert difference.value == pytest.approx(0.8 + item.mean(), abs=1e-9)
+    shift = 1.96 * item.std() / 40**0.5
+    assert difference.high - difference.low == pytest.approx(2 * shift, rel=0.1)
+    assert statistics.difference_of_curves((x2, x2), (x1, 2 * x1 + 0.3)).value == pytest.approx(-difference.value)
+    with pytest.raises(ValueError, match="no common range"):
+        statistics.difference_of_curves((x1, x1), (x1 + 2, x1))
