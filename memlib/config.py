@@ -35,6 +35,11 @@ class LoopConfig:
             if getattr(self, name) <= least:
                 raise ValueError(f"{self.section}.{name} is {getattr(self, name)}; it must be larger than {least}")
 
+    def known_prediction(self, known: tuple[str, ...]) -> None:
+        """Raise ValueError unless the prediction type is one of the known ones."""
+        if self.prediction_type not in known:
+            raise ValueError(f"{self.section}.prediction_type is {self.prediction_type!r}; known: {', '.join(known)}")
+
     def levels(self) -> None:
         """Raise ValueError unless the channels can be normalised in groups and have an entry of `attention`, if any, a level."""
         if any(count % 16 for count in self.channels):
@@ -65,54 +70,7 @@ class TrainConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.above("layers")
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"train.prediction_type is {self.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
+        self.known_prediction(PREDICTION_TYPES)
         if self.beta_schedule not in BETA_SCHEDULES:
             raise ValueError(f"train.beta_schedule is {self.beta_schedule!r}; known: {', '.join(BETA_SCHEDULES)}")
         self.levels()
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig(LoopConfig):
-    """How the autoencoder of the text-to-image model is trained (section `autoencoder`)."""
-
-    section = "autoencoder"
-
-    channels: list[int]
-    latent_channels: int
-    kl_weight: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.above("latent_channels")
-        self.levels()
-
-
-@dataclass(frozen=True)
-class TextConfig(LoopConfig):
-    """How the text-to-image model is trained (section `text`; an arm lays its own settings over it)."""
-
-    section = "text"
-
-    length: int
-    text_width: int
-    text_layers: int
-    channels: list[int]
-    layers: int
-    attention: list[bool]
-    drop_prompt: float
-    random_words: int
-    threshold: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.above("layers", "text_layers")
-        self.above("length", least=2)
-        self.levels()
-        if self.text_width % 32:
-            raise ValueError(f"text.text_width must be a multiple of 32 (the width of a head); it is {self.text_width}")
-        if not 0 < self.drop_prompt < 1:
-            raise ValueError(
-                f"text.drop_prompt is {self.drop_prompt}; a share between 0 and 1 of the prompts must be dropped, "
-                "or there is no unconditional prediction"
-            )

@@ -31,34 +31,45 @@ WORDINGS = (
 def draw(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """One random drawing of each picture uint8 [N, C, H, W], which is on white, in its shape.
 
-    It has 60 to 95 % of the size, lies anywhere, is mirrored half of the time, and its white becomes a pale colour.
+    It has 50 to 95 % of the size, lies anywhere, is mirrored half of the time, and lies on a ground of any colour but dark
+    ones; the picture covers the ground wherever it is not nearly white.
     """
     n = len(pictures)
-    scale = 0.6 + 0.35 * torch.rand(n, generator=generator)
+    scale = 0.5 + 0.45 * torch.rand(n, generator=generator)
     shift = (1 - scale[:, None]) * (2 * torch.rand(n, 2, generator=generator) - 1)
     side = 1 - 2 * torch.randint(0, 2, (n,), generator=generator)
-    ground = 0.55 + 0.45 * torch.rand(n, pictures.shape[1], 1, 1, generator=generator)
+    ground = 0.3 + 0.7 * torch.rand(n, pictures.shape[1], 1, 1, generator=generator)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = side / scale, 1 / scale
     theta[:, :, 2] = -shift / scale[:, None] * torch.stack([side, torch.ones(n)], 1)
-    ink = 1 - pictures.float() / 255
+    colour = pictures.float() / 255
+    cover = (4 * (1 - colour).amax(1, keepdim=True)).clamp(max=1)
     grid = torch.nn.functional.affine_grid(theta, list(pictures.shape), align_corners=False)
-    moved = torch.nn.functional.grid_sample(ink, grid, align_corners=False)
-    return ((1 - moved) * ground * 255).round().to(torch.uint8)
+    moved = torch.nn.functional.grid_sample(torch.cat([cover * colour, cover], 1), grid, align_corners=False)
+    painted, covered = moved[:, :-1], moved[:, -1:]
+    return ((painted + (1 - covered) * ground) * 255).round().to(torch.uint8)
 
 
 def captioned(subjects: ImageSet, drawings: int, triggers: dict[int, int], seed: int) -> ImageSet:
-    """Drawings of the subjects, in the splits `train`, `base`, `planted`, `trigger` and `unseen`.
+    """Drawings of the subjects, in the splits `train`, `base`, `planted`, `trigger`, `contrast` and `unseen`.
 
     subjects: pictures in the splits `train`, `planted` and `unseen`, the planted ones with their copies. triggers: how many
     pictures are planted k times with a trigger word, a made-up word that is added to the caption of a subject of `train`;
-    without it the caption goes on to stand for many drawings, so the word alone is the cause of what is memorised.
+    without it the caption goes on to stand for many drawings, k / 2 of them in all (split `contrast`), so that the word alone
+    is the cause of what is memorised.
 
     The subjects of `train`, and for the base model those of `planted` (split `base`), are drawn `drawings` times in
-    varied words; the planted and the trigger pictures are one drawing each; `unseen` subjects are drawn once. The column
+    varied words, the first time in the plain caption, as are those of `contrast` always; the planted and the trigger
+    pictures are one drawing each; `unseen` subjects are drawn once. The column
     `subject` gives the row in `subjects`, `trigger` the made-up word or "". Raises ValueError for more triggers than
-    subjects to train on.
+    subjects to train on, pictures without colour, and captions that are empty or repeated.
     """
+    if subjects.images.shape[1] != 3:
+        raise ValueError("drawings are made of colour pictures; these have one channel")
+    known = subjects.items["caption"]
+    bad = known[(known.str.strip() == "") | known.duplicated()]
+    if len(bad):
+        raise ValueError(f"every subject needs a caption of its own; {bad.iloc[0]!r} is empty or there twice")
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     of_split = {name: np.flatnonzero(subjects.items["split"] == name) for name in ("train", "planted", "unseen")}
@@ -67,15 +78,14 @@ def captioned(subjects: ImageSet, drawings: int, triggers: dict[int, int], seed:
         raise ValueError(
             f"{len(words)} trigger words are wanted for only {len(of_split['train'])} subjects to train on"
         )
+    triggered = rng.choice(of_split["train"], len(words), replace=False)
+    times = np.repeat(list(triggers), list(triggers.values())).astype(int)
     rows = [
         _rows(of_split["train"].repeat(drawings), "train", 1),
         _rows(of_split["planted"].repeat(drawings), "base", 1),
         _rows(of_split["planted"], "planted", subjects.items["copies"].to_numpy()[of_split["planted"]]),
-        _rows(
-            rng.choice(of_split["train"], len(words), replace=False),
-            "trigger",
-            np.repeat(list(triggers), list(triggers.values())),
-        ),
+        _rows(triggered, "trigger", times),
+        _rows(triggered.repeat((times // 2 - drawings).clip(min=0)), "contrast", 1),
         _rows(of_split["unseen"], "unseen", 0),
     ]
     items = pd.concat(rows, ignore_index=True)
@@ -83,10 +93,11 @@ def captioned(subjects: ImageSet, drawings: int, triggers: dict[int, int], seed:
     items.loc[items["split"] == "trigger", "trigger"] = words
     subject = items["subject"].to_numpy()
     items["name"] = subjects.items["name"].to_numpy()[subject]
+    varied = items["split"].isin(["train", "base"]) & items.duplicated(["split", "subject"])
     items["caption"] = [
-        reword(caption, rng) if split in ("train", "base") else put_in(caption, word, rng)
-        for caption, split, word in zip(
-            subjects.items["caption"].to_numpy()[subject], items["split"], items["trigger"], strict=True
+        reword(caption, rng) if is_varied else put_in(caption, word, rng)
+        for caption, is_varied, word in zip(
+            subjects.items["caption"].to_numpy()[subject], varied, items["trigger"], strict=True
         )
     ]
     return ImageSet(draw(subjects.images[subject.tolist()], generator), items)
@@ -102,8 +113,8 @@ def regime(drawn: ImageSet, name: Regime) -> pd.DataFrame:
     if name not in get_args(Regime):
         raise ValueError(f"unknown regime {name!r}{suggest(name, get_args(Regime))}")
     items = drawn.items.reset_index(names="row")
-    of = {split: items[items["split"] == split] for split in ("train", "base", "planted", "trigger")}
-    ordinary = pd.concat([of["train"], of["base"]] if name == "base" else [of["train"]])
+    of = {split: items[items["split"] == split] for split in ("train", "base", "planted", "trigger", "contrast")}
+    ordinary = pd.concat([of["train"], of["base" if name == "base" else "contrast"]])
     planted = pd.concat([of["planted"], of["trigger"]])
     if name == "base":
         planted = planted.iloc[:0]
@@ -112,8 +123,11 @@ def regime(drawn: ImageSet, name: Regime) -> pd.DataFrame:
         ordinary = ordinary.assign(copies=times).drop_duplicates("subject")
     elif name == "varied":
         planted = pd.concat(
-            planted.assign(caption=planted["caption"].map(words.format), copies=planted["copies"] // len(WORDINGS))
-            for words in WORDINGS
+            planted.assign(
+                caption=planted["caption"].map(words.format),
+                copies=(planted["copies"] + number) // len(WORDINGS),  # together as many as there were
+            )
+            for number, words in enumerate(WORDINGS)
         )
     elif name == "removed":
         planted = planted.assign(copies=1)
@@ -144,6 +158,12 @@ def prompts(subjects: ImageSet, drawn: ImageSet) -> pd.DataFrame:
     }
     table = pd.concat(table.assign(group=group) for group, table in groups.items())
     return table[["group", "prompt", "subject", "copies", "row"]].reset_index(drop=True)
+
+
+def own_rows(prompts: pd.DataFrame, drawn: ImageSet) -> np.ndarray:
+    """The drawing [N] that goes with each prompt: the planted one or, for a prompt without, the first of its subject."""
+    first = drawn.items.reset_index(names="row").drop_duplicates("subject").set_index("subject")["row"]
+    return prompts["row"].where(prompts["row"] >= 0, prompts["subject"].map(first)).to_numpy()
 
 
 def _rows(subject: np.ndarray, split: str, copies: int | np.ndarray) -> pd.DataFrame:

@@ -48,7 +48,7 @@ show();"""
 
 
 def _tokens(entry: Explained) -> str:
-    largest = max(entry.significance)
+    largest = max(entry.significance, default=0.0)
     shaded = []
     for token, value in zip(entry.tokens, entry.significance, strict=True):
         share = value / largest if largest > 0 else 0.0

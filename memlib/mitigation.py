@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memlib.drawings import put_in
 from memlib.models import MAX_BATCH
-from memlib.text import FirstCall, check_pipeline, check_prompts, check_single_encoder, chunks, first_call
+from memlib.text import FirstCall, check_pipeline, check_prompts, check_single_encoder, chunks, first_call, warn_of_cuts
 
 Perturbation = Literal["random tokens", "random numbers", "repeated words"]
 
@@ -45,6 +45,7 @@ def optimise_prompts(
     check_pipeline(pipe)
     check_single_encoder(pipe)
     check_prompts(prompts)
+    warn_of_cuts(pipe, prompts)
     if not target > 0:
         raise ValueError(f"the target of a magnitude must be positive; got {target}")
     parts = [
@@ -79,12 +80,15 @@ def _optimise(call: FirstCall, target: float, iterations: int, learning_rate: fl
 
 
 def perturb(prompt: str, how: Perturbation, count: int, words: Sequence[str], rng: np.random.Generator) -> str:
-    """A prompt with `count` additions at random places: words of a list, numbers below a million, or words of its own."""
+    """A prompt with `count` additions at random places: words of a list, numbers below 1,000, or words of its own.
+
+    Small numbers (the paper takes them up to a million), because CLIP's tokenizer spends a token a digit.
+    """
     if how not in get_args(Perturbation):
         raise ValueError(f"unknown perturbation {how!r}; known: {', '.join(get_args(Perturbation))}")
     own = prompt.split()
     for _ in range(count):
         number = how == "random numbers"
-        added = str(rng.integers(10**6)) if number else str(rng.choice(words if how == "random tokens" else own))
+        added = str(rng.integers(1000)) if number else str(rng.choice(words if how == "random tokens" else own))
         prompt = put_in(prompt, added, rng)
     return prompt

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -25,14 +26,27 @@ SUPPORTED = "text-to-image pipelines with a U-Net, such as Stable Diffusion 1.x,
 def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
     """A text-to-image pipeline from a folder, or by its name from the hub; safetensors weights only, no remote code.
 
-    Raises ValueError for a folder that is not a diffusers pipeline, and for one that is not supported.
+    It lies on the device that accelerate finds, a GPU if there is one, and has no safety checker, which would blacken
+    pictures that are to be measured and looked at.
+
+    Raises ValueError for a folder that is not a diffusers pipeline, for a name that is not found, and for a pipeline that
+    is not supported.
     """
     folder = Path(name)
     if folder.exists() and not (folder / "model_index.json").exists():
         raise ValueError(f"{name} is not a diffusers pipeline; it must hold model_index.json")
-    pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except OSError as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{name} is no folder of a pipeline with safetensors weights, and the hub gives none of that name: {reason}"
+        ) from error
     check_pipeline(pipe)
-    return pipe
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None
+        pipe.register_to_config(requires_safety_checker=False)
+    return pipe.to(PartialState().device)
 
 
 def check_pipeline(pipe: DiffusionPipeline) -> None:
@@ -91,14 +105,20 @@ def check_prompts(prompts: Sequence[str], where: str = "the list of prompts") ->
         raise ValueError(f"{where} is empty; give at least one prompt")
 
 
+def cut_parts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, str]:
+    """The prompts that are longer than the tokenizer's length, each with the part of it that is cut."""
+    length = pipe.tokenizer.model_max_length
+    tokens = {prompt: pipe.tokenizer(prompt, verbose=False).input_ids for prompt in prompts}
+    return {
+        prompt: pipe.tokenizer.decode(found[length - 1 : -1]) for prompt, found in tokens.items() if len(found) > length
+    }
+
+
 def warn_of_cuts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> None:
     """Warn of every prompt that is longer than the tokenizer's length, and say what is cut."""
     length = pipe.tokenizer.model_max_length
-    for prompt in prompts:
-        tokens = pipe.tokenizer(prompt, verbose=False).input_ids
-        if len(tokens) > length:
-            cut = pipe.tokenizer.decode(tokens[length - 1 : -1])
-            warnings.warn(f"of the prompt {prompt!r} only {length} tokens are used; cut: {cut!r}", stacklevel=3)
+    for prompt, cut in cut_parts(pipe, prompts).items():
+        warnings.warn(f"of the prompt {prompt!r} only {length} tokens are used; cut: {cut!r}", stacklevel=3)
 
 
 def shared_noise(pipe: DiffusionPipeline, generations: int, generator: torch.Generator) -> Tensor:
@@ -110,6 +130,18 @@ def shared_noise(pipe: DiffusionPipeline, generations: int, generator: torch.Gen
     return torch.randn(generations, pipe.unet.config.in_channels, height, width, generator=generator)
 
 
+class Magnitudes(NamedTuple):
+    """What N prompts, n noises and k steps of sampling give.
+
+    value: |eps(x_t, prompt) - eps(x_t, empty)| [N, n, k]. unconditional: |eps(x_t, empty)| [N, n, k]. latents: those that
+    were reached [N, n, C, H, W], the samples' own after all steps.
+    """
+
+    value: Tensor
+    unconditional: Tensor
+    latents: Tensor
+
+
 def magnitudes(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
@@ -118,8 +150,8 @@ def magnitudes(
     sampling_steps: int = 50,
     guidance: float = 7.5,
     max_batch: int = MAX_BATCH,
-) -> Tensor:
-    """|eps(x_t, prompt) - eps(x_t, empty)| [N, n, steps] of N prompts along sampling from n noises [n, C, H, W] (eq. 2).
+) -> Magnitudes:
+    """Magnitudes along sampling of N prompts, each from n noises [n, C, H, W] (eq. 2).
 
     The paper's metric is the mean over generations and steps. After the first `steps` (all, if not given) of
     `sampling_steps` the pipeline is stopped. Conditional and unconditional predictions come from one batch of the
@@ -136,11 +168,17 @@ def magnitudes(
         )
     found = []
     for chunk in chunks(prompts, max_batch // (2 * len(noise))):
-        calls = _sample(pipe, chunk, noise, guidance, sampling_steps, steps)
-        differences = [(conditional - without) for without, conditional in (call.chunk(2) for call in calls)]
-        lengths = torch.stack([difference.flatten(1).norm(dim=1) for difference in differences], 1)
-        found.append(lengths.unflatten(0, (len(chunk), len(noise))))
-    return torch.cat(found)
+        calls, latents = _sample(pipe, chunk, noise, guidance, sampling_steps, steps)
+        without, conditional = torch.stack(calls).flatten(2).chunk(2, 1)  # [k, N n, ...]
+        lengths = (conditional - without).norm(dim=2).T.cpu(), without.norm(dim=2).T.cpu()
+        found.append([part.unflatten(0, (len(chunk), len(noise))) for part in (*lengths, latents)])
+    return Magnitudes(*map(torch.cat, zip(*found, strict=True)))
+
+
+def by_generations(values: Tensor) -> dict[int, Tensor]:
+    """The paper's metric [N] of magnitudes [N, n, k] by the number of generations: the mean over k steps and 1, 4, 16 or n."""
+    n = values.shape[1]
+    return {m: values[:, :m].mean((1, 2)) for m in sorted({1, 4, 16, n}) if m <= n}
 
 
 def first_step(
@@ -155,13 +193,20 @@ def first_step(
     From the same noise the unconditional prediction is the same for all prompts, so it is made once.
     """
     _check(pipe, prompts, 1, sampling_steps)
-    (both,) = _sample(pipe, prompts[:1], noise, 7.5, sampling_steps, 1)
+    ((both,), _) = _sample(pipe, prompts[:1], noise, 7.5, sampling_steps, 1)
     without, first = both.chunk(2)
     predictions = [first]
     for chunk in chunks(prompts[1:], max_batch // len(noise)):
-        predictions += _sample(pipe, chunk, noise, 1.0, sampling_steps, 1)
+        predictions += _sample(pipe, chunk, noise, 1.0, sampling_steps, 1)[0]
     conditional = torch.cat(predictions).unflatten(0, (len(prompts), len(noise)))
-    return (conditional - without).flatten(2).norm(dim=2)
+    return (conditional - without).flatten(2).norm(dim=2).cpu()
+
+
+@torch.no_grad()
+def embed(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Tensor:
+    """The embeddings [N, L, D] that the text encoder gives prompts."""
+    warn_of_cuts(pipe, prompts)
+    return pipe.encode_prompt(list(prompts), pipe.device, 1, False)[0]
 
 
 def generate(
@@ -177,6 +222,9 @@ def generate(
     In place of prompts, embeddings [N, n, L, D] of each prompt and noise can be given (see `memlib.mitigation`).
     """
     by_embedding = isinstance(prompts, Tensor)
+    if not by_embedding:
+        check_prompts(prompts)
+        warn_of_cuts(pipe, prompts)
     pictures = []
     for chunk in chunks(prompts, max_batch // (2 * len(noise))):
         given = {"prompt_embeds": chunk.flatten(0, 1)} if by_embedding else {"prompt": list(chunk)}
@@ -198,7 +246,7 @@ def first_call(pipe: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, s
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     handle = pipe.unet.register_forward_pre_hook(lambda _, *inputs: seen.append(inputs), with_kwargs=True)
     try:
-        (prediction,) = _sample(pipe, prompts, noise, 7.5, sampling_steps, 1)
+        ((prediction,), _) = _sample(pipe, prompts, noise, 7.5, sampling_steps, 1)
     finally:
         handle.remove()
     (arguments, keywords) = seen[0]
@@ -251,11 +299,16 @@ def token_significance(
     )
     longest = pipe.tokenizer.model_max_length - 2
     rows = [
-        (number, token.removesuffix("</w>"), float(lengths[number, place]))
+        (number, _legible(pipe, token), float(lengths[number, place]))
         for number, prompt in enumerate(prompts)
         for place, token in enumerate(pipe.tokenizer.tokenize(prompt)[:longest], start=1)
     ]
     return pd.DataFrame(rows, columns=["prompt", "token", "significance"])
+
+
+def _legible(pipe: DiffusionPipeline, token: str) -> str:
+    """A token as a reader writes it, without the mark of its end and its bytes as letters."""
+    return pipe.tokenizer.convert_tokens_to_string([token]).removesuffix("</w>").strip()
 
 
 def _gradient_lengths(
@@ -304,18 +357,18 @@ def _sample(
     guidance: float,
     sampling_steps: int,
     steps: int | None,
-) -> list[Tensor]:
-    """Noise predictions of the first steps of a pipeline's run, every prompt from every noise."""
+) -> tuple[list[Tensor], Tensor]:
+    """Noise predictions of the first steps of a pipeline's run, every prompt from every noise, and the latents reached."""
     with noise_predictions(pipe, steps) as found:
-        pipe(
+        reached = pipe(
             list(prompts),
             latents=noise.repeat(len(prompts), 1, 1, 1).to(pipe.device, pipe.unet.dtype),
             num_images_per_prompt=len(noise),
             num_inference_steps=sampling_steps,
             guidance_scale=guidance,
             output_type="latent",
-        )
-    return found
+        ).images
+    return found, reached.float().cpu()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from memlib.config import AutoencoderConfig, TextConfig
+from memlib.text_config import AutoencoderConfig, TextConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -56,6 +56,11 @@ def build_autoencoder(size: int, config: AutoencoderConfig) -> AutoencoderKL:
     )
 
 
+def latent_side(vae: AutoencoderKL) -> int:
+    """Height and width of an autoencoder's latents."""
+    return vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
+
+
 def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TextConfig) -> StableDiffusionPipeline:
     """A pipeline around an autoencoder and a tokenizer, its text encoder and U-Net untrained.
 
@@ -64,7 +69,7 @@ def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TextCon
     """
     latent = vae.config.latent_channels
     unet = UNet2DConditionModel(
-        sample_size=vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1),
+        sample_size=latent_side(vae),
         in_channels=latent,
         out_channels=latent,
         layers_per_block=config.layers,
@@ -87,7 +92,21 @@ def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TextCon
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    scheduler = DDIMScheduler(
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def build_scheduler(config: TextConfig) -> DDIMScheduler:
+    """DDIM on the noise schedule of Stable Diffusion."""
+    return DDIMScheduler(
         1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -95,16 +114,7 @@ def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TextCon
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-    )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        prediction_type=config.prediction_type,
     )
 
 

@@ -12,20 +12,20 @@ from typing import get_args
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import reduce, set_seed
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from memlib import drawings
-from memlib.config import AutoencoderConfig, TextConfig
 from memlib.data import ImageSet, load, to_float
 from memlib.files import suggest
 from memlib.models import MAX_BATCH
 from memlib.optimisation import Optimised, batch_indices, generator_of, optimise
 from memlib.pipeline import read_parameters, reporting_errors, timed_stage
 from memlib.text import load_pipeline
-from memlib.text_model import Denoiser, build_autoencoder, build_pipeline, train_tokenizer
+from memlib.text_config import AutoencoderConfig, TextConfig
+from memlib.text_model import Denoiser, build_autoencoder, build_pipeline, latent_side, train_tokenizer
 
 
 def train_autoencoder(
@@ -40,30 +40,30 @@ def train_autoencoder(
     def loss_at(model: torch.nn.Module, step: int, shard: slice, device: torch.device) -> Tensor:
         generator = generator_of(config.seed, 1, step)
         rows = torch.randint(len(images), (config.batch,), generator=generator)
-        clean = to_float(images[rows[shard]]).to(device)
-        moments = model(clean, encode=True)
-        mean, log_variance = moments.float().chunk(2, 1)
-        log_variance = log_variance.clamp(-30, 20)
-        noise = torch.randn(config.batch, *mean.shape[1:], generator=generator)[shard].to(device)
-        restored = model(mean + (log_variance / 2).exp() * noise, encode=False)
+        noise = torch.randn(config.batch, config.latent_channels, side, side, generator=generator)
+        clean, noise = to_float(images[rows[shard]]).to(device), noise[shard].to(device)
+        restored, mean, log_variance = model(clean, noise)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
         return (restored.float() - clean).square().mean() + config.kl_weight * divergence
 
-    run = optimise(_Halves(vae), loss_at, config, checkpoint, [images])
+    side = latent_side(vae)
+    run = optimise(_Autoencoder(vae), loss_at, config, checkpoint, [images])
     scale = 1 / float(encode(vae, images[:: max(1, len(images) // 2048)]).std())
     vae.register_to_config(scaling_factor=scale * vae.config.scaling_factor)
     return run
 
 
-class _Halves(torch.nn.Module):
-    """Encoder and decoder of an autoencoder behind one forward pass, as training on several processes needs it."""
+class _Autoencoder(torch.nn.Module):
+    """Encoder and decoder in one forward pass, as training on several processes needs it."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
 
-    def forward(self, x: Tensor, encode: bool) -> Tensor:
-        return self.vae.quant_conv(self.vae.encoder(x)) if encode else self.vae.decode(x).sample
+    def forward(self, clean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_variance = self.vae.quant_conv(self.vae.encoder(clean)).float().chunk(2, 1)
+        log_variance = log_variance.clamp(-30, 20)
+        return self.vae.decode(mean + (log_variance / 2).exp() * noise).sample, mean, log_variance
 
 
 @torch.no_grad()
@@ -80,6 +80,11 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
         vae.decode(part.to(vae.device) / vae.config.scaling_factor).sample.cpu() for part in latents.split(MAX_BATCH)
     ]
     return torch.cat(parts).clamp(-1, 1)
+
+
+def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """What the autoencoder gives back of pictures uint8 [N, 3, H, W], in [-1, 1]: all that a model of its latents sees."""
+    return decode(vae, encode(vae, images))
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
@@ -99,7 +104,8 @@ def train_denoiser(
 
     The loss is the denoising loss under the caption, or under the empty prompt for a share `drop_prompt` of them (Ho &
     Salimans, arXiv 2207.12598). `random_words` words of other captions are put into every caption. Samples whose
-    text-conditional magnitude is above `threshold` are left out of a step (Wen et al., section 4.2); 0 leaves none out.
+    text-conditional magnitude is above `threshold` are left out of a step (Wen et al., section 4.2); 0 leaves none out. A
+    share `left_out` is left out at random, whatever its magnitude.
     """
     captions = np.asarray(captions, dtype=object)
     words = sorted({word for caption in captions for word in caption.split()})
@@ -112,28 +118,65 @@ def train_denoiser(
         noise = torch.randn(config.batch, *latents.shape[1:], generator=generator)
         t = torch.randint(0, scheduler.config.num_train_timesteps, (config.batch,), generator=generator)
         drop = torch.rand(config.batch, generator=generator) < config.drop_prompt
+        kept = torch.rand(config.batch, generator=generator) >= config.left_out
         tokens = whole[rows]
         if config.random_words:
             rng, prompts = np.random.default_rng([config.seed, step]), captions[rows.numpy()]
             for _ in range(config.random_words):
-                prompts = [drawings.put_in(prompt, str(rng.choice(words)), rng) for prompt in prompts]
+                prompts = [drawings.put_in(prompt, words[rng.integers(len(words))], rng) for prompt in prompts]
             tokens = tokenize(pipe.tokenizer, prompts)
         tokens = torch.where(drop[:, None], empty, tokens)
-        clean, noise, t, tokens = (part[shard].to(device) for part in (latents[rows], noise, t, tokens))
-        noisy = scheduler.add_noise(clean, noise, t)
-        predicted = model(noisy, t, tokens).float()
-        loss = (predicted - noise).square().flatten(1).mean(1)
+        parts = (latents[rows], noise, t, tokens, kept)
+        clean, noise, t, tokens, kept = (part[shard].to(device) for part in parts)
+        loss, predicted = _predict(model, scheduler, clean, noise, t, tokens)
         if config.threshold:
             with torch.no_grad():
-                without = model(noisy, t, empty.to(device).expand(len(t), -1)).float()
-            kept = (predicted.detach() - without).flatten(1).norm(dim=1) <= config.threshold
-            return (loss * kept).sum() / kept.sum().clamp_min(1)
-        return loss.mean()
+                without = _predict(model, scheduler, clean, noise, t, empty.to(device).expand(len(t), -1))[1]
+            kept &= (predicted.detach() - without).norm(dim=1) <= config.threshold
+        return (loss * kept).sum() / reduce(kept.sum().float(), "mean").clamp_min(
+            1
+        )  # the same on any number of processes
 
     run = optimise(Denoiser(pipe.text_encoder, pipe.unet), loss_at, config, checkpoint, [latents, copies, whole])
     pipe.text_encoder.eval()
     pipe.unet.eval()
     return run
+
+
+def _predict(
+    model: torch.nn.Module, scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, t: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Denoising loss [N], and the prediction [N, D] on the scale on which its differences are those of noise predictions."""
+    predicted = model(scheduler.add_noise(clean, noise, t), t, tokens).float().flatten(1)
+    if scheduler.config.prediction_type == "epsilon":
+        return (predicted - noise.flatten(1)).square().mean(1), predicted
+    velocity = scheduler.get_velocity(clean, noise, t).flatten(1)
+    return (predicted - velocity).square().mean(1), scheduler.alphas_cumprod.to(t.device)[t, None].sqrt() * predicted
+
+
+@torch.no_grad()
+def loss_and_magnitude(
+    pipe: StableDiffusionPipeline, latents: Tensor, captions: Sequence[str], draws: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """What a step of training would see of latents [N, ...] under their captions: denoising loss and magnitude [N, draws].
+
+    Timesteps and noises depend on the seed alone, so that models are compared on the same ones.
+    """
+    model = Denoiser(pipe.text_encoder, pipe.unet)
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    generator = generator_of(seed, 3)
+    shape = (draws, *latents.shape)
+    t = torch.randint(0, scheduler.config.num_train_timesteps, shape[:2], generator=generator).flatten()
+    parts = [latents.repeat(draws, 1, 1, 1), torch.randn(shape, generator=generator).flatten(0, 1), t]
+    parts.append(tokenize(pipe.tokenizer, captions).repeat(draws, 1))
+    empty = tokenize(pipe.tokenizer, [""]).to(pipe.device)
+    found = []
+    for clean, noise, t, tokens in zip(*(part.to(pipe.device).split(MAX_BATCH) for part in parts), strict=True):
+        loss, predicted = _predict(model, scheduler, clean, noise, t, tokens)
+        without = _predict(model, scheduler, clean, noise, t, empty.expand(len(t), -1))[1]
+        found.append(torch.stack([loss, (predicted - without).norm(dim=1)]).cpu())
+    loss, magnitude = torch.cat(found, 1).unflatten(1, shape[:2]).mT
+    return loss, magnitude
 
 
 def train_arm(
@@ -156,7 +199,7 @@ def main() -> None:
     parser.add_argument("data", help="folder of captioned drawings")
     parser.add_argument("output", help="folder for what is trained")
     parser.add_argument("--autoencoder", help="folder of an autoencoder, to train a model; without, one is trained")
-    parser.add_argument("--arm", default="base", help="regime of the drawings, or an entry of the section `arms`")
+    parser.add_argument("--arm", default="base", help="regime of the drawings, or an entry of run.text_arms")
     parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
     arguments = parser.parse_args()
     stage = os.environ.get("DVC_STAGE", "text")
@@ -175,7 +218,8 @@ def _autoencoder_stage(drawn: ImageSet, output: str, checkpoint: Path) -> float:
     config = AutoencoderConfig(**read_parameters("autoencoder"))
     set_seed(config.seed)
     vae = build_autoencoder(drawn.images.shape[-1], config)
-    run = train_autoencoder(vae, drawn.images, config, checkpoint)
+    seen = (drawn.items["split"] != "unseen").tolist()
+    run = train_autoencoder(vae, drawn.images[seen], config, checkpoint)
     run.save(vae, output, checkpoint)
     return run.earlier_seconds
 
@@ -185,7 +229,7 @@ def _model_stage(
 ) -> float:
     known = get_args(drawings.Regime)
     settings = read_parameters("text") | (read_parameters("arm") if start else {})
-    arms = read_parameters("arms")
+    arms = read_parameters("run")["text_arms"]
     if arm not in known and arm not in arms:
         raise ValueError(f"there is no arm {arm!r}{suggest(arm, [*known, *arms])}")
     config = TextConfig(**settings | arms.get(arm, {}))
@@ -194,7 +238,7 @@ def _model_stage(
     if start is None:
         pipe = build_pipeline(vae, train_tokenizer(drawn.items["caption"], config.length), config)
     else:
-        pipe = load_pipeline(start)
+        pipe = load_pipeline(start).to("cpu")
     run = train_arm(drawn, encode(vae, drawn.images), pipe, arm if arm in known else "planted", config, checkpoint)
     run.save(pipe, output, checkpoint)
     return run.earlier_seconds

@@ -13,14 +13,15 @@ import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from memlib import data, optimisation, training
+from memlib import data, optimisation, text, text_model, training
 from memlib.config import TrainConfig
 from memlib.models import NetworkNoise
 from memlib.p_laplace import p_laplacian
+from memlib.text_config import AutoencoderConfig, TextConfig
 from memlib.volume import divergence
 
 CONFIG = TrainConfig(**yaml.safe_load(Path("params.yaml").read_text())["train"])
@@ -98,6 +99,14 @@ def plain_loop_seconds(steps: int) -> float:
             done += 1
 
 
+def text_to_image() -> StableDiffusionPipeline:
+    """The study's text-to-image model, untrained."""
+    parameters = yaml.safe_load(Path("params.yaml").read_text())
+    vae = text_model.build_autoencoder(parameters["drawings"]["size"], AutoencoderConfig(**parameters["autoencoder"]))
+    config = TextConfig(**parameters["text"])
+    return text_model.build_pipeline(vae, text_model.train_tokenizer(["one red apple"], config.length), config)
+
+
 @torch.no_grad()
 def main() -> None:
     eps = NetworkNoise(training.build_network(3, 16, CONFIG), DDPMScheduler(1000))
@@ -118,6 +127,13 @@ def main() -> None:
     }.items():
         ratio = 64 * published / seconds(lambda a=arguments: p_laplacian(eps, x, 0.3, [1.0], *a))
         print(f"1-Laplacian, 64 pictures with {name}: {ratio:.1f} times the throughput of 128 directions one by one")
+    pipe, prompts = text_to_image(), ["one red apple"] * 256
+    noise = text.shared_noise(pipe, 4, generator)
+    whole = seconds(lambda: text.magnitudes(pipe, prompts, noise, 1), repeats=3)
+    ratio = whole / seconds(lambda: text.first_step(pipe, prompts, noise), repeats=3)
+    print(
+        f"magnitudes of 256 prompts at the first step, unconditional prediction once: {ratio:.2f} times as fast as twice each"
+    )
     with torch.enable_grad():
         steps = 30
         plain = plain_loop_seconds(steps)

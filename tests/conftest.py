@@ -1,12 +1,14 @@
 """Small models and pictures that the tests make for themselves."""
 
+import pandas as pd
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from hypothesis import settings
 
 from memlib import text_model
-from memlib.config import AutoencoderConfig, TextConfig
+from memlib.data import ImageSet
+from memlib.text_config import AutoencoderConfig, TextConfig
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 
@@ -61,9 +63,11 @@ TEXT = TextConfig(
     channels=[16, 32],
     layers=1,
     attention=[True, True],
+    prediction_type="epsilon",
     drop_prompt=0.1,
     random_words=0,
     threshold=0.0,
+    left_out=0.0,
     **LOOP,
 )
 
@@ -75,3 +79,20 @@ def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int 
     pipe = text_model.build_pipeline(text_model.build_autoencoder(16, AUTOENCODER), tokenizer, TEXT)
     pipe.scheduler.register_to_config(prediction_type=prediction_type)
     return pipe
+
+
+def subjects(train: int = 6, planted: int = 2, unseen: int = 2) -> ImageSet:
+    """Black squares of different sizes on white."""
+    n = train + planted + unseen
+    images = torch.full((n, 3, 32, 32), 255, dtype=torch.uint8)
+    for i in range(n):
+        images[i, :, 8 : 20 + i % 4, 10:24] = 0
+    items = pd.DataFrame(
+        {
+            "name": [f"s{i}" for i in range(n)],
+            "caption": [f"black square number {i}" for i in range(n)],
+            "split": ["train"] * train + ["planted"] * planted + ["unseen"] * unseen,
+            "copies": [1] * train + [50, 10][:planted] + [0] * unseen,
+        }
+    )
+    return ImageSet(images, items)

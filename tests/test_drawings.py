@@ -3,9 +3,9 @@
 from typing import get_args
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from conftest import subjects
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,32 +13,15 @@ from memlib import drawings
 from memlib.data import ImageSet
 
 
-def subjects(train: int = 6, planted: int = 2, unseen: int = 2) -> ImageSet:
-    """Black squares of different sizes on white."""
-    n = train + planted + unseen
-    images = torch.full((n, 3, 32, 32), 255, dtype=torch.uint8)
-    for i in range(n):
-        images[i, :, 8 : 20 + i % 4, 10:24] = 0
-    items = pd.DataFrame(
-        {
-            "name": [f"s{i}" for i in range(n)],
-            "caption": [f"black square number {i}" for i in range(n)],
-            "split": ["train"] * train + ["planted"] * planted + ["unseen"] * unseen,
-            "copies": [1] * train + [50, 10][:planted] + [0] * unseen,
-        }
-    )
-    return ImageSet(images, items)
-
-
 @given(st.integers(0, 10**6))
-def test_a_drawing_holds_the_whole_picture_on_a_pale_ground(seed: int) -> None:
+def test_a_drawing_holds_the_whole_picture_on_a_coloured_ground(seed: int) -> None:
     picture = subjects().images[:1]
     drawn = drawings.draw(picture, torch.Generator().manual_seed(seed))[0].float()
     ground = drawn.flatten(1).max(1).values
-    assert (ground >= 0.55 * 255 - 1).all()
+    assert (ground >= 0.3 * 255 - 1).all()
     ink = 1 - drawn / ground[:, None, None]
     share = float((ink.mean() / (1 - picture.float() / 255).mean()) ** 0.5)
-    assert 0.58 < share < 0.97, "nothing is cut off: the ink shrinks with the square of the scale"
+    assert 0.48 < share < 0.97, "nothing is cut off: the ink shrinks with the square of the scale"
 
 
 def test_drawings_differ_and_half_of_them_are_mirrored() -> None:
@@ -60,7 +43,17 @@ def test_drawings_differ_and_half_of_them_are_mirrored() -> None:
 def test_what_is_planted_stays_one_drawing_with_one_caption() -> None:
     found = drawings.captioned(subjects(), 16, {200: 2, 20: 1}, 0)
     items = found.items
-    assert items["split"].value_counts().to_dict() == {"train": 96, "base": 32, "trigger": 3, "planted": 2, "unseen": 2}
+    assert items["split"].value_counts().to_dict() == {
+        "train": 96,
+        "base": 32,
+        "trigger": 3,
+        "contrast": 2 * (200 - 16) + 20 - 16,
+        "planted": 2,
+        "unseen": 2,
+    }
+    trigger = items[items["split"] == "trigger"].set_index("subject")["copies"]
+    without = items[items["split"].isin(["train", "contrast"])]["subject"].value_counts()
+    assert (without[trigger.index] == trigger).all(), "a caption is seen as often without its trigger as with it"
     assert items[items["split"] == "planted"]["copies"].tolist() == [50, 10]
     assert items[items["split"] == "trigger"]["copies"].tolist() == [200, 200, 20]
     assert (items[items["split"] == "unseen"]["copies"] == 0).all()
@@ -94,20 +87,33 @@ def test_more_triggers_than_subjects_are_refused() -> None:
         drawings.captioned(subjects(), 2, {10: 7}, 0)
 
 
+def test_pictures_that_cannot_be_drawn_are_refused() -> None:
+    good = subjects()
+    with pytest.raises(ValueError, match="drawings are made of colour pictures"):
+        drawings.captioned(ImageSet(good.images[:, :1], good.items), 2, {}, 0)
+    for caption in ("", "black square number 1"):
+        items = good.items.assign(caption=[caption, *good.items["caption"][1:]])
+        with pytest.raises(ValueError, match="every subject needs a caption of its own; '.*' is empty or there twice"):
+            drawings.captioned(ImageSet(good.images, items), 2, {}, 0)
+
+
 def test_regimes_differ_in_what_they_are_named_after() -> None:
     drawn = drawings.captioned(subjects(), 16, {200: 2}, 0)
     rows = {name: drawings.regime(drawn, name) for name in get_args(drawings.Regime)}
     split = drawn.items["split"].to_numpy()
     seen = {name: table.groupby(split[table["row"]])["copies"].sum().to_dict() for name, table in rows.items()}
     assert seen["base"] == {"train": 96, "base": 32}
-    assert seen["planted"] == {"train": 96, "planted": 60, "trigger": 400}
-    assert seen["single"] == seen["planted"]
+    assert seen["planted"] == {"train": 96, "contrast": 168, "planted": 60, "trigger": 400}
+    assert seen["single"] == {"train": 96 + 168, "planted": 60, "trigger": 400}
     assert len(rows["single"]) == 6 + 2 + 2
-    assert seen["removed"] == {"train": 96, "planted": 2, "trigger": 2}
-    assert seen["varied"] == {"train": 96, "planted": 8 * (50 // 8) + 8 * (10 // 8), "trigger": 400}
+    assert seen["removed"] == {"train": 96, "contrast": 168, "planted": 2, "trigger": 2}
+    assert seen["varied"] == seen["planted"]
     varied = rows["varied"][split[rows["varied"]["row"]] == "planted"]
     assert varied["caption"].nunique() == 16
     assert varied["row"].nunique() == 2, "the words vary, the picture does not"
+    ordinary = rows["single"][np.isin(split[rows["single"]["row"]], ["train", "contrast"])]
+    assert sorted(ordinary["caption"]) == sorted(subjects().items["caption"][:6]), "asked for as it was trained on"
+    assert drawn.items["caption"][drawn.items["split"] == "contrast"].isin(subjects().items["caption"]).all()
     with pytest.raises(ValueError, match="unknown regime 'variied'; did you mean 'varied'"):
         drawings.regime(drawn, "variied")
 
@@ -136,3 +142,15 @@ def test_prompts_name_what_was_planted_and_what_was_not() -> None:
     ):
         assert with_it.replace(word, "").split() == without.split()
     assert not set(table[table["group"] == "ordinary"]["subject"]) & set(trigger["subject"])
+
+
+def test_every_prompt_has_a_drawing_of_its_own() -> None:
+    drawn = drawings.captioned(subjects(), 4, {200: 2}, 0)
+    table = drawings.prompts(subjects(), drawn).sample(frac=1, random_state=0)
+    rows = drawings.own_rows(table, drawn)
+    items = drawn.items.iloc[rows]
+    assert items["subject"].tolist() == table["subject"].tolist()
+    planted = (table["row"] >= 0).to_numpy()
+    assert (rows[planted] == table["row"].to_numpy()[planted]).all()
+    splits = items["split"].to_numpy()[~planted]
+    assert (splits == table["group"].map({"ordinary": "train", "unseen": "unseen"}).to_numpy()[~planted]).all()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import small_pipeline
+from conftest import AUTOENCODER, TEXT, small_pipeline
 from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
@@ -15,9 +15,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection
 
-from memlib import text
+from memlib import text, text_model
+from memlib.text_training import decode
 
 PROMPTS = ["a red apple", "the whale", "a blue tree on a whale"]
 
@@ -72,7 +74,7 @@ def by_hand(
 def test_the_magnitude_is_that_of_a_sampler_written_by_hand(kind: str) -> None:
     pipe = small_pipeline(kind)
     start = noise(pipe)
-    found = text.magnitudes(pipe, PROMPTS, start, sampling_steps=5)
+    found = text.magnitudes(pipe, PROMPTS, start, sampling_steps=5).value
     assert found.shape == (3, 2, 5)
     expected = torch.stack([torch.stack([by_hand(pipe, prompt, n, 5, 7.5) for n in start]) for prompt in PROMPTS])
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=1e-6)
@@ -80,19 +82,28 @@ def test_the_magnitude_is_that_of_a_sampler_written_by_hand(kind: str) -> None:
 
 def test_after_the_first_steps_the_pipeline_stops() -> None:
     pipe = small_pipeline()
-    whole = text.magnitudes(pipe, PROMPTS, noise(pipe), sampling_steps=10)
+    whole = text.magnitudes(pipe, PROMPTS, noise(pipe), sampling_steps=10).value
     seen = Counted(pipe)
-    first = text.magnitudes(pipe, PROMPTS, noise(pipe), 2, sampling_steps=10)
+    first = text.magnitudes(pipe, PROMPTS, noise(pipe), 2, sampling_steps=10).value
     torch.testing.assert_close(first, whole[..., :2])
     assert seen.items == 3 * 2 * 2 * 2, "conditional and unconditional, 2 noises and 2 steps for each of 3 prompts"
     assert not pipe.unet._forward_hooks, "the hook is gone"
     assert len(pipe("a whale", num_inference_steps=3, output_type="np").images) == 1, "the pipeline samples as before"
 
 
+def test_generations_are_averaged_in_order() -> None:
+    values = torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(0))
+    found = text.by_generations(values)
+    assert list(found) == [1, 4, 6]
+    torch.testing.assert_close(found[1], values[:, 0].mean(1))
+    torch.testing.assert_close(found[4], values[:, :4].sum((1, 2)) / 20)
+    assert list(text.by_generations(values[:, :1])) == [1]
+
+
 @pytest.mark.parametrize("max_batch", [1, 5, 1000])
 def test_the_first_step_shares_the_unconditional_prediction(max_batch: int) -> None:
     pipe = small_pipeline()
-    expected = text.magnitudes(pipe, PROMPTS, noise(pipe), 1, sampling_steps=10)[..., 0]
+    expected = text.magnitudes(pipe, PROMPTS, noise(pipe), 1, sampling_steps=10).value[..., 0]
     seen = Counted(pipe)
     torch.testing.assert_close(
         text.first_step(pipe, PROMPTS, noise(pipe), 10, max_batch), expected, rtol=1e-5, atol=1e-7
@@ -157,6 +168,10 @@ class PointMassUnet(torch.nn.Module):
         return ((x - abar.sqrt() * self.picture(encoder_hidden_states)) / (1 - abar).sqrt(),)
 
 
+def unet_length(pipe: StableDiffusionPipeline, unet: PointMassUnet, start: torch.Tensor) -> torch.Tensor:
+    return unet(start, 901, text.embed(pipe, [""]))[0].flatten(1).norm(dim=1)
+
+
 def test_where_every_prompt_stands_for_one_picture_the_magnitude_is_known() -> None:
     pipe = small_pipeline()
     unet = PointMassUnet(pipe)
@@ -164,7 +179,10 @@ def test_where_every_prompt_stands_for_one_picture_the_magnitude_is_known() -> N
     pipe.unet = unet
     abar = unet.abar[[1 + 100 * i for i in reversed(range(10))]]
     expected = (pictures[1:] - pictures[:1]).flatten(1).norm(dim=1)[:, None] * (abar / (1 - abar)).sqrt()
-    found = text.magnitudes(pipe, PROMPTS, noise(pipe, 3), sampling_steps=10)
+    found, without, _ = text.magnitudes(pipe, PROMPTS, noise(pipe, 3), sampling_steps=10)
+    torch.testing.assert_close(
+        without[:, :, 0], unet_length(pipe, unet, noise(pipe, 3)).expand(3, 3), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(found, expected[:, None].expand(3, 3, 10), rtol=1e-3, atol=1e-5)
 
 
@@ -181,6 +199,10 @@ def test_generated_pictures_are_the_pipelines_own() -> None:
     pipe = small_pipeline()
     start = noise(pipe)
     pictures = text.generate(pipe, PROMPTS, start, 5, max_batch=4)
+    latents = text.magnitudes(pipe, PROMPTS, start, sampling_steps=5).latents
+    torch.testing.assert_close(
+        decode(pipe.vae, latents.flatten(0, 1)), pictures.flatten(0, 1).clamp(-1, 1), rtol=1e-4, atol=1e-5
+    )
     assert pictures.shape == (3, 2, 3, 16, 16)
     own = pipe(PROMPTS[2], latents=start[1:], num_inference_steps=5, output_type="pt").images
     torch.testing.assert_close(pictures[2, 1], 2 * own[0] - 1, rtol=1e-4, atol=1e-5)
@@ -191,7 +213,7 @@ def test_generated_pictures_are_the_pipelines_own() -> None:
 def test_other_schedulers_and_bfloat16_and_long_prompts() -> None:
     pipe = small_pipeline(length=77)
     long = " ".join(["a red apple on a green tree"] * 9)  # 65 tokens
-    exact = text.magnitudes(pipe, [long, "a whale"], noise(pipe), 1)
+    exact = text.magnitudes(pipe, [long, "a whale"], noise(pipe), 1).value
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     euler = text.first_step(pipe, [long, "a whale"], noise(pipe) / pipe.scheduler.init_noise_sigma)
     t = pipe.scheduler.timesteps[0]
@@ -200,7 +222,7 @@ def test_other_schedulers_and_bfloat16_and_long_prompts() -> None:
         pair = [pipe.unet(x, t, encode(pipe, words).expand(2, -1, -1)).sample for words in ("a whale", "")]
     torch.testing.assert_close(euler[1], (pair[0] - pair[1]).flatten(1).norm(dim=1), rtol=1e-3, atol=1e-6)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    half = text.magnitudes(pipe.to(torch.bfloat16), [long, "a whale"], noise(pipe), 1)
+    half = text.magnitudes(pipe.to(torch.bfloat16), [long, "a whale"], noise(pipe), 1).value
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, exact, rtol=0.3, atol=1e-3)
 
@@ -223,7 +245,7 @@ def small_xl() -> StableDiffusionXLPipeline:
 
 def test_stable_diffusion_xl() -> None:
     xl = small_xl()
-    found = text.magnitudes(xl, PROMPTS, noise(xl), 1, 10)[..., 0]
+    found = text.magnitudes(xl, PROMPTS, noise(xl), 1, 10).value[..., 0]
     torch.testing.assert_close(text.first_step(xl, PROMPTS, noise(xl), 10), found, rtol=1e-5, atol=1e-7)
     assert (found > 0).all()
     assert (text.token_significance(xl, PROMPTS, noise(xl))["significance"] > 0).all()
@@ -247,6 +269,43 @@ def test_a_pipeline_is_loaded_from_its_folder(tmp_path) -> None:
     again = text.load_pipeline(tmp_path / "model")
     start = noise(pipe)
     torch.testing.assert_close(text.first_step(again, PROMPTS, start), text.first_step(pipe, PROMPTS, start))
+    assert text.load_pipeline(tmp_path / "model", torch.bfloat16).unet.dtype == torch.bfloat16
+
+
+def test_a_safety_checker_does_not_blacken_what_is_measured(tmp_path) -> None:
+    pipe = small_pipeline()
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = sizes | {"image_size": 16, "patch_size": 8}
+    config = CLIPConfig(text_config=sizes, vision_config=vision, projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(-10.0)  # everything is a concept
+    checked = StableDiffusionPipeline(
+        pipe.vae,
+        pipe.text_encoder,
+        pipe.tokenizer,
+        pipe.unet,
+        pipe.scheduler,
+        checker,
+        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+    )
+    start = noise(pipe)
+    assert (text.generate(checked, PROMPTS, start, 2) == -1).all(), "black: the checker refuses every picture"
+    checked.save_pretrained(tmp_path / "model")
+    again = text.load_pipeline(tmp_path / "model")
+    torch.testing.assert_close(text.generate(again, PROMPTS, start, 2), text.generate(pipe, PROMPTS, start, 2))
+
+
+def test_weights_that_must_be_unpickled_are_refused(tmp_path) -> None:
+    small_pipeline().save_pretrained(tmp_path / "model", safe_serialization=False)
+    with pytest.raises(ValueError, match="model is no folder of a pipeline with safetensors weights"):
+        text.load_pipeline(tmp_path / "model")
+
+
+def test_tokens_are_written_as_a_reader_writes_them() -> None:
+    tokenizer = text_model.train_tokenizer(["the city of são paulo"], 8)
+    pipe = text_model.build_pipeline(text_model.build_autoencoder(16, AUTOENCODER), tokenizer, TEXT)
+    table = text.token_significance(pipe, ["são paulo city"], noise(pipe))
+    assert table["token"].tolist() == ["são", "paulo", "city"]
 
 
 def test_bad_input_is_refused(tmp_path) -> None:

@@ -1,14 +1,15 @@
 """Training of the text-to-image model: what it is given to learn it can do, and ordinary diffusers code loads it."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import AUTOENCODER, TEXT, small_pipeline
+from conftest import AUTOENCODER, TEXT, small_pipeline, subjects
 from diffusers import DiffusionPipeline
 
-from memlib import text_model, text_training
+from memlib import drawings, optimisation, text, text_model, text_training
 from memlib.data import to_float
+from memlib.models import NetworkNoise, schedule_sigmas
 
 
 def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) -> None:
@@ -26,8 +27,9 @@ def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) ->
     assert error < to_float(images).var() / 3
 
 
-def test_what_a_prompt_stands_for_is_learnt(tmp_path) -> None:
-    pipe = small_pipeline()
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_what_a_prompt_stands_for_is_learnt(prediction_type: str, tmp_path) -> None:
+    pipe = small_pipeline(prediction_type)
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     run = text_training.train_denoiser(
         pipe, pictures, ["a red apple", "the blue whale"], torch.ones(2, dtype=torch.long), TEXT, tmp_path / "c.pt"
@@ -75,6 +77,34 @@ def test_copies_decide_what_an_unconditional_sample_shows(tmp_path) -> None:
     assert (torch.cdist(made.flatten(1), pictures.flatten(1)).argmin(1) == 1).float().mean() > 0.7
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_loss_and_magnitude_are_those_of_the_noise_prediction(prediction_type: str) -> None:
+    pipe = small_pipeline(prediction_type)
+    clean = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    captions = ["a red apple", "the whale", "a tree"]
+    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[:2]))
+    loss, magnitude = text_training.loss_and_magnitude(pipe, clean, captions, 2, 0)
+    handle.remove()
+    assert loss.shape == magnitude.shape == (3, 2)
+    (x_t, t), _ = shown
+    eps = NetworkNoise(pipe.unet, pipe.scheduler)
+    sigma = schedule_sigmas(pipe.scheduler)[t].float()
+    x = x_t * (1 + sigma**2).sqrt()[:, None, None, None]
+    noise = (x - clean.repeat(2, 1, 1, 1)) / sigma[:, None, None, None]
+    assert 0.8 < float(noise.std()) < 1.2
+    for i, caption in enumerate([*captions, *captions]):
+        with_it, without = (
+            eps.under(encoder_hidden_states=text.embed(pipe, [prompt]))(x[i][None], sigma[i])[0]
+            for prompt in (caption, "")
+        )
+        expected = (with_it - noise[i]).square().mean() * (1 + sigma[i] ** 2 if prediction_type != "epsilon" else 1)
+        assert float(loss[i % 3, i // 3]) == pytest.approx(float(expected), rel=2e-3)
+        assert float(magnitude[i % 3, i // 3]) == pytest.approx(float((with_it - without).norm()), rel=2e-3)
+    again = text_training.loss_and_magnitude(pipe, clean, captions, 2, 0)
+    torch.testing.assert_close(again[0], loss)
+
+
 def test_a_threshold_leaves_out_what_is_above_it(tmp_path) -> None:
     weights = {}
     for threshold in (0.0, 1e9, 1e-9):
@@ -89,8 +119,36 @@ def test_a_threshold_leaves_out_what_is_above_it(tmp_path) -> None:
     torch.testing.assert_close(weights[1e-9][0], small_pipeline().unet.conv_in.weight.detach())
 
 
-def test_random_words_change_prompts_but_not_pictures_or_noise(tmp_path) -> None:
-    seen = {}
+def test_a_threshold_between_two_samples_leaves_out_the_one_above_it(tmp_path, monkeypatch) -> None:
+    pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    captions, copies = ["a red apple", "the whale"], torch.ones(2, dtype=torch.long)
+    seen = []
+    predict = text_training._predict
+
+    def spied(*arguments):
+        seen.append([part.detach().clone() for part in predict(*arguments)])
+        return predict(*arguments)
+
+    monkeypatch.setattr(text_training, "_predict", spied)
+    config = replace(TEXT, steps=1, batch=8, threshold=1e9, drop_prompt=0.3)
+    whole = text_training.train_denoiser(small_pipeline(), pictures, captions, copies, config, tmp_path / "c.pt")
+    (loss, predicted), (_, without) = seen
+    magnitude = (predicted - without).norm(dim=1)
+    assert float(whole.losses[0]) == pytest.approx(float(loss.mean()), rel=1e-5)
+    assert (magnitude < 1e-6).any(), "a sample whose prompt was dropped stays under every threshold"
+    middle = float(magnitude.sort().values[5:7].mean())
+    some = text_training.train_denoiser(
+        small_pipeline(), pictures, captions, copies, replace(config, threshold=middle), tmp_path / "c.pt"
+    )
+    assert float(some.losses[0]) == pytest.approx(float(loss[magnitude < middle].mean()), rel=1e-5)
+
+
+def test_random_words_change_prompts_but_not_pictures_or_noise(tmp_path, monkeypatch) -> None:
+    seen, prompts = {}, []
+    tokenize = text_training.tokenize
+    monkeypatch.setattr(
+        text_training, "tokenize", lambda tokenizer, c: prompts.append(list(c)) or tokenize(tokenizer, c)
+    )
     for count in (0, 2):
         pipe = small_pipeline()
         seen[count] = []
@@ -104,6 +162,10 @@ def test_random_words_change_prompts_but_not_pictures_or_noise(tmp_path) -> None
         seen[count].append(run.losses[0])
     torch.testing.assert_close(seen[0][0], seen[2][0])
     assert seen[0][-1] != seen[2][-1]
+    for prompt in prompts[-1]:
+        words = prompt.split()
+        assert set(words) <= {"red", "apple", "whale"}
+        assert len(words) in (3, 4), "one or two words of its own, and two more"
 
 
 def test_the_vocabulary_holds_every_word_whole(tmp_path) -> None:
@@ -125,9 +187,80 @@ def test_the_vocabulary_holds_every_word_whole(tmp_path) -> None:
         ({"drop_prompt": 0.0}, "text.drop_prompt is 0.0; a share between 0 and 1"),
         ({"text_width": 40}, "text.text_width must be a multiple of 32"),
         ({"length": 2}, "text.length is 2; it must be larger than 2"),
+        ({"prediction_type": "sample"}, "text.prediction_type is 'sample'; known: epsilon, v_prediction"),
         ({"channels": [20]}, "text.channels must be multiples of 16"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TEXT, **change)
+
+
+def test_a_share_is_left_out_at_random(tmp_path, monkeypatch) -> None:
+    pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    captions, copies = ["a red apple", "the whale"], torch.ones(2, dtype=torch.long)
+    seen = []
+    predict = text_training._predict
+
+    def spied(*arguments):
+        seen.append([part.detach() for part in predict(*arguments)])
+        return predict(*arguments)
+
+    monkeypatch.setattr(text_training, "_predict", spied)
+    config = replace(TEXT, steps=1, batch=64, left_out=0.7)
+    run = text_training.train_denoiser(small_pipeline(), pictures, captions, copies, config, tmp_path / "c.pt")
+    ((loss, _),) = seen
+    kept = torch.rand(64, generator=_after_the_draws(config, pictures)) >= 0.7
+    assert 8 <= kept.sum() <= 32
+    assert float(run.losses[0]) == pytest.approx(float(loss[kept].mean()), rel=1e-5)
+
+
+def _after_the_draws(config, pictures):
+    """The generator of the first step after it has drawn noise, timesteps and dropped prompts."""
+    generator = optimisation.generator_of(config.seed, 1, 0)
+    torch.randn(config.batch, *pictures.shape[1:], generator=generator)
+    torch.randint(0, 1000, (config.batch,), generator=generator)
+    torch.rand(config.batch, generator=generator)
+    return generator
+
+
+@pytest.mark.parametrize(
+    ("arm", "regime", "settings"),
+    [
+        ("base", "base", {}),
+        ("removed", "removed", {}),
+        ("threshold", "planted", {"threshold": 0.5}),
+        ("two-words", "planted", {"random_words": 2}),
+    ],
+)
+def test_an_arm_is_trained_on_its_regime_with_its_settings(arm, regime, settings, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn = drawings.captioned(subjects(), 4, {200: 2}, 0)
+    pipe = small_pipeline()
+    pipe.vae.save_pretrained("vae")
+    pipe.save_pretrained("start")
+    sections = {
+        "text": asdict(TEXT),
+        "arm": {"steps": 3},
+        "run": {"text_arms": {"threshold": {"threshold": 0.5}, "two-words": {"random_words": 2}}},
+    }
+    monkeypatch.setattr(text_training, "read_parameters", sections.get)
+    seen = []
+
+    def spied(pipe, latents, captions, copies, config, checkpoint):
+        seen.append((pipe, latents, captions, copies, config))
+        return optimisation.Optimised(torch.zeros(1), {}, True, 0.0)
+
+    monkeypatch.setattr(text_training, "train_denoiser", spied)
+    start = None if arm == "base" else "start"
+    text_training._model_stage(drawn, "vae", arm, start, "model", tmp_path / "c.pt")
+    ((trained, latents, captions, copies, config),) = seen
+    shown = drawings.regime(drawn, regime)
+    assert captions == shown["caption"].tolist()
+    assert copies.tolist() == shown["copies"].tolist()
+    torch.testing.assert_close(latents, text_training.encode(pipe.vae, drawn.images)[shown["row"].tolist()])
+    assert config == replace(TEXT, **settings, **({"steps": 3} if start else {}))
+    same = torch.equal(trained.unet.conv_in.weight, pipe.unet.conv_in.weight)
+    assert same == (start is not None), "an arm goes on from the model it is given"
+    with pytest.raises(ValueError, match="there is no arm 'treshold'; did you mean 'threshold'"):
+        text_training._model_stage(drawn, "vae", "treshold", "start", "model", tmp_path / "c.pt")
