@@ -24,6 +24,7 @@ import yaml
 
 from memlib.config import TrainConfig
 from memlib.files import read_json, suggest, whole_file, write_json
+from memlib.text_config import AutoencoderConfig, TextConfig
 
 NOTEBOOKS = Path("notebooks")
 BOOK_STAGES = ("reproducibility", "book")  # run after the times of all others are known
@@ -40,7 +41,18 @@ SIGMAS = (  # parameters that are noise levels of the schedule
     ("flux", "levels"),
     ("peaks", "levels"),
 )
-TRAININGS = ("retrain", "mirrored")  # sections laid over `train`
+TEXT_SIGMAS = (
+    ("detection", "loss_sigma"),
+    ("latent", "levels"),
+    ("latent", "growth_min"),
+)  # of the text-to-image model's
+TRAININGS = {"train": TrainConfig, "autoencoder": AutoencoderConfig, "text": TextConfig}
+LAID_OVER = {
+    "retrain": "train",
+    "mirrored": "train",
+    "arm": "text",
+}  # sections of trainings that change some settings of another
+PRECISIONS = ("float32", "float16", "bfloat16")
 SPLITS = ("train", "heldout", "reference", "retrain")
 PACKAGES = (
     "torch",
@@ -74,7 +86,7 @@ def check_parameters(path: str | Path = "params.yaml") -> dict[str, Any]:
         content = parameters[section]
         if not isinstance(content, dict):
             raise ValueError(f"section {section} of {path} is {content!r}; it must map names to values")
-        needed = {name for name in names if section not in TRAININGS or name in content}
+        needed = {name for name in names if section not in LAID_OVER or name in content}
         _check_names(content, names, f"section {section} of {path}", "parameter", needed)
         for name, value in content.items():
             kind = names[name]
@@ -82,8 +94,13 @@ def check_parameters(path: str | Path = "params.yaml") -> dict[str, Any]:
                 isinstance(value, bool) and kind is not bool
             ):
                 raise ValueError(f"{section}.{name} in {path} is {value!r}; it must be of type {kind.__name__}")
-    for section in ("train", *TRAININGS):
-        TrainConfig(**(parameters["train"] | parameters[section]))
+    for section, config in TRAININGS.items():
+        config(**parameters[section])
+    for section, base in LAID_OVER.items():
+        TRAININGS[base](**parameters[base] | parameters[section])
+    for name, settings in parameters["run"]["text_arms"].items():
+        _check_names(settings, known["text"], f"run.text_arms.{name} of {path}", "parameter", ())
+        TextConfig(**parameters["text"] | parameters["arm"] | settings)
     return parameters
 
 
@@ -101,7 +118,6 @@ def _check_names(
 
 def check_study() -> None:
     """Check params.yaml, also where values of several sections must fit together; raises ValueError."""
-    import numpy as np
     from diffusers import DDPMScheduler
 
     from memlib import data, models, modification, ode, training
@@ -131,12 +147,8 @@ def check_study() -> None:
     sigmas = [(f"{section}.{name}", parameters[section][name]) for section, name in SIGMAS]
     peaks = parameters["peaks"]
     top = max(peaks["levels"], default=1.0) * peaks["step_ratio"] ** peaks["growth_steps"]
-    for name, values in [*sigmas, ("the last level of frontier", reach), ("the last level of peaks", top)]:
-        for sigma in np.atleast_1d(values):
-            if not levels[0] <= sigma < levels[-1]:
-                raise ValueError(
-                    f"{name} is {sigma}; the schedule goes from {float(levels[0]):.4g} to {float(levels[-1]):.4g}"
-                )
+    _check_sigmas([*sigmas, ("the last level of frontier", reach), ("the last level of peaks", top)], levels)
+    _check_text(parameters)
     for section, name, needed in (
         ("frontier", "axes", 1),
         ("frontier", "steps", 1),
@@ -162,19 +174,106 @@ def check_study() -> None:
     ode.check_method(parameters["volume"]["method"])
 
 
+def _check_sigmas(named: list[tuple[str, Any]], levels: Any) -> None:
+    """Raise ValueError for a noise level, or one of several, that is outside of a schedule of rising `levels`."""
+    for name, values in named:
+        for sigma in values if isinstance(values, list) else [values]:
+            if not levels[0] <= sigma < levels[-1]:
+                raise ValueError(
+                    f"{name} is {sigma}; the schedule goes from {float(levels[0]):.4g} to {float(levels[-1]):.4g}"
+                )
+
+
+def _check_text(parameters: dict[str, Any]) -> None:
+    """Check what must fit together for the chapters on prompts."""
+    from memlib import data, models, text, text_model
+
+    for name in ("suspected", "ordinary"):
+        if not parameters["text_audit"][name].startswith("results/"):
+            text.read_prompts(parameters["text_audit"][name])
+    pictures, arms = parameters["drawings"], parameters["run"]["text_arms"]
+    data.check_name(pictures["name"])
+    splits = dict.fromkeys(("train", "planted", "unseen"))
+    _check_names(pictures["subjects"], splits, "drawings.subjects in params.yaml", "split")
+    data.check_copies(pictures["copies"], pictures["subjects"]["planted"], "planted")
+    data.check_copies(pictures["triggers"], pictures["subjects"]["train"], "train (drawings.triggers)")
+    planted = (pictures["copies"], pictures["triggers"])
+    most = max((times for copies in planted for times in copies), default=0)
+    if min(copies.get(most, 0) for copies in planted) < 2:
+        raise ValueError(
+            f"drawings.copies is {pictures['copies']} and drawings.triggers {pictures['triggers']}; the largest number of "
+            "copies must be the same in both, with at least two pictures each, which the claims are judged by"
+        )
+    vae = text_model.build_autoencoder(pictures["size"], AutoencoderConfig(**parameters["autoencoder"]))
+    config = TextConfig(**parameters["text"])
+    latent = text_model.latent_side(vae)
+    if latent % 2 ** (len(config.channels) - 1):
+        raise ValueError(
+            f"latents of {latent} numbers a side do not halve {len(config.channels) - 1} times; give text.channels fewer levels"
+        )
+    scheduler = text_model.build_scheduler(config)
+    sigmas = [(f"{section}.{name}", parameters[section][name]) for section, name in TEXT_SIGMAS]
+    _check_sigmas(sigmas, models.schedule_sigmas(scheduler))
+    if "base" in arms:
+        raise ValueError("run.text_arms has an arm 'base', which is what the arms start from; give it another name")
+    for section, needed in (
+        ("detection", ("planted",)),
+        ("training_mitigation", ("planted", "threshold", "random-words")),
+    ):
+        for arm in needed:
+            if arm not in parameters[section]["arms"]:
+                raise ValueError(f"{section}.arms has no {arm!r}, with which the chapter compares the others")
+        for arm in parameters[section]["arms"]:
+            if arm not in arms:
+                raise ValueError(
+                    f"{section} needs the arm {arm!r}, which run.text_arms does not have{suggest(arm, arms)}"
+                )
+    detection = parameters["detection"]
+    runs = detection["runs"]
+    if not (len(runs) > 1 and 1 in runs and max(runs) == detection["sampling_steps"] and runs[max(runs)] >= 2):
+        raise ValueError(
+            f"detection.runs is {runs}; it must hold 1 step, and all {detection['sampling_steps']} of them with at least 2 "
+            "generations"
+        )
+    if detection["regime_generations"] > max(runs.values()):
+        raise ValueError(
+            f"detection.regime_generations is {detection['regime_generations']}; detection.runs has noises for "
+            f"{max(runs.values())}"
+        )
+    for name in ("guidance", "late_guidances"):
+        values = detection[name] if isinstance(detection[name], list) else [detection[name]]
+        if not all(value > 1 for value in values):
+            raise ValueError(f"detection.{name} is {detection[name]}; the magnitude needs a guidance above 1")
+    audit = parameters["text_audit"]
+    if audit["precision"] not in PRECISIONS:
+        raise ValueError(f"text_audit.precision is {audit['precision']!r}{suggest(audit['precision'], PRECISIONS)}")
+    if max(audit["runs"]) > audit["sampling_steps"]:
+        raise ValueError(f"text_audit.runs is {audit['runs']}, with more steps than text_audit.sampling_steps")
+    if not audit["guidance"] > 1:
+        raise ValueError(f"text_audit.guidance is {audit['guidance']}; the magnitude needs a guidance above 1")
+    mitigation = parameters["training_mitigation"]
+    if mitigation["main_guidance"] not in mitigation["guidances"]:
+        raise ValueError(
+            f"training_mitigation.guidances is {mitigation['guidances']}; it must hold main_guidance, "
+            f"{mitigation['main_guidance']}"
+        )
+
+
 def known_parameters() -> dict[str, dict[str, type]]:
     """Names that each section of params.yaml has, and their types.
 
-    A notebook's names are those that its cell tagged `parameters` assigns; those of a training the fields of TrainConfig.
+    A notebook's names are those that its cell tagged `parameters` assigns; those of a training the fields of its settings.
     """
     sections = {path.stem: notebook_parameters(path) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
     types = {
         name: {key: type(value) for key, value in defaults.items()} for name, defaults in sections.items() if defaults
     }
-    fields = {field.name: typing.get_origin(field.type) or field.type for field in dataclasses.fields(TrainConfig)}
-    return (
-        {"run": {"launcher": str, "seeds": list, "arms": list}} | dict.fromkeys(("train", *TRAININGS), fields) | types
-    )
+    fields = {
+        section: {field.name: typing.get_origin(field.type) or field.type for field in dataclasses.fields(config)}
+        for section, config in TRAININGS.items()
+    }
+    run = {"launcher": str, "seeds": list, "arms": list, "text_arms": dict}
+    return {"run": run} | fields | {section: fields[base] for section, base in LAID_OVER.items()} | types
 
 
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
@@ -303,12 +402,13 @@ def stage_names(dvc_file: str | Path = "dvc.yaml") -> list[str]:
     names = []
     for name, stage in yaml.safe_load(Path(dvc_file).read_text())["stages"].items():
         axes = [_resolve(axis) for axis in stage.get("matrix", {}).values()]
+        axes += [list(_resolve(stage["foreach"]))] if "foreach" in stage else []
         names += [f"{name}@{'-'.join(map(str, item))}" for item in itertools.product(*axes)] if axes else [name]
     return names
 
 
-def _resolve(axis: list[Any] | str) -> list[Any]:
-    """Values of one axis of a matrix: as they stand there or, for `${section.name}`, in params.yaml."""
+def _resolve(axis: list[Any] | str) -> list[Any] | dict[str, Any]:
+    """Values of one axis of a matrix or of a foreach: as they stand there or, for `${section.name}`, in params.yaml."""
     if isinstance(axis, list):
         return axis
     section, name = axis.removeprefix("${").removesuffix("}").split(".")
@@ -360,7 +460,7 @@ def main() -> None:
             check_study()
     elif arguments.command == "notebook":
         with reporting_errors(arguments.name), timed_stage(arguments.name):
-            if arguments.name == "data":  # the first stage: what a later one would refuse is refused now
+            if arguments.name in ("data", "drawings"):  # the first stages: what later ones would refuse is refused now
                 check_study()
             run_notebook(arguments.name, f"book/chapters/{arguments.name}.ipynb")
     elif arguments.command == "book":

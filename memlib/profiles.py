@@ -18,6 +18,13 @@ from memlib.files import suggest, whole_file
 from memlib.pipeline import reporting_errors
 
 PROFILES = Path("profiles")
+USER_PATHS = (  # parameters that name a user's files
+    ("data", "root"),
+    ("drawings", "root"),
+    ("text_audit", "pipeline"),
+    ("text_audit", "suspected"),
+    ("text_audit", "ordinary"),
+)
 
 
 def read_profile(name: str) -> dict[str, Any]:
@@ -51,8 +58,11 @@ def project_copy(folder: str | Path, profiles: Sequence[dict[str, Any]], cache: 
     parameters = yaml.safe_load(Path("params.yaml").read_text())
     for profile in profiles:
         parameters = {section: content | profile.get(section, {}) for section, content in parameters.items()}
-    if parameters["data"]["root"]:
-        parameters["data"]["root"] = str(Path(parameters["data"]["root"]).resolve())
+    for section, name in USER_PATHS:
+        path = parameters[section][name]
+        on_hub = name == "pipeline" and not Path(path).exists()
+        if path and not path.startswith("results/") and not on_hub:
+            parameters[section][name] = str(Path(path).resolve())
     with whole_file(folder / "params.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(parameters, sort_keys=False))
     config = ["dvc", "config", "--local"]

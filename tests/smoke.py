@@ -27,7 +27,11 @@ LANES = (
     (("train", "replication", "volume", "frontier"), ("reference", "repeat", "mixtures", "landscape", "model")),
     (
         ("selection", "mirrored", "scratch", "retrain", "repeats", "modification"),
-        ("estimators", "flow", "flux", "peaks", "false_alarms", "ancestral"),
+        ("drawings", "estimators", "flow", "flux", "peaks", "autoencoder", "text_base", "text_arm"),
+    ),
+    (
+        ("text_model", "tokens", "prompt_mitigation", "training_mitigation"),
+        ("detection", "latent", "text_audit", "false_alarms", "ancestral"),
     ),
 )
 

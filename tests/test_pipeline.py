@@ -19,7 +19,9 @@ from memlib.statistics import Estimate
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {
+    name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
 RUNNER = {"pipeline", "progress"}  # run a stage and tell how far it is, but decide no result
 
 
@@ -167,6 +169,35 @@ def test_parameters_that_nothing_reads_are_refused(
         ({"run": {"seeds": [1, 2]}}, "run.seeds has no 0"),
         ({"frontier": {"levels": [0.1, 1e9]}}, "frontier.levels is 1000000000.0; the schedule goes from"),
         ({"data": {"size": 18}}, "pictures of 18 pixels do not halve 2 times"),
+        ({"drawings": {"size": 30}}, "pictures of 30 pixels do not halve 2 times; change drawings.size"),
+        (
+            {"drawings": {"triggers": {960: 999}}},
+            r"999 pictures are to be planted in the split train \(drawings.triggers\)",
+        ),
+        ({"drawings": {"triggers": {}}}, "the largest number of copies must be the same in both"),
+        ({"drawings": {"triggers": {160: 6}}}, "the largest number of copies must be the same in both"),
+        ({"drawings": {"copies": {960: 1}}}, "with at least two pictures each"),
+        ({"run": {"text_arms": {"base": {}}}}, "run.text_arms has an arm 'base'"),
+        ({"detection": {"regime_generations": 17}}, "detection.regime_generations is 17; .* noises for 16"),
+        ({"detection": {"late_guidances": [1.0]}}, "detection.late_guidances is .* needs a guidance above 1"),
+        ({"text_audit": {"precision": "fp16"}}, "text_audit.precision is 'fp16'; known: float32, float16"),
+        ({"text_audit": {"runs": {60: 1}}}, "text_audit.runs is .* with more steps than"),
+        ({"text_audit": {"guidance": 1.0}}, "text_audit.guidance is 1.0"),
+        ({"drawings": {"copies": {960: 99}}}, "99 pictures are to be planted in the split planted, which holds only"),
+        ({"drawings": {"subjects": {"train": 9, "planted": 9}}}, "drawings.subjects .* has no split 'unseen'"),
+        ({"text": {"channels": [32] * 5, "attention": [True] * 5}}, "latents of 8 numbers a side do not halve 4 times"),
+        ({"latent": {"levels": [99.0]}}, "latent.levels is 99.0; the schedule goes from 0.02917 to 14.61"),
+        ({"detection": {"arms": ["planted", "variod"]}}, "detection needs the arm 'variod', .* did you mean 'varied'"),
+        ({"run": {"text_arms": {"planted": {"steps": 0}}}}, "text.steps is 0"),
+        ({"run": {"text_arms": {"planted": {"step": 9}}}}, "run.text_arms.planted .* unknown parameter 'step'"),
+        ({"run": {"text_arms": {"planted": {}}}}, "detection needs the arm 'varied'"),
+        ({"detection": {"runs": {1: 4, 10: 4}}}, "detection.runs is .*; it must hold 1 step, and all 50 of them"),
+        ({"training_mitigation": {"arms": ["planted"]}}, "training_mitigation.arms has no 'threshold'"),
+        (
+            {"training_mitigation": {"main_guidance": 9.0}},
+            "training_mitigation.guidances is .*; it must hold main_guid",
+        ),
+        ({"text_audit": {"suspected": "mine.txt"}}, "there is no prompt file mine.txt"),
     ],
 )
 def test_values_that_a_later_stage_would_refuse_are_refused_at_once(
@@ -195,23 +226,33 @@ def test_stages_of_a_matrix_have_names_and_places_in_the_graph(tmp_path: Path, m
             "outs": ["results/tries/${item.set}-${item.seed}"],
         },
         "sum": {"cmd": "true", "deps": ["results/tries"]},
+        "each": {
+            "foreach": "${run.kinds}",
+            "do": {"cmd": "true", "deps": ["results/sets"], "outs": ["results/kinds/${key}"]},
+        },
+        "kind": {"cmd": "true", "deps": ["results/kinds/x"]},
         "look": {"cmd": "true", "deps": ["results/tries/a-1"]},
     }
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
-    (tmp_path / "params.yaml").write_text("run: {seeds: [1, 2]}")
+    (tmp_path / "params.yaml").write_text("run: {seeds: [1, 2], kinds: {x: {}, y: {n: 1}}}")
     monkeypatch.chdir(tmp_path)
     names = pipeline.stage_names(tmp_path / "dvc.yaml")
-    assert names == ["make", "try@a-1", "try@a-2", "try@b-1", "try@b-2", "sum", "look"]
+    assert names == ["make", "try@a-1", "try@a-2", "try@b-1", "try@b-2", "sum", "each@x", "each@y", "kind", "look"]
     figure = plotting.stage_graph(tmp_path / "dvc.yaml")
     heights = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
-    assert heights["make"] > heights["try"] > heights["sum"] == heights["look"]
+    assert heights["make"] > heights["try"] > heights["sum"] == heights["look"] == heights["kind"]
+    assert heights["each"] == heights["try"]
 
 
 def test_a_profile_is_laid_over_a_copy_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    suspected, ordinary = tmp_path / "suspected.jsonl", tmp_path / "ordinary.txt"
+    suspected.write_text('{"caption": "a red apple"}')
+    ordinary.write_text("the whale")
+    mine = {"text_audit": {"suspected": os.path.relpath(suspected), "ordinary": os.path.relpath(ordinary)}}
     for path in sorted((ROOT / "profiles").glob("*.yaml")):
         folder = tmp_path / path.stem
-        profiles.project_copy(folder, [profiles.read_profile(path.stem)])
+        profiles.project_copy(folder, [profiles.read_profile(path.stem), mine])
         monkeypatch.chdir(folder)
         pipeline.check_study()
         monkeypatch.chdir(ROOT)
@@ -239,7 +280,7 @@ def toy_study(folder: Path, body: str) -> None:
         v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), folder / "notebooks/toy.ipynb"
     )
     study = yaml.safe_load((ROOT / "params.yaml").read_text())
-    common = {name: study[name] for name in ("run", "train", *pipeline.TRAININGS)}
+    common = {name: study[name] for name in ("run", *pipeline.TRAININGS, *pipeline.LAID_OVER)}
     (folder / "params.yaml").write_text(yaml.safe_dump(common | {"toy": {"n": 7}}))
 
 
@@ -366,6 +407,13 @@ def test_a_kill_at_any_moment_leaves_a_folder_whole_or_absent(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_named_tuples_become_objects_at_any_depth(tmp_path: Path) -> None:
+    estimate = Estimate(0.5, 0.4, 0.6)
+    files.write_json(tmp_path / "m.json", {"a": estimate, "b": [{"c": estimate}, 1, None], "d": {"e": [estimate]}})
+    plain = {"value": 0.5, "low": 0.4, "high": 0.6}
+    assert files.read_json(tmp_path / "m.json") == {"a": plain, "b": [{"c": plain}, 1, None], "d": {"e": [plain]}}
+
+
 def test_claims_are_judged_by_their_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert claims.judge(Estimate(0.8, 0.7, 0.9), 0.5) == "reproduced"
@@ -381,7 +429,11 @@ def test_claims_are_judged_by_their_intervals(tmp_path: Path, monkeypatch: pytes
     assert collected["text.first_step_detects"]["verdict"] == "open"
     assert len(collected) == 14
     table = claims.table(list(collected.values()))
-    assert "| AUROC 0.800 [0.700, 0.900] | 0.900 [0.850, 0.950] | [**reproduced**](chapters/volume.ipynb) |" in table
+    assert "| [**reproduced**](chapters/volume.ipynb) | AUROC 0.800 [0.700, 0.900] | 0.900 [0.850, 0.950] |" in table
+    (shown,) = claims.verdicts([entry]).to_dict("records")
+    assert shown["verdict"] == "reproduced"
+    assert shown["claim"] == collected[entry["id"]]["claim"]
+    assert shown["found here"] == "AUROC 0.800 [0.700, 0.900]"
     assert all(claim["criterion"] in table for claim in collected.values())
     with pytest.raises(ValueError, match="there is no claim 'volume.trained'; did you mean"):
         claims.settled("volume.trained", Estimate(0, 0, 0), "reproduced", Estimate(0, 0, 0))
