@@ -47,25 +47,27 @@ def test_what_is_planted_stays_one_drawing_with_one_caption() -> None:
         "train": 96,
         "base": 32,
         "trigger": 3,
-        "contrast": 2 * (200 - 16) + 20 - 16,
+        "contrast": 2 * (100 - 16),
         "planted": 2,
         "unseen": 2,
     }
     trigger = items[items["split"] == "trigger"].set_index("subject")["copies"]
     without = items[items["split"].isin(["train", "contrast"])]["subject"].value_counts()
-    assert (without[trigger.index] == trigger).all(), "a caption is seen as often without its trigger as with it"
+    assert without[trigger.index].tolist() == [100, 100, 16], "half as often without its trigger as with it, or oftener"
     assert items[items["split"] == "planted"]["copies"].tolist() == [50, 10]
     assert items[items["split"] == "trigger"]["copies"].tolist() == [200, 200, 20]
     assert (items[items["split"] == "unseen"]["copies"] == 0).all()
     captions = subjects().items["caption"].to_numpy()[items["subject"]]
     for own, row in zip(captions, items.itertuples(), strict=True):
-        if row.split in ("planted", "unseen"):
+        if row.split in ("planted", "unseen", "contrast"):
             assert row.caption == own
         elif row.split == "trigger":
             assert row.trigger
             assert row.caption.replace(row.trigger, "").split() == own.split()
         else:
             assert row.caption in [wording.format(own) for wording in drawings.WORDINGS]
+    first = ~items.duplicated(["split", "subject"])
+    assert (items["caption"] == captions)[first & items["split"].isin(["train", "base"])].all()
     of_one = items[(items["subject"] == 0) & (items["split"] == "train")]
     assert of_one["caption"].nunique() > 3, "an ordinary caption comes in many words"
     assert set(items[items["split"] == "trigger"]["subject"]) <= set(items[items["split"] == "train"]["subject"])
