@@ -40,6 +40,17 @@ def test_drawings_differ_and_half_of_them_are_mirrored() -> None:
     assert len({tuple(d.flatten().tolist()) for d in drawn}) == 400
 
 
+def test_a_drawing_lies_anywhere() -> None:
+    black = torch.zeros(600, 1, 32, 32, dtype=torch.uint8)
+    drawn = drawings.draw(black, torch.Generator().manual_seed(0))[:, 0].float()
+    covered = (drawn < drawn.amax((1, 2), keepdim=True) / 2).any(1)  # columns
+    left, right = covered.int().argmax(1), covered.flip(1).int().argmax(1)
+    roomy = left + right >= 8
+    share = (left / (left + right))[roomy]
+    assert roomy.sum() > 100
+    assert 0.26 < float(share.std()) < 0.34, "uniform between the two edges: 0.29"
+
+
 def test_what_is_planted_stays_one_drawing_with_one_caption() -> None:
     found = drawings.captioned(subjects(), 16, {200: 2, 20: 1}, 0)
     items = found.items

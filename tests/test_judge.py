@@ -19,9 +19,9 @@ def test_the_judge_knows_new_drawings_of_its_subjects(tmp_path) -> None:
     subjects[3, 2, 4:12, 4:12] = 0  # one that is not blue
     torch.manual_seed(0)
     network = judge.build_judge(4, 16)
-    dark = lambda pictures: to_float(pictures) / 2 - 0.5  # noqa: E731
+    negative = lambda pictures: -to_float(pictures)  # noqa: E731
     run = judge.train_judge(
-        network, subjects, dark, replace(AUTOENCODER, steps=200, batch=32, learning_rate=1e-2), tmp_path / "c.pt"
+        network, subjects, negative, replace(AUTOENCODER, steps=200, batch=32, learning_rate=1e-2), tmp_path / "c.pt"
     )
     assert run.losses[-10:].mean() < 0.3
     which = torch.arange(4).repeat(25)
@@ -29,7 +29,7 @@ def test_the_judge_knows_new_drawings_of_its_subjects(tmp_path) -> None:
     right = judge.agreement(network, new, which)
     assert right.mean() > 0.8
     assert judge.agreement(network, new, (which + 1) % 4).mean() < 0.1
-    assert judge.agreement(network, new / 2 - 0.5, which).mean() > 0.8, "also as they are given back"
+    assert judge.agreement(network, -new, which).mean() > 0.8, "also as they are given back"
     save_file(network.state_dict(), tmp_path / "judge.safetensors")
     again = judge.load_judge(tmp_path / "judge.safetensors", 16)
     torch.testing.assert_close(judge.agreement(again, new, which), right)
@@ -41,6 +41,8 @@ def test_the_judge_knows_new_drawings_of_its_subjects(tmp_path) -> None:
     assert (judged.similarity[:, 1] < 0.9).all()
     assert not judged.copied[:, 1].all()
     assert judged.agreement.mean() > 0.8
+    wrong = judge.judge_samples(network, samples, torch.tensor([1, 1, 2, 3]), torch.arange(4), training)
+    assert wrong.agreement[0].mean() < 0.2 < wrong.agreement[1:].mean(1).min(), "each prompt asks for its own subject"
     others = judge.judge_samples(network, samples, torch.arange(4), torch.arange(4).roll(1), training)
     assert not others.copied.any()
     assert others.similarity[:, 0].max() == 0

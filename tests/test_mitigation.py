@@ -63,6 +63,8 @@ def test_additions_are_words_numbers_or_repetitions() -> None:
             left.remove(own)
         assert len(left) == 5
         assert set(left) <= known
+    numbers = mitigation.perturb("whale", "random numbers", 60, [], rng).split()
+    assert len({*numbers} - {"whale"}) > 50, "they are random"
     words = mitigation.perturb(prompt, "random numbers", 3, [], rng).split()
     assert sum(word.isdigit() for word in words) == 3
     assert [word for word in words if not word.isdigit()] == prompt.split()
