@@ -6,12 +6,13 @@ from pathlib import Path
 import papermill
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from conftest import TEXT
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from sklearn.metrics import roc_auc_score
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from memlib import text
-from memlib.text_model import train_tokenizer
+from memlib.text_model import build_scheduler, train_tokenizer
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks/text_audit.ipynb"
 SUSPECTED = [
@@ -58,14 +59,7 @@ def stable_diffusion(folder: Path) -> None:
             attention_head_dim=4,
             norm_num_groups=8,
         ),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        scheduler=build_scheduler(TEXT),  # that of Stable Diffusion
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

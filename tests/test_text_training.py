@@ -119,20 +119,27 @@ def test_a_threshold_leaves_out_what_is_above_it(tmp_path) -> None:
     torch.testing.assert_close(weights[1e-9][0], small_pipeline().unet.conv_in.weight.detach())
 
 
-def test_a_threshold_between_two_samples_leaves_out_the_one_above_it(tmp_path, monkeypatch) -> None:
-    pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    captions, copies = ["a red apple", "the whale"], torch.ones(2, dtype=torch.long)
-    seen = []
+@pytest.fixture
+def predictions(monkeypatch) -> list[list[torch.Tensor]]:
+    """Loss and prediction of every call that a training makes of its network."""
+    seen: list[list[torch.Tensor]] = []
     predict = text_training._predict
 
     def spied(*arguments):
-        seen.append([part.detach().clone() for part in predict(*arguments)])
-        return predict(*arguments)
+        found = predict(*arguments)
+        seen.append([part.detach().clone() for part in found])
+        return found
 
     monkeypatch.setattr(text_training, "_predict", spied)
+    return seen
+
+
+def test_a_threshold_between_two_samples_leaves_out_the_one_above_it(tmp_path, predictions) -> None:
+    pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    captions, copies = ["a red apple", "the whale"], torch.ones(2, dtype=torch.long)
     config = replace(TEXT, steps=1, batch=8, threshold=1e9, drop_prompt=0.3)
     whole = text_training.train_denoiser(small_pipeline(), pictures, captions, copies, config, tmp_path / "c.pt")
-    (loss, predicted), (_, without) = seen
+    (loss, predicted), (_, without) = predictions
     magnitude = (predicted - without).norm(dim=1)
     assert float(whole.losses[0]) == pytest.approx(float(loss.mean()), rel=1e-5)
     assert (magnitude < 1e-6).any(), "a sample whose prompt was dropped stays under every threshold"
@@ -196,20 +203,12 @@ def test_settings_that_cannot_be_are_refused(change: dict, message: str) -> None
         replace(TEXT, **change)
 
 
-def test_a_share_is_left_out_at_random(tmp_path, monkeypatch) -> None:
+def test_a_share_is_left_out_at_random(tmp_path, predictions) -> None:
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     captions, copies = ["a red apple", "the whale"], torch.ones(2, dtype=torch.long)
-    seen = []
-    predict = text_training._predict
-
-    def spied(*arguments):
-        seen.append([part.detach() for part in predict(*arguments)])
-        return predict(*arguments)
-
-    monkeypatch.setattr(text_training, "_predict", spied)
     config = replace(TEXT, steps=1, batch=64, left_out=0.7)
     run = text_training.train_denoiser(small_pipeline(), pictures, captions, copies, config, tmp_path / "c.pt")
-    ((loss, _),) = seen
+    ((loss, _),) = predictions
     kept = torch.rand(64, generator=_after_the_draws(config, pictures)) >= 0.7
     assert 8 <= kept.sum() <= 32
     assert float(run.losses[0]) == pytest.approx(float(loss[kept].mean()), rel=1e-5)
