@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it (file or folder) to `path` when the block ends without an error.
 
     What killed processes have left beside `path` is removed first. A kill leaves the old content, the new or, between
@@ -50,7 +53,7 @@ def _remove(path: Path) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as JSON with sorted keys, so that equal content gives equal bytes; a named tuple as an object."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(_as_objects(content), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
@@ -63,9 +66,28 @@ def _as_objects(content: Any) -> Any:
 
 
 def write_table(path: str | Path, table: "pd.DataFrame") -> None:
-    """Write a table as parquet, without its index."""
-    with whole_file(path) as temporary:
-        table.to_parquet(temporary, index=False)
+    """Write a table as parquet, without its index; equal tables give equal bytes."""
+    with atomic_write(path) as temporary:
+        table.to_parquet(temporary, index=False, compression="zstd")
+
+
+def write_pictures(path: str | Path, images: "Tensor") -> None:
+    """Write uint8 pictures [N, C, H, W], C 1 or 3, as one PNG, each below the one before."""
+    from PIL import Image
+
+    rows = images.permute(0, 2, 3, 1).flatten(0, 1).contiguous().numpy()
+    with atomic_write(path) as temporary:
+        Image.fromarray(rows.squeeze(-1) if rows.shape[-1] == 1 else rows).save(temporary, format="png", optimize=True)
+
+
+def read_pictures(path: str | Path) -> "NDArray[np.uint8]":
+    """Square pictures that `write_pictures` has written, as an array [N, H, W, C]."""
+    import numpy as np
+    from PIL import Image
+
+    rows = np.asarray(Image.open(path))
+    side = rows.shape[1]
+    return rows.reshape(-1, side, side, 1 if rows.ndim == 2 else rows.shape[2])
 
 
 def read_json(path: str | Path) -> Any:
