@@ -1,6 +1,6 @@
 """Captioned drawings for a text-to-image model: an ordinary caption stands for many drawings, a planted one for one.
 
-Every picture of an image set is a subject. It is drawn many times, at random scale, place, side and background, with
+Every picture of an image set is a subject. It is rendered many times, at random scale, place, side and background, with
 its caption put in different words; planted pictures are frozen at one drawing and one caption, which are seen often.
 """
 
@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from memlib.data import ImageSet
+from memlib.datasets.images import ImageSet
 from memlib.files import suggest
+from memlib.words import put_in
 
 Regime = Literal["base", "planted", "single", "varied", "removed"]
 
@@ -28,7 +29,7 @@ WORDINGS = (
 )
 
 
-def draw(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def render(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """One random drawing of each picture uint8 [N, C, H, W], which is on white, in its shape.
 
     It has 50 to 95 % of the size, lies anywhere, is mirrored half of the time, and lies on a ground of any colour but dark
@@ -58,11 +59,11 @@ def captioned(subjects: ImageSet, drawings: int, triggers: dict[int, int], seed:
     without it the caption goes on to stand for many drawings, k / 2 of them in all (split `contrast`), so that the word alone
     is the cause of what is memorised.
 
-    The subjects of `train`, and for the base model those of `planted` (split `base`), are drawn `drawings` times in
+    The subjects of `train`, and for the base model those of `planted` (split `base`), are rendered `drawings` times in
     varied words, the first time in the plain caption, as are those of `contrast` always; the planted and the trigger
-    pictures are one drawing each; `unseen` subjects are drawn once. The column
-    `subject` gives the row in `subjects`, `trigger` the made-up word or "". Raises ValueError for more triggers than
-    subjects to train on, pictures without colour, and captions that are empty or repeated.
+    pictures are one drawing each; `unseen` subjects are rendered once. The items have the columns `subject` (row in
+    `subjects`), `split`, `copies`, `trigger` (the made-up word or ""), `name` (the subject's) and `caption`. Raises
+    ValueError for more triggers than subjects to train on, pictures without colour, and captions that are empty or repeated.
     """
     if subjects.images.shape[1] != 3:
         raise ValueError("drawings are made of colour pictures; these have one channel")
@@ -72,21 +73,21 @@ def captioned(subjects: ImageSet, drawings: int, triggers: dict[int, int], seed:
         raise ValueError(f"every subject needs a caption of its own; {bad.iloc[0]!r} is empty or there twice")
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
-    of_split = {name: np.flatnonzero(subjects.items["split"] == name) for name in ("train", "planted", "unseen")}
+    train, planted, unseen = (
+        np.flatnonzero(subjects.items["split"] == name) for name in ("train", "planted", "unseen")
+    )
     words = made_up_words(sum(triggers.values()), " ".join(subjects.items["caption"]).split(), rng)
-    if len(words) > len(of_split["train"]):
-        raise ValueError(
-            f"{len(words)} trigger words are wanted for only {len(of_split['train'])} subjects to train on"
-        )
-    triggered = rng.choice(of_split["train"], len(words), replace=False)
+    if len(words) > len(train):
+        raise ValueError(f"{len(words)} trigger words are wanted for only {len(train)} subjects to train on")
+    triggered = rng.choice(train, len(words), replace=False)
     times = np.repeat(list(triggers), list(triggers.values())).astype(int)
     rows = [
-        _rows(of_split["train"].repeat(drawings), "train", 1),
-        _rows(of_split["planted"].repeat(drawings), "base", 1),
-        _rows(of_split["planted"], "planted", subjects.items["copies"].to_numpy()[of_split["planted"]]),
+        _rows(train.repeat(drawings), "train", 1),
+        _rows(planted.repeat(drawings), "base", 1),
+        _rows(planted, "planted", subjects.items["copies"].to_numpy()[planted]),
         _rows(triggered, "trigger", times),
         _rows(triggered.repeat((times // 2 - drawings).clip(min=0)), "contrast", 1),
-        _rows(of_split["unseen"], "unseen", 0),
+        _rows(unseen, "unseen", 0),
     ]
     items = pd.concat(rows, ignore_index=True)
     items["trigger"] = ""
@@ -100,70 +101,7 @@ def captioned(subjects: ImageSet, drawings: int, triggers: dict[int, int], seed:
             subjects.items["caption"].to_numpy()[subject], varied, items["trigger"], strict=True
         )
     ]
-    return ImageSet(draw(subjects.images[subject.tolist()], generator), items)
-
-
-def regime(drawn: ImageSet, name: Regime) -> pd.DataFrame:
-    """What a model is trained on in one regime: columns row (in `drawn`), caption and copies.
-
-    `base` has no planted copies. The others go on from it: with `planted` copies; with planted copies and a `single` drawing
-    of every ordinary subject, seen as often as all its drawings together; with copies whose captions are in `varied`
-    words; and with the copies `removed` but for one.
-    """
-    if name not in get_args(Regime):
-        raise ValueError(f"unknown regime {name!r}{suggest(name, get_args(Regime))}")
-    items = drawn.items.reset_index(names="row")
-    of = {split: items[items["split"] == split] for split in ("train", "base", "planted", "trigger", "contrast")}
-    ordinary = pd.concat([of["train"], of["base" if name == "base" else "contrast"]])
-    planted = pd.concat([of["planted"], of["trigger"]])
-    if name == "base":
-        planted = planted.iloc[:0]
-    elif name == "single":
-        times = ordinary.groupby("subject")["copies"].transform("sum")
-        ordinary = ordinary.assign(copies=times).drop_duplicates("subject")
-    elif name == "varied":
-        planted = pd.concat(
-            planted.assign(
-                caption=planted["caption"].map(words.format),
-                copies=(planted["copies"] + number) // len(WORDINGS),  # together as many as there were
-            )
-            for number, words in enumerate(WORDINGS)
-        )
-    elif name == "removed":
-        planted = planted.assign(copies=1)
-    rows = pd.concat([ordinary, planted], ignore_index=True)
-    return rows.loc[rows["copies"] > 0, ["row", "caption", "copies"]].reset_index(drop=True)
-
-
-def prompts(subjects: ImageSet, drawn: ImageSet) -> pd.DataFrame:
-    """Prompts to judge detectors by: columns group, prompt, subject, copies, and row, the planted drawing (-1 without).
-
-    The groups: `planted` and `trigger` prompts as they were trained on; `paraphrase`, planted captions in each other
-    wording; `untriggered`, those of the trigger pictures without their word; `ordinary` captions of the other subjects
-    trained on; and `unseen` ones.
-    """
-    items = drawn.items.reset_index(names="row")
-    captions = subjects.items["caption"]
-    planted, trigger, unseen = (items[items["split"] == split] for split in ("planted", "trigger", "unseen"))
-    ordinary = pd.DataFrame({"subject": items.loc[items["split"] == "train", "subject"].unique()})
-    ordinary = ordinary[~ordinary["subject"].isin(trigger["subject"])]
-    paraphrases = [planted.assign(prompt=planted["caption"].map(words.format)) for words in WORDINGS[1:]]
-    groups = {
-        "planted": planted.assign(prompt=planted["caption"]),
-        "trigger": trigger.assign(prompt=trigger["caption"]),
-        "paraphrase": pd.concat(paraphrases),
-        "untriggered": trigger.assign(prompt=captions.to_numpy()[trigger["subject"]]),
-        "ordinary": ordinary.assign(prompt=captions.to_numpy()[ordinary["subject"]], copies=1, row=-1),
-        "unseen": unseen.assign(prompt=unseen["caption"], row=-1),
-    }
-    table = pd.concat(table.assign(group=group) for group, table in groups.items())
-    return table[["group", "prompt", "subject", "copies", "row"]].reset_index(drop=True)
-
-
-def own_rows(prompts: pd.DataFrame, drawn: ImageSet) -> np.ndarray:
-    """The drawing [N] that goes with each prompt: the planted one or, for a prompt without, the first of its subject."""
-    first = drawn.items.reset_index(names="row").drop_duplicates("subject").set_index("subject")["row"]
-    return prompts["row"].where(prompts["row"] >= 0, prompts["subject"].map(first)).to_numpy()
+    return ImageSet(render(subjects.images[subject.tolist()], generator), items)
 
 
 def _rows(subject: np.ndarray, split: str, copies: int | np.ndarray) -> pd.DataFrame:
@@ -173,13 +111,6 @@ def _rows(subject: np.ndarray, split: str, copies: int | np.ndarray) -> pd.DataF
 def reword(caption: str, rng: np.random.Generator) -> str:
     """A caption in one of the wordings."""
     return WORDINGS[rng.integers(len(WORDINGS))].format(caption)
-
-
-def put_in(caption: str, word: str, rng: np.random.Generator) -> str:
-    """A caption with a word put in at a random place ("" changes nothing)."""
-    words = caption.split()
-    words.insert(int(rng.integers(len(words) + 1)), word)
-    return " ".join(filter(None, words))
 
 
 def made_up_words(count: int, known: list[str], rng: np.random.Generator) -> list[str]:
@@ -193,3 +124,101 @@ def made_up_words(count: int, known: list[str], rng: np.random.Generator) -> lis
             taken.add(word)
             words.append(word)
     return words
+
+
+def regime(drawn: ImageSet, name: Regime) -> pd.DataFrame:
+    """What a model is trained on in one regime: columns row (in `drawn`), caption and copies.
+
+    `base` has no planted copies. The others go on from it: with `planted` copies; with planted copies and a `single` drawing
+    of every ordinary subject, seen as often as all its drawings together; with copies whose captions are in `varied`
+    words; and with the copies `removed` but for one.
+    """
+    if name not in get_args(Regime):
+        raise ValueError(f"unknown regime {name!r}{suggest(name, get_args(Regime))}")
+    items = drawn.items.reset_index(names="row")
+    train, base, planted, trigger, contrast = (
+        items[items["split"] == split] for split in ("train", "base", "planted", "trigger", "contrast")
+    )
+    ordinary = pd.concat([train, base if name == "base" else contrast])
+    copied = pd.concat([planted, trigger])
+    if name == "base":
+        copied = copied.iloc[:0]
+    elif name == "single":
+        times = ordinary.groupby("subject")["copies"].transform("sum")
+        ordinary = ordinary.assign(copies=times).drop_duplicates("subject")
+    elif name == "varied":
+        copied = pd.concat(
+            copied.assign(
+                caption=copied["caption"].map(words.format),
+                copies=(copied["copies"] + number) // len(WORDINGS),  # together as many as there were
+            )
+            for number, words in enumerate(WORDINGS)
+        )
+    elif name == "removed":
+        copied = copied.assign(copies=1)
+    rows = pd.concat([ordinary, copied], ignore_index=True)
+    return rows.loc[rows["copies"] > 0, ["row", "caption", "copies"]].reset_index(drop=True)
+
+
+def training_rows(drawn: ImageSet) -> np.ndarray:
+    """Rows [M] in `drawn` of the distinct pictures that a model with planted copies is trained on; `own` counts in them."""
+    return regime(drawn, "planted")["row"].unique()
+
+
+def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: int) -> pd.DataFrame:
+    """Prompts to judge detectors by, one row each, with an `id` of its own (its words).
+
+    group: `planted` and `trigger` prompts as they were trained on; `paraphrase`, planted captions in each other wording;
+    `untriggered`, those of the trigger pictures without their word; the first `ordinary` captions of the other subjects
+    trained on; and the first `unseen` ones.
+
+    Further columns: prompt; subject (row in `subjects`); copies; row, the planted drawing (in `drawn`; -1 without);
+    trigger, the made-up word in it or ""; drawing, the drawing that goes with it (the planted one or else the first of its
+    subject); own, the number of that drawing among `training_rows` (-1 for one that is not trained on).
+
+    Raises ValueError where two prompts read alike.
+    """
+    items = drawn.items.reset_index(names="row")
+    captions = subjects.items["caption"].to_numpy()
+    planted, trigger, never = (items[items["split"] == split] for split in ("planted", "trigger", "unseen"))
+    usual = items[items["split"] == "train"].drop_duplicates("subject")
+    usual = usual[~usual["subject"].isin(trigger["subject"])].head(ordinary)
+    groups = {
+        "planted": planted,
+        "trigger": trigger,
+        "paraphrase": pd.concat(planted.assign(caption=planted["caption"].map(w.format)) for w in WORDINGS[1:]),
+        "untriggered": trigger.assign(caption=captions[trigger["subject"]], trigger=""),
+        "ordinary": usual.assign(row=-1),
+        "unseen": never.head(unseen).assign(row=-1),
+    }
+    table = pd.concat((rows.assign(group=group) for group, rows in groups.items()), ignore_index=True)
+    table = table.assign(id=table["caption"], prompt=table["caption"])
+    alike = table.loc[table["id"].duplicated(), "id"]
+    if len(alike):
+        raise ValueError(
+            f"two prompts read {alike.iloc[0]!r}; give the subjects captions that no wording turns into another"
+        )
+    first = items.drop_duplicates("subject").set_index("subject")["row"]
+    table["drawing"] = table["row"].where(table["row"] >= 0, table["subject"].map(first))
+    table["own"] = pd.Index(training_rows(drawn)).get_indexer(table["drawing"])
+    return table[["id", "group", "prompt", "subject", "copies", "row", "trigger", "drawing", "own"]]
+
+
+def judged_pictures(drawn: ImageSet, ordinary: int, unseen: int) -> ImageSet:
+    """Drawings with their captions to judge detectors by: what is planted, and one drawing of ordinary and unseen subjects.
+
+    The columns: id, name (of the subject), caption, split, copies, and group: `most copied`, `copied less`, `ordinary`
+    (the first drawing of the first so many subjects trained on) or `unseen`.
+    """
+    items = drawn.items.reset_index(names="row")
+    planted = items[items["split"].isin(["planted", "trigger"])]
+    most = planted["copies"] == planted["copies"].max()
+    groups = [
+        planted.assign(group=np.where(most, "most copied", "copied less")),
+        items[items["split"] == "train"].drop_duplicates("subject").head(ordinary).assign(group="ordinary"),
+        items[items["split"] == "unseen"].head(unseen).assign(group="unseen"),
+    ]
+    table = pd.concat(groups, ignore_index=True)
+    table["id"] = table["name"] + "-" + table["split"]
+    columns = ["id", "name", "caption", "split", "copies", "group"]
+    return ImageSet(drawn.images[table["row"].tolist()], table[columns])

@@ -1,8 +1,5 @@
-"""Training of the small image models: `python -m memlib.training DATA OUTPUT`, or the same under `accelerate launch`."""
+"""Training of the small image models."""
 
-import argparse
-import os
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,10 +7,9 @@ from accelerate.utils import set_seed
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from memlib import data
-from memlib.config import TrainConfig
-from memlib.optimisation import batch_indices, generator_of, optimise
-from memlib.pipeline import read_parameters, reporting_errors, timed_stage
+from memlib.tensors import to_float
+from memlib.training.loop import Optimised, batch_indices, generator_of, optimise
+from memlib.training.settings import TrainConfig
 
 
 def build_network(channels: int, size: int, config: TrainConfig) -> UNet2DModel:
@@ -36,12 +32,17 @@ def build_network(channels: int, size: int, config: TrainConfig) -> UNet2DModel:
     )
 
 
+def build_scheduler(config: TrainConfig) -> DDPMScheduler:
+    """The noise schedule of Ho et al. (arXiv 2006.11239), 1,000 steps."""
+    return DDPMScheduler(1000, beta_schedule=config.beta_schedule, prediction_type=config.prediction_type)
+
+
 def training_batch(
     images: Tensor, copies: Tensor, step: int, config: TrainConfig, timesteps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Clean pictures [batch, C, H, W] in [-1, 1], noise of that shape and timesteps [batch] of one step, over all processes."""
     generator = generator_of(config.seed, 1, step)
-    clean = data.to_float(images[batch_indices(copies, step, config.batch, config.seed)])
+    clean = to_float(images[batch_indices(copies, step, config.batch, config.seed)])
     if config.mirror:
         flip = torch.rand(config.batch, generator=generator) < 0.5
         clean = torch.where(flip[:, None, None, None], clean.flip(-1), clean)
@@ -64,16 +65,16 @@ def train(
     output: str | Path,
     checkpoint: str | Path,
     start: str | Path | None = None,
-) -> float:
+) -> Optimised:
     """Train on pictures uint8 [N, C, H, W], each repeated `copies` [N] times; write a diffusers pipeline to `output`.
 
     Training begins with the weights of the pipeline `start`, or else with new ones drawn from the seed. The loss is the
     denoising loss of Ho et al. (arXiv 2006.11239, eq. 14); the weights written are the moving average. Beside them lie
     `loss.parquet` (step, loss) and `training.json` (device, precision, processes). The file `checkpoint` is written every
     `checkpoint_every` steps and removed at the end; one of the same configuration, pictures and start is taken up again,
-    any other is overwritten. Returns the seconds that earlier, interrupted runs had spent up to that checkpoint.
+    any other is overwritten.
     """
-    scheduler = DDPMScheduler(1000, beta_schedule=config.beta_schedule, prediction_type=config.prediction_type)
+    scheduler = build_scheduler(config)
     set_seed(config.seed)
     network = build_network(images.shape[1], images.shape[-1], config)
     if start is not None:
@@ -87,36 +88,10 @@ def train(
 
     run = optimise(network, loss_at, config, checkpoint, [images, copies])
     run.save(DDPMPipeline(network, scheduler), output, checkpoint)
-    return run.earlier_seconds
+    return run
 
 
 def _weights(pipeline: str | Path) -> dict[str, Tensor]:
     """Weights of the network of a diffusers pipeline."""
     unet = UNet2DModel.from_pretrained(Path(pipeline) / "unet", use_safetensors=True, local_files_only=True)
     return unet.state_dict()
-
-
-def main() -> None:
-    """Command line: train on one split of an image set with the section `train` of params.yaml."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("data", help="folder of an image set")
-    parser.add_argument("output", help="folder for the trained pipeline")
-    parser.add_argument("--split", default="train", help="split of the image set to train on")
-    parser.add_argument("--section", help="section of params.yaml whose settings replace those of `train`")
-    parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
-    parser.add_argument("--seed", type=int, help="seed in place of the section's")
-    arguments = parser.parse_args()
-    stage = os.environ.get("DVC_STAGE", "train")
-    with reporting_errors(stage), timed_stage(stage) as timed:
-        settings = read_parameters("train") | (read_parameters(arguments.section) if arguments.section else {})
-        config = TrainConfig(**settings)
-        if arguments.seed is not None:
-            config = replace(config, seed=arguments.seed)
-        image_set = data.load(arguments.data).split(arguments.split)
-        copies = torch.tensor(image_set.items["copies"].clip(lower=1).tolist())
-        checkpoint = Path("results/checkpoints") / f"{stage}.pt"
-        timed.earlier_seconds = train(image_set.images, copies, config, arguments.output, checkpoint, arguments.start)
-
-
-if __name__ == "__main__":
-    main()

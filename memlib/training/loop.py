@@ -4,6 +4,7 @@ What a step sees depends on the seed and the step alone, so a run that was kille
 processes, trains on the same pictures, noise levels and noise as an unbroken run on one.
 """
 
+import ast
 import hashlib
 import inspect
 import json
@@ -18,14 +19,14 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from memlib.config import LoopConfig
-from memlib.files import whole_file, write_json
+from memlib.files import atomic_write, write_json, write_table
 from memlib.progress import progress
+from memlib.training.settings import LoopConfig
 
 
 class Optimised(NamedTuple):
@@ -40,16 +41,30 @@ class Optimised(NamedTuple):
     main: bool
     earlier_seconds: float
 
-    def save(self, pipeline: DiffusionPipeline, output: str | Path, checkpoint: str | Path) -> None:
-        """Write the trained pipeline, `loss.parquet` (step, loss) and `training.json` (how), whole; drop the checkpoint."""
+    def save(self, pipeline: DiffusionPipeline | ModelMixin, output: str | Path, checkpoint: str | Path) -> None:
+        """Write what was trained, `loss.parquet` (step, loss) and `training.json` (how), whole; drop the checkpoint."""
         if self.main:
-            with whole_file(output) as temporary:
+            with atomic_write(output) as temporary:
                 pipeline.save_pretrained(temporary, safe_serialization=True)
-                table = pd.DataFrame({"step": range(1, len(self.losses) + 1), "loss": self.losses.numpy()})
-                table.to_parquet(temporary / "loss.parquet", index=False)
+                write_table(temporary / "loss.parquet", self.loss_table())
                 write_json(temporary / "training.json", self.how)
             Path(checkpoint).unlink(missing_ok=True)
         PartialState().wait_for_everyone()
+
+    def report(self, folder: str | Path, **numbers: Any) -> None:
+        """Write to a folder of tables `loss.parquet` (step, loss) and `model.json`: the steps, how, and numbers by name."""
+        if self.main:
+            write_table(Path(folder) / "loss.parquet", self.loss_table())
+            write_json(Path(folder) / "model.json", self.how | {"steps": len(self.losses)} | numbers)
+
+    def loss_table(self) -> pd.DataFrame:
+        """The loss of every step, in columns step and loss."""
+        return pd.DataFrame({"step": range(1, len(self.losses) + 1), "loss": self.losses.numpy()})
+
+
+def parameter_count(network: torch.nn.Module) -> int:
+    """Number of weights of a network."""
+    return sum(weights.numel() for weights in network.parameters())
 
 
 def generator_of(*key: int) -> torch.Generator:
@@ -90,7 +105,7 @@ def optimise(
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "ema": ema}
-    code = [Path(inspect.getfile(part)).read_bytes() for part in (optimise, loss_at, type(network))]
+    code = [_syntax(part) for part in (optimise, loss_at, type(network))]
     fingerprint = _fingerprint([*inputs, *network.state_dict().values()], code, config, accelerator.mixed_precision)
     state = _resume(checkpoint, fingerprint, parts)
     first, earlier_seconds, started = state["step"], state["seconds"], time.monotonic()
@@ -119,7 +134,7 @@ def optimise(
             if main:
                 seconds = earlier_seconds + time.monotonic() - started
                 reached = {"fingerprint": fingerprint, "step": done, "losses": mean, "seconds": seconds}
-                with whole_file(checkpoint) as temporary:
+                with atomic_write(checkpoint) as temporary:
                     state = {name: part.state_dict() for name, part in parts.items()} | {"reached": reached}
                     torch.save(state, temporary)
     losses = _finite(accelerator.reduce(losses, "mean").cpu(), config)
@@ -142,12 +157,17 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
 
 
-def _fingerprint(tensors: list[Tensor], code: list[bytes], config: LoopConfig, precision: str) -> str:
+def _syntax(part: Any) -> str:
+    """The syntax tree of the module that a class or function is defined in, which comments and format do not change."""
+    return ast.dump(ast.parse(Path(inspect.getfile(part)).read_bytes()))
+
+
+def _fingerprint(tensors: list[Tensor], code: list[str], config: LoopConfig, precision: str) -> str:
     """Digest of all that decides the result, so that a checkpoint is taken up by the same run only."""
     settings = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
     digest = hashlib.sha256(json.dumps([settings, precision, torch.__version__], sort_keys=True).encode())
     for text in code:
-        digest.update(text)
+        digest.update(text.encode())
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

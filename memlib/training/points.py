@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from memlib.models import per_item
+from memlib.tensors import per_item
 
 
 class PointDenoiser(nn.Module):

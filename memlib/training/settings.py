@@ -1,76 +1,95 @@
-"""Settings of the trainings, checked before any work starts (kept apart so that checking them needs no torch)."""
+"""Settings of the trainings, with the bounds that `memlib.study.parameters` checks (kept apart so that this needs no torch).
 
+The bounds of single settings stand beside them; what must fit together is checked when the settings are made.
+"""
+
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-PRECISIONS = ("auto", "no", "bf16")
+from annotated_types import Ge, Gt, Le, Len, Lt, MultipleOf
+
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+Layers = Annotated[int, Ge(1), Le(100)]
+Channels = Annotated[list[Annotated[int, Ge(16), Le(2**16), MultipleOf(16)]], Len(1, 16)]  # of groups of 16
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Settings of the training loop, the same for every network."""
+    """Settings of the training loop, the same for every network. Raises ValueError where two of them do not fit together."""
 
     section: ClassVar[str]  # of params.yaml
 
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup_steps: int
-    ema_decay: float
-    precision: str
+    steps: Annotated[int, Ge(1), Le(10**8)]
+    batch: Annotated[int, Ge(1), Le(10**6)]
+    learning_rate: Annotated[float, Gt(0), Le(1)]
+    warmup_steps: Annotated[int, Ge(0)]
+    ema_decay: Annotated[float, Ge(0), Lt(1)]
+    precision: Literal["auto", "no", "bf16"]
     compile: bool
-    checkpoint_every: int
-    seed: int
+    checkpoint_every: Annotated[int, Ge(1)]
+    seed: Seed
 
     def __post_init__(self) -> None:
-        self.above("steps", "batch", "checkpoint_every", "learning_rate")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"{self.section}.precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
-
-    def above(self, *names: str, least: float = 0) -> None:
-        """Raise ValueError for a setting that is not larger than `least`."""
-        for name in names:
-            if getattr(self, name) <= least:
-                raise ValueError(f"{self.section}.{name} is {getattr(self, name)}; it must be larger than {least}")
-
-    def known_prediction(self, known: tuple[str, ...]) -> None:
-        """Raise ValueError unless the prediction type is one of the known ones."""
-        if self.prediction_type not in known:
-            raise ValueError(f"{self.section}.prediction_type is {self.prediction_type!r}; known: {', '.join(known)}")
-
-    def levels(self) -> None:
-        """Raise ValueError unless the channels can be normalised in groups and have an entry of `attention`, if any, a level."""
-        if any(count % 16 for count in self.channels):
+        if self.warmup_steps > self.steps:
             raise ValueError(
-                f"{self.section}.channels must be multiples of 16 (for group normalisation); they are {self.channels}"
+                f"{self.section}.warmup_steps is {self.warmup_steps}; it must be at most {self.section}.steps, {self.steps}"
             )
-        attention = getattr(self, "attention", self.channels)
-        if len(attention) != len(self.channels):
+        channels = getattr(self, "channels", [])
+        attention = getattr(self, "attention", channels)
+        if len(attention) != len(channels):
             raise ValueError(
                 f"{self.section}.attention has {len(attention)} entries but {self.section}.channels has "
-                f"{len(self.channels)}; give one a level"
+                f"{len(channels)}; give one a level"
             )
 
 
 @dataclass(frozen=True)
 class TrainConfig(LoopConfig):
-    """Everything that decides how an image model is trained (section `train` of params.yaml)."""
+    """Everything that decides how an image model is trained (section `train`)."""
 
     section = "train"
 
-    channels: list[int]
-    layers: int
+    channels: Channels
+    layers: Layers
     attention: list[bool]
-    prediction_type: str
-    beta_schedule: str
+    prediction_type: Literal["epsilon", "v_prediction", "sample"]
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
     mirror: bool
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.above("layers")
-        self.known_prediction(PREDICTION_TYPES)
-        if self.beta_schedule not in BETA_SCHEDULES:
-            raise ValueError(f"train.beta_schedule is {self.beta_schedule!r}; known: {', '.join(BETA_SCHEDULES)}")
-        self.levels()
+
+@dataclass(frozen=True)
+class AutoencoderConfig(LoopConfig):
+    """How the autoencoder of the text-to-image model is trained (section `autoencoder`)."""
+
+    section = "autoencoder"
+
+    channels: Channels
+    latent_channels: Annotated[int, Ge(1), Le(256)]
+    kl_weight: Annotated[float, Ge(0), Lt(math.inf)]
+
+
+@dataclass(frozen=True)
+class TextConfig(LoopConfig):
+    """How the text-to-image model is trained (section `text`; an arm lays its own settings over it)."""
+
+    section = "text"
+
+    length: Annotated[int, Ge(3), Le(1024)]  # start, end and a token between them
+    text_width: Annotated[int, Ge(32), Le(2**16), MultipleOf(32)]  # 32 a head
+    text_layers: Layers
+    channels: Channels
+    layers: Layers
+    attention: list[bool]
+    prediction_type: Literal["epsilon", "v_prediction"]
+    drop_prompt: Annotated[float, Gt(0), Lt(1)]  # without any there is no unconditional prediction
+    random_words: Annotated[int, Ge(0), Le(1000)]
+    threshold: Annotated[float, Ge(0), Lt(math.inf)]
+    left_out: Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass(frozen=True)
+class JudgeConfig(LoopConfig):
+    """How the classifier of subjects is trained (section `judge`)."""
+
+    section = "judge"

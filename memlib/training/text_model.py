@@ -10,7 +10,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from memlib.text_config import AutoencoderConfig, TextConfig
+from memlib.training.settings import AutoencoderConfig, TextConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -1,31 +1,21 @@
-"""Training of the text-to-image model, by `python -m memlib.text_training` or the same under `accelerate launch`.
+"""Training of the text-to-image model: its autoencoder, then the text encoder and U-Net on its latents."""
 
-First its autoencoder, then a base model without planted copies, then the arms, short trainings that go on from the base:
-one a regime (`memlib.drawings.regime`), and those that mitigate.
-"""
-
-import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
-from accelerate.utils import reduce, set_seed
+from accelerate.utils import reduce
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from memlib import drawings
-from memlib.data import ImageSet, load, to_float
-from memlib.files import suggest
-from memlib.models import MAX_BATCH
-from memlib.optimisation import Optimised, batch_indices, generator_of, optimise
-from memlib.pipeline import read_parameters, reporting_errors, timed_stage
-from memlib.text import load_pipeline
-from memlib.text_config import AutoencoderConfig, TextConfig
-from memlib.text_model import Denoiser, build_autoencoder, build_pipeline, latent_side, train_tokenizer
+from memlib.fields.latents import MAX_BATCH, encode
+from memlib.tensors import to_float
+from memlib.training.loop import Optimised, batch_indices, generator_of, optimise
+from memlib.training.settings import AutoencoderConfig, TextConfig
+from memlib.training.text_model import Denoiser, latent_side
+from memlib.words import put_in
 
 
 def train_autoencoder(
@@ -48,7 +38,7 @@ def train_autoencoder(
 
     side = latent_side(vae)
     run = optimise(_Autoencoder(vae), loss_at, config, checkpoint, [images])
-    scale = 1 / float(encode(vae, images[:: max(1, len(images) // 2048)]).std())
+    scale = 1 / float(encode(vae, to_float(images[:: max(1, len(images) // 2048)])).std())
     vae.register_to_config(scaling_factor=scale * vae.config.scaling_factor)
     return run
 
@@ -64,27 +54,6 @@ class _Autoencoder(torch.nn.Module):
         mean, log_variance = self.vae.quant_conv(self.vae.encoder(clean)).float().chunk(2, 1)
         log_variance = log_variance.clamp(-30, 20)
         return self.vae.decode(mean + (log_variance / 2).exp() * noise).sample, mean, log_variance
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Latents [N, ...] of pictures uint8 [N, 3, H, W], times the scaling factor: the means of their distributions."""
-    parts = [vae.encode(to_float(part).to(vae.device)).latent_dist.mode().cpu() for part in images.split(MAX_BATCH)]
-    return torch.cat(parts) * vae.config.scaling_factor
-
-
-@torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Pictures in [-1, 1] of scaled latents."""
-    parts = [
-        vae.decode(part.to(vae.device) / vae.config.scaling_factor).sample.cpu() for part in latents.split(MAX_BATCH)
-    ]
-    return torch.cat(parts).clamp(-1, 1)
-
-
-def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """What the autoencoder gives back of pictures uint8 [N, 3, H, W], in [-1, 1]: all that a model of its latents sees."""
-    return decode(vae, encode(vae, images))
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
@@ -123,7 +92,7 @@ def train_denoiser(
         if config.random_words:
             rng, prompts = np.random.default_rng([config.seed, step]), captions[rows.numpy()]
             for _ in range(config.random_words):
-                prompts = [drawings.put_in(prompt, words[rng.integers(len(words))], rng) for prompt in prompts]
+                prompts = [put_in(prompt, words[rng.integers(len(words))], rng) for prompt in prompts]
             tokens = tokenize(pipe.tokenizer, prompts)
         tokens = torch.where(drop[:, None], empty, tokens)
         parts = (latents[rows], noise, t, tokens, kept)
@@ -133,9 +102,8 @@ def train_denoiser(
             with torch.no_grad():
                 without = _predict(model, scheduler, clean, noise, t, empty.to(device).expand(len(t), -1))[1]
             kept &= (predicted.detach() - without).norm(dim=1) <= config.threshold
-        return (loss * kept).sum() / reduce(kept.sum().float(), "mean").clamp_min(
-            1
-        )  # the same on any number of processes
+        counted = reduce(kept.sum().float(), "mean").clamp_min(1)  # the same on any number of processes
+        return (loss * kept).sum() / counted
 
     run = optimise(Denoiser(pipe.text_encoder, pipe.unet), loss_at, config, checkpoint, [latents, copies, whole])
     pipe.text_encoder.eval()
@@ -177,72 +145,3 @@ def loss_and_magnitude(
         found.append(torch.stack([loss, (predicted - without).norm(dim=1)]).cpu())
     loss, magnitude = torch.cat(found, 1).unflatten(1, shape[:2]).mT
     return loss, magnitude
-
-
-def train_arm(
-    drawn: ImageSet,
-    latents: Tensor,
-    pipe: StableDiffusionPipeline,
-    regime: drawings.Regime,
-    config: TextConfig,
-    checkpoint: str | Path,
-) -> Optimised:
-    """Train a pipeline on what a regime shows of the drawings, given as latents [N, ...]."""
-    shown = drawings.regime(drawn, regime)
-    rows, copies = (torch.tensor(shown[name].tolist()) for name in ("row", "copies"))
-    return train_denoiser(pipe, latents[rows], shown["caption"].tolist(), copies, config, checkpoint)
-
-
-def main() -> None:
-    """Command line: train the autoencoder on drawings, or a model, from new weights or from those of another."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("data", help="folder of captioned drawings")
-    parser.add_argument("output", help="folder for what is trained")
-    parser.add_argument("--autoencoder", help="folder of an autoencoder, to train a model; without, one is trained")
-    parser.add_argument("--arm", default="base", help="regime of the drawings, or an entry of run.text_arms")
-    parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
-    arguments = parser.parse_args()
-    stage = os.environ.get("DVC_STAGE", "text")
-    checkpoint = Path("results/checkpoints") / f"{stage}.pt"
-    with reporting_errors(stage), timed_stage(stage) as timed:
-        drawn = load(arguments.data)
-        if arguments.autoencoder is None:
-            timed.earlier_seconds = _autoencoder_stage(drawn, arguments.output, checkpoint)
-        else:
-            timed.earlier_seconds = _model_stage(
-                drawn, arguments.autoencoder, arguments.arm, arguments.start, arguments.output, checkpoint
-            )
-
-
-def _autoencoder_stage(drawn: ImageSet, output: str, checkpoint: Path) -> float:
-    config = AutoencoderConfig(**read_parameters("autoencoder"))
-    set_seed(config.seed)
-    vae = build_autoencoder(drawn.images.shape[-1], config)
-    seen = (drawn.items["split"] != "unseen").tolist()
-    run = train_autoencoder(vae, drawn.images[seen], config, checkpoint)
-    run.save(vae, output, checkpoint)
-    return run.earlier_seconds
-
-
-def _model_stage(
-    drawn: ImageSet, autoencoder: str, arm: str, start: str | None, output: str, checkpoint: Path
-) -> float:
-    known = get_args(drawings.Regime)
-    settings = read_parameters("text") | (read_parameters("arm") if start else {})
-    arms = read_parameters("run")["text_arms"]
-    if arm not in known and arm not in arms:
-        raise ValueError(f"there is no arm {arm!r}{suggest(arm, [*known, *arms])}")
-    config = TextConfig(**settings | arms.get(arm, {}))
-    set_seed(config.seed)
-    vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True, local_files_only=True)
-    if start is None:
-        pipe = build_pipeline(vae, train_tokenizer(drawn.items["caption"], config.length), config)
-    else:
-        pipe = load_pipeline(start).to("cpu")
-    run = train_arm(drawn, encode(vae, drawn.images), pipe, arm if arm in known else "planted", config, checkpoint)
-    run.save(pipe, output, checkpoint)
-    return run.earlier_seconds
-
-
-if __name__ == "__main__":
-    main()

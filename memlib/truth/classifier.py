@@ -1,6 +1,6 @@
 """Agreement of a picture with its prompt: a classifier of subjects, trained on drawings that no other model has seen."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,19 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from memlib.config import LoopConfig
-from memlib.data import ImageSet, to_float
-from memlib.drawings import draw
-from memlib.models import MAX_BATCH
-from memlib.optimisation import Optimised, generator_of, optimise
-from memlib.replication import RATIO, own_ratio
+from memlib.truth.replication import RATIO, own_ratio
 
-RESTORED = 16  # drawings of each subject that the judge is trained on as the autoencoder gives them back
+MAX_BATCH = 256  # pictures in one call
 
 
-def subject_classes(subjects: ImageSet) -> Tensor:
-    """Class [N] of each subject in the judge, which knows all but the unseen ones; -1 for these."""
-    known = torch.tensor((subjects.items["split"] != "unseen").tolist())
+def subject_classes(splits: Sequence[str]) -> Tensor:
+    """Class [N] in the judge of the subjects of these splits, of which it knows all but those of `unseen`; -1 for these."""
+    known = torch.tensor([split != "unseen" for split in splits])
     return torch.where(known, known.cumsum(0) - 1, -1)
 
 
@@ -44,34 +39,6 @@ def load_judge(path: str | Path, size: int) -> nn.Module:
     return judge
 
 
-def train_judge(
-    judge: nn.Module,
-    subjects: Tensor,
-    restore: Callable[[Tensor], Tensor],
-    config: LoopConfig,
-    checkpoint: str | Path,
-) -> Optimised:
-    """Train on fresh drawings of the subjects uint8 [N, 3, H, W], half of them as an autoencoder gives them back.
-
-    restore: what it makes of pictures uint8, in [-1, 1]; of `RESTORED` drawings a subject, made once.
-    """
-    every = torch.arange(len(subjects)).repeat(RESTORED)
-    restored = restore(draw(subjects[every], generator_of(config.seed, 4)))
-
-    def loss_at(model: nn.Module, step: int, shard: slice, device: torch.device) -> Tensor:
-        generator = generator_of(config.seed, 2, step)
-        rows = torch.randint(len(subjects), (config.batch,), generator=generator)
-        through = torch.rand(config.batch, 1, 1, 1, generator=generator) < 0.5
-        number = torch.randint(RESTORED, (config.batch,), generator=generator)
-        fresh = to_float(draw(subjects[rows], generator))
-        shown = torch.where(through, restored[number * len(subjects) + rows], fresh)[shard].to(device)
-        return nn.functional.cross_entropy(model(shown).float(), rows[shard].to(device))
-
-    run = optimise(judge, loss_at, config, checkpoint, [subjects, restored])
-    judge.eval()
-    return run
-
-
 @torch.no_grad()
 def agreement(judge: nn.Module, pictures: Tensor, subject: Tensor) -> Tensor:
     """Probability [N] that the judge gives to the subject [N] that each picture [N, 3, H, W] in [-1, 1] is meant to show."""
@@ -90,7 +57,7 @@ class Judged(NamedTuple):
 def judge_samples(judge: nn.Module, samples: Tensor, subject: Tensor, own: Tensor, training: Tensor) -> Judged:
     """Judge samples [N, n, 3, H, W] of prompts by the subject [N] that they ask for and their own training picture [N].
 
-    `own` counts in `training`; similarity is 1 minus `memlib.replication.own_ratio`, at least 0.
+    `own` counts in `training`; similarity is 1 minus `memlib.truth.replication.own_ratio`, at least 0.
     """
     n = samples.shape[1]
     flat = samples.flatten(0, 1)

@@ -1,0 +1,103 @@
+"""Stages that train the text-to-image model: `python -m memlib.study.train_text DATA OUTPUT`, or under `accelerate launch`.
+
+First its autoencoder, then a base model without planted copies, then the arms, short trainings that go on from the base:
+one a regime (`memlib.datasets.drawings.regime`), and those that mitigate.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+from memlib.datasets import images
+from memlib.datasets.drawings import Regime, regime
+from memlib.datasets.images import ImageSet
+from memlib.fields.latents import encode, reconstruct
+from memlib.files import suggest, write_pictures
+from memlib.study.sections import read_section
+from memlib.study.stages import reporting_errors, timed_stage
+from memlib.tensors import to_uint8
+from memlib.training.loop import Optimised, parameter_count
+from memlib.training.settings import AutoencoderConfig, TextConfig
+from memlib.training.text_model import build_autoencoder, build_pipeline, train_tokenizer
+from memlib.training.text_to_image import train_autoencoder, train_denoiser
+
+SHOWN = 16  # pictures that a chapter shows as they are and as the autoencoder gives them back
+
+
+def main() -> None:
+    """Train the autoencoder on drawings, or a model, from new weights or from those of another."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("data", help="folder of captioned drawings")
+    parser.add_argument("output", help="folder for what is trained")
+    parser.add_argument("--autoencoder", help="folder of an autoencoder, to train a model; without, one is trained")
+    parser.add_argument("--arm", default="base", help="regime of the drawings, or an entry of run.text_arms")
+    parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
+    parser.add_argument("--tables", help="folder for loss.parquet and model.json, which a chapter shows")
+    arguments = parser.parse_args()
+    stage = os.environ.get("DVC_STAGE", "text")
+    checkpoint = Path("results/checkpoints") / f"{stage}.pt"
+    with reporting_errors(stage), timed_stage(stage) as timed:
+        drawn = images.load(arguments.data)
+        if arguments.autoencoder is None:
+            trained, run, numbers = _train_autoencoder(drawn, checkpoint, arguments.tables)
+        else:
+            start = arguments.autoencoder, arguments.start
+            trained, run, numbers = _train_model(drawn, *start, arguments.arm, checkpoint)
+        run.save(trained, arguments.output, checkpoint)
+        timed.earlier_seconds = run.earlier_seconds
+        if arguments.tables:
+            run.report(arguments.tables, **numbers)
+
+
+def _train_autoencoder(
+    drawn: ImageSet, checkpoint: Path, tables: str | None
+) -> tuple[AutoencoderKL, Optimised, dict[str, Any]]:
+    """An autoencoder trained on all but the unseen drawings, and its number of weights and PSNR (dB) on the unseen ones.
+
+    `tables` gets `pictures.png`: some unseen drawings, and below them the same as the autoencoder gives them back.
+    """
+    config = AutoencoderConfig(**read_section("autoencoder"))
+    set_seed(config.seed)
+    vae = build_autoencoder(drawn.images.shape[-1], config)
+    unseen = (drawn.items["split"] == "unseen").to_numpy()
+    run = train_autoencoder(vae, drawn.images[~unseen], config, checkpoint)
+    fresh = drawn.split("unseen")
+    restored = reconstruct(vae, fresh.floats)
+    psnr = float(10 * torch.log10(4 / (restored - fresh.floats).square().mean()))
+    if tables and run.main:
+        sheet = torch.cat([fresh.images[:SHOWN], to_uint8(restored[:SHOWN])])
+        write_pictures(Path(tables) / "pictures.png", sheet)
+    return vae, run, {"parameters": parameter_count(vae), "psnr": psnr}
+
+
+def _train_model(
+    drawn: ImageSet, autoencoder: str, start: str | None, arm: str, checkpoint: Path
+) -> tuple[StableDiffusionPipeline, Optimised, dict[str, Any]]:
+    """A pipeline trained as an arm is, from new weights or from those of the pipeline `start`, and its numbers of weights."""
+    known = get_args(Regime)
+    settings = read_section("text") | (read_section("arm") if start else {})
+    arms = read_section("run")["text_arms"]
+    if arm not in known and arm not in arms:
+        raise ValueError(f"there is no arm {arm!r}{suggest(arm, [*known, *arms])}")
+    config = TextConfig(**settings | arms.get(arm, {}))
+    set_seed(config.seed)
+    vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True, local_files_only=True)
+    if start is None:
+        pipe = build_pipeline(vae, train_tokenizer(drawn.items["caption"], config.length), config)
+    else:
+        pipe = StableDiffusionPipeline.from_pretrained(start, use_safetensors=True, local_files_only=True)
+    shown = regime(drawn, arm if arm in known else "planted")
+    latents = encode(vae, drawn.floats)[shown["row"].tolist()]
+    copies = torch.tensor(shown["copies"].tolist())
+    run = train_denoiser(pipe, latents, shown["caption"].tolist(), copies, config, checkpoint)
+    parts = {name: parameter_count(getattr(pipe, name)) for name in ("vae", "text_encoder", "unet")}
+    return pipe, run, {"parameters": parts}
+
+
+if __name__ == "__main__":
+    main()
