@@ -4,46 +4,41 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from memlib import ode, replication
-from memlib.mixtures import GaussianMixture, PointMasses
+from memlib.fields.mixtures import GaussianMixture, PointMasses
+from memlib.sampling.grids import sigma_grid
+from memlib.sampling.ode import decode
+from memlib.truth import outcomes, replication
+
+
+def sampled(model: GaussianMixture | PointMasses, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Samples of a closed-form model by the probability flow from pure noise."""
+    return decode(model, 80.0 * torch.randn(shape, generator=generator), sigma_grid(0.01, 80.0, 30))
+
+
+def names(n: int) -> list[str]:
+    return [f"picture {i}" for i in range(n)]
 
 
 def test_a_perfect_memoriser_only_copies(generator: torch.Generator) -> None:
     training = torch.randn(12, 3, 4, 4, generator=generator)
-    samples = ode.sample(PointMasses(training), (300, 3, 4, 4), ode.sigma_grid(0.01, 80.0, 30), generator)
-    matches = replication.match(samples, training)
+    matches = replication.match(sampled(PointMasses(training), (300, 3, 4, 4), generator), training)
     assert replication.is_copy(matches).float().mean() > 0.97
-    assert replication.reproduced(matches, 12)["reproduced"].all()
-
-
-class Memoriser(PointMasses):
-    """The perfect memoriser on a schedule of its own."""
-
-    sigma_min, sigma_max, device = 0.01, 80.0, "cpu"
-
-
-def test_samples_of_a_memoriser_match_what_it_has_seen(generator: torch.Generator) -> None:
-    seen = torch.randn(12, 3, 4, 4, generator=generator).clamp(-1, 1)
-    for mirrored, shown in ((False, seen), (True, seen.flip(-1))):
-        matches = replication.sample_and_match(Memoriser(shown), seen, 200, 30, 0, mirrored)
-        assert matches.distance.max() < 0.2
-        assert replication.reproduced(matches, 12)["reproduced"].all()
-    assert replication.sample_and_match(Memoriser(seen.flip(-1)), seen, 200, 30, 0).distance.min() > 1
+    assert outcomes.reproduced(matches.table(names(12)), names(12))["reproduced"].all()
 
 
 def test_copies_in_training_are_copied_more_often(generator: torch.Generator) -> None:
     training = torch.randn(8, 1, 4, 4, generator=generator)
     weights = torch.tensor([16.0, 16, 1, 1, 1, 1, 1, 1])
-    samples = ode.sample(PointMasses(training, weights), (2000, 1, 4, 4), ode.sigma_grid(0.01, 80.0, 20), generator)
-    counts = replication.reproduced(replication.match(samples, training), 8)["generated_copies"]
-    assert counts[:2].sum() / counts.sum() == pytest.approx(32 / 38, abs=0.03)
+    samples = sampled(PointMasses(training, weights), (2000, 1, 4, 4), generator)
+    counts = outcomes.reproduced(replication.match(samples, training).table(names(8)), names(8))["generated_copies"]
+    assert counts[names(2)].sum() / counts.sum() == pytest.approx(32 / 38, abs=0.03)
 
 
 def test_a_model_that_generalises_copies_nothing(generator: torch.Generator) -> None:
     gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 32), torch.eye(32)[None])
     training = gaussian.sample(50, generator)
-    samples = ode.sample(gaussian, (500, 32), ode.sigma_grid(0.01, 80.0, 30), generator)
-    assert not replication.is_copy(replication.match(samples, training)).any()
+    matches = replication.match(sampled(gaussian, (500, 32), generator), training)
+    assert not replication.is_copy(matches).any()
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
@@ -96,3 +91,24 @@ def test_a_ratio_to_the_own_picture_is_that_of_a_match_only_for_its_copies(gener
     nearest = NearestNeighbors(n_neighbors=1).fit(training[[1, 2, 3, 4, 5]].flatten(1))
     other = nearest.kneighbors(near[:1].flatten(1))[0][0, 0]
     assert float(ratio[0]) == pytest.approx(float((near[0] - training[0]).norm()) / other, rel=1e-5)
+
+
+def test_a_table_of_matches_says_the_same_as_the_tensors(generator: torch.Generator) -> None:
+    training = torch.randn(6, 1, 4, 4, generator=generator)
+    rows = torch.tensor([4, 4, 1, 0])
+    strength = torch.tensor([0.1, 0.2, 0.1, 3.0])[:, None, None, None]
+    samples = training[rows] + strength * torch.randn(4, 1, 4, 4, generator=generator)
+    matches = replication.match(samples, training)
+    table = matches.table(names(6))
+    assert table["sample"].tolist() == [0, 1, 2, 3]
+    assert table["nearest"].tolist()[:3] == ["picture 4", "picture 4", "picture 1"]
+    assert outcomes.is_copy(table).tolist() == replication.is_copy(matches).tolist() == [True, True, True, False]
+    torch.testing.assert_close(torch.tensor(outcomes.ratio(table).to_numpy()), matches.ratio)
+    order = names(6)[::-1]
+    found = outcomes.reproduced(table, order)
+    assert found.index.tolist() == order
+    assert found["generated_copies"].to_dict() == dict.fromkeys(order, 0) | {"picture 4": 2, "picture 1": 1}
+    assert (found["reproduced"] == (found["generated_copies"] > 0)).all()
+    assert found["reproduced"].dtype == bool
+    with pytest.raises(ValueError, match="matched with other pictures: 'picture 4' is none of the 3 ids"):
+        outcomes.reproduced(table.iloc[:3], names(3))
