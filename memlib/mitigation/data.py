@@ -7,31 +7,37 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from memlib.data import ImageSet
 from memlib.files import suggest
 
 Modification = Literal["drop", "augment", "mask"]
 
 
-def modify(image_set: ImageSet, rows: Sequence[int], how: Modification, generator: torch.Generator) -> ImageSet:
-    """The training pictures with those of some rows modified; an auditor need not know which of them are copies.
+def modify(
+    images: Tensor, items: pd.DataFrame, rows: Sequence[int], how: Modification, generator: torch.Generator
+) -> tuple[Tensor, pd.DataFrame]:
+    """Training pictures with those of some rows modified, and their items; an auditor need not know which are copies.
 
-    `drop` keeps each of them once. `augment` replaces every copy by one of its own: mirrored or not, shifted by up to an
-    eighth of the side, the edge repeated. `mask` replaces every copy by one with a grey square of half the side somewhere.
-    The others stay as they are. Raises ValueError for an unknown modification.
+    images: uint8 [N, C, H, W]; items: a row a picture, numbered from 0, with its `copies` in training. `drop` keeps each
+    of the chosen once. `augment` replaces every copy by one of its own: mirrored or not, shifted by up to an eighth of the
+    side, the edge repeated. `mask` replaces every copy by one with a grey square of half the side somewhere. The others
+    stay as they are. Raises ValueError for an unknown modification and for a row that is not there.
     """
     if how not in get_args(Modification):
         raise ValueError(f"unknown modification {how!r}{suggest(how, get_args(Modification))}")
-    items = image_set.items.copy()
+    for row in rows:
+        if not 0 <= row < len(items):
+            raise ValueError(f"there is no picture {row} to modify; the rows go from 0 to {len(items) - 1}")
     if how == "drop":
-        items.loc[list(rows), "copies"] = 1
-        return ImageSet(image_set.images, items)
-    kept = [row for row in range(len(items)) if row not in set(rows)]
+        changed = items.copy()
+        changed.loc[list(rows), "copies"] = 1
+        return images, changed
+    kept = sorted(set(range(len(items))) - set(rows))
     copies = [row for row in rows for _ in range(items.loc[row, "copies"])]
     change = {"augment": _shifted_and_mirrored, "mask": _masked}[how]
-    images = torch.cat([image_set.images[kept], change(image_set.images[copies], generator)])
-    items = pd.concat([items.iloc[kept], items.iloc[copies].assign(copies=1)], ignore_index=True)
-    return ImageSet(images, items)
+    return (
+        torch.cat([images[kept], change(images[copies], generator)]),
+        pd.concat([items.iloc[kept], items.iloc[copies].assign(copies=1)], ignore_index=True),
+    )
 
 
 def _shifted_and_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
