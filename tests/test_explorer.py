@@ -1,17 +1,20 @@
 """The page part for choosing a prompt: what is shown, by keyboard and without a request."""
 
+import base64
+import io
 import re
 import shutil
 
+import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from memlib.explorer import Explained, explorer
+from memlib.study.explorer import Explained, explorer
 
 
 def entries() -> list[Explained]:
-    picture = torch.linspace(-1, 1, 48).reshape(3, 4, 4)
-    pictures = {"generated": picture, "training picture": -picture}
+    picture = np.linspace(0, 255, 48).astype(np.uint8).reshape(4, 4, 3)
+    pictures = {"generated": picture, "training picture": picture[..., :1]}
     return [
         Explained("a <red> apple", ["a", "<red>", "apple"], [0.5, 2.0, 1.0], pictures),
         Explained("zorbik whale", ["zorbik", "whale"], [0.0, 0.0], pictures),
@@ -25,6 +28,17 @@ def test_tokens_are_shaded_by_their_share_and_texts_escaped() -> None:
     assert "&lt;red&gt;" in page
     assert page.count("data:image/png;base64,") == 4
     assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_a_picture_is_shown_larger_and_otherwise_as_it_is() -> None:
+    (entry, *_) = entries()
+    page = explorer([entry], "tokens", scale=3).data
+    shown = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in re.findall(r"base64,([^\"]+)", page)
+    ]
+    colour, grey = entry.pictures.values()
+    np.testing.assert_array_equal(shown[0], colour.repeat(3, 0).repeat(3, 1))
+    np.testing.assert_array_equal(shown[1], grey[..., 0].repeat(3, 0).repeat(3, 1))
 
 
 def test_a_reader_chooses_by_keyboard(tmp_path) -> None:

@@ -9,22 +9,21 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from IPython.display import HTML
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-
-from memlib.data import to_uint8
 
 COLOUR = "222, 143, 5"  # orange of the colour-blind palette; dark letters stay legible on it
 
 
 class Explained(NamedTuple):
-    """A prompt with its tokens and their significances, and pictures [C, H, W] in [-1, 1] by their titles."""
+    """A prompt with its tokens and their significances, and uint8 pictures [H, W, C] by their titles."""
 
     prompt: str
     tokens: Sequence[str]
     significance: Sequence[float]
-    pictures: dict[str, Tensor]
+    pictures: dict[str, NDArray[np.uint8]]
 
 
 def explorer(entries: Sequence[Explained], name: str, scale: int = 4) -> HTML:
@@ -62,8 +61,7 @@ def _tokens(entry: Explained) -> str:
 def _pictures(entry: Explained, scale: int) -> str:
     figures = []
     for title, picture in entry.pictures.items():
-        array = to_uint8(picture).permute(1, 2, 0).numpy()
-        image = Image.fromarray(array.squeeze() if array.shape[2] == 1 else array)
+        image = Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
         buffer = io.BytesIO()
         image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, format="png")
         source = base64.b64encode(buffer.getvalue()).decode()

@@ -3,24 +3,21 @@
 import base64
 import html
 import io
-import re
-from collections.abc import Sequence
-from fnmatch import fnmatch
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
-import networkx as nx
+import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
-import yaml
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from numpy.typing import NDArray
 
-from memlib.data import to_uint8
-from memlib.files import whole_file
+from memlib.evaluation.intervals import Estimate
+from memlib.files import atomic_write
 
 PALETTE = sns.color_palette("colorblind")
 
@@ -50,7 +47,7 @@ def figure(fig: Figure, caption: str, alt: str, path: str | Path | None = None) 
     fig.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(fig)
     if path is not None:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
     source = base64.b64encode(buffer.getvalue()).decode()
     return HTML(
@@ -60,68 +57,39 @@ def figure(fig: Figure, caption: str, alt: str, path: str | Path | None = None) 
 
 
 def table(frame: pd.DataFrame, digits: int = 3) -> HTML:
-    """A table for a notebook and the book, scrolling by itself where the page is narrower."""
-    body = frame.to_html(index=False, border=0, classes="table", float_format=f"{{:.{digits}f}}".format)
+    """A table for a notebook and the book, scrolling by itself where the page is narrower; estimates with their intervals."""
+    texts = frame.map(lambda value: str(value) if isinstance(value, Estimate) else value)
+    body = texts.to_html(index=False, border=0, classes="table", float_format=f"{{:.{digits}f}}".format)
     return HTML(f'<div class="scrolling">{body}</div>')
 
 
-def show_pictures(ax: Axes, images: Tensor, columns: int, gap: int = 1, title: str = "") -> None:
-    """A sheet of pictures [N, C, H, W] in [-1, 1], row by row."""
-    n, channels, height, width = images.shape
+def error_bars(
+    ax: Axes, positions: Iterable[float], estimates: Sequence[Estimate], horizontal: bool = False, **style: Any
+) -> None:
+    """Estimates at positions along one axis, with their intervals along the other; style: that of `Axes.errorbar`."""
+    values = [e.value for e in estimates]
+    lengths = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+    style = {"fmt": "o", "capsize": 3} | style
+    if horizontal:
+        ax.errorbar(values, list(positions), xerr=lengths, **style)
+    else:
+        ax.errorbar(list(positions), values, yerr=lengths, **style)
+
+
+def show_pictures(ax: Axes, pictures: NDArray[np.uint8], columns: int, title: str = "") -> None:
+    """A sheet of uint8 pictures [N, H, W, C], row by row; raises ValueError for pictures of another kind."""
+    pictures = np.asarray(pictures)
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] not in (1, 3):
+        raise ValueError(
+            "pictures are shown as uint8 [N, H, W, C], C 1 or 3, as `files.read_pictures` gives them; "
+            f"these are {pictures.dtype} {list(pictures.shape)}"
+        )
+    n, height, width, channels = pictures.shape
     rows = -(-n // columns)
-    sheet = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, dtype=torch.uint8)
-    for i, picture in enumerate(to_uint8(images)):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = picture.permute(1, 2, 0)
-    ax.imshow(sheet.numpy().squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, dtype=np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
+        sheet[top : top + height, left : left + width] = picture
+    ax.imshow(sheet.squeeze(2) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     ax.set_axis_off()
     ax.set_title(title, loc="left", fontsize="medium")
-
-
-def stage_graph(dvc_file: str | Path = "dvc.yaml") -> Figure:
-    """The stages of dvc.yaml, each below those whose outputs it reads."""
-    stages = yaml.safe_load(Path(dvc_file).read_text())["stages"]
-    stages = {name: stage.get("do", stage) for name, stage in stages.items()}
-    makers = {
-        _path(out): name
-        for name, stage in stages.items()
-        for kind in ("outs", "metrics")
-        for out in stage.get(kind, [])
-    }
-    graph = nx.DiGraph()
-    graph.add_nodes_from(stages)
-    for name, stage in stages.items():
-        graph.add_edges_from(
-            (maker, name)
-            for dep in map(_path, stage.get("deps", []))
-            for out, maker in makers.items()
-            if maker != name and (fnmatch(dep, out) or fnmatch(out, f"{dep}/*") or fnmatch(dep, f"{out}/*"))
-        )
-    graph = nx.transitive_reduction(graph)
-    for layer, names in enumerate(nx.topological_generations(graph)):
-        for name in names:
-            graph.nodes[name]["layer"] = -layer
-    depth = len(set(nx.get_node_attributes(graph, "layer").values()))
-    fig, ax = plt.subplots(figsize=(6, 0.9 * depth))
-    positions = nx.multipartite_layout(graph, subset_key="layer", align="horizontal")
-    nx.draw_networkx_edges(
-        graph,
-        positions,
-        ax=ax,
-        edge_color="grey",
-        connectionstyle="arc3,rad=0.1",
-        min_source_margin=15,
-        min_target_margin=32,
-    )
-    for name, (x, y) in positions.items():
-        ax.text(
-            x, y, name, ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "grey"}
-        )
-    ax.margins(0.15, 0.08)
-    ax.set_axis_off()
-    return fig
-
-
-def _path(out: str | dict) -> str:
-    """Path of a dependency or output; what differs between the stages of a matrix or a foreach becomes a wildcard."""
-    return re.sub(r"\$\{(item\.\w+|key)\}", "*", out if isinstance(out, str) else next(iter(out)))

@@ -1,0 +1,88 @@
+"""Figures and tables of the chapters: what a reader gets to see."""
+
+import re
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from memlib.evaluation.intervals import Estimate
+from memlib.study import plotting
+
+
+def test_what_chapters_import_leaves_the_heavy_libraries_alone() -> None:
+    code = """
+import sys
+import memlib.evaluation.claims, memlib.evaluation.contrasts, memlib.evaluation.split, memlib.truth.outcomes
+assert "matplotlib" not in sys.modules
+import memlib.study.explorer, memlib.study.plotting
+print(*sorted({"torch", "diffusers", "transformers", "sklearn", "networkx"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_pictures_stand_row_by_row_with_a_line_between() -> None:
+    pictures = np.arange(3, dtype=np.uint8)[:, None, None, None] + np.zeros((3, 2, 4, 3), dtype=np.uint8)
+    fig, ax = plt.subplots()
+    plotting.show_pictures(ax, pictures, 2, title="three")
+    sheet = np.asarray(ax.images[0].get_array())
+    plt.close(fig)
+    assert sheet.shape == (5, 9, 3)
+    assert (sheet[:2, :4], sheet[:2, 5:], sheet[3:, :4]) == tuple(pytest.approx(picture) for picture in pictures)
+    assert (sheet[2] == 255).all()
+    assert (sheet[:, 4] == 255).all()
+    assert (sheet[3:, 5:] == 255).all()
+    plotting.show_pictures(ax, pictures[..., :1], 3)
+    assert np.asarray(ax.images[1].get_array()).shape == (2, 14)
+
+
+@pytest.mark.parametrize(
+    "pictures", [np.zeros((2, 4, 4, 3)), np.zeros((2, 3, 4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)]
+)
+def test_pictures_of_another_kind_are_refused(pictures: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"shown as uint8 \[N, H, W, C\].*these are (float64|uint8) \["):
+        plotting.show_pictures(None, pictures, 2)
+
+
+def test_a_table_shows_estimates_with_their_intervals() -> None:
+    frame = pd.DataFrame({"contrast": ["a < b"], "AUROC": [Estimate(0.8, 0.7, 0.9)], "mean": [0.12345], "n": [3]})
+    shown = plotting.table(frame, 2).data
+    assert re.findall(r"<td>(.*?)</td>", shown) == ["a &lt; b", "0.800 [0.700, 0.900]", "0.12", "3"]
+    assert shown.startswith('<div class="scrolling">')
+
+
+@pytest.mark.parametrize("horizontal", [False, True])
+def test_error_bars_reach_from_one_end_of_the_interval_to_the_other(horizontal: bool) -> None:
+    fig, ax = plt.subplots()
+    plotting.error_bars(ax, range(2), [Estimate(0.5, 0.2, 0.6), Estimate(0.9, 0.8, 1.0)], horizontal, color="red")
+    bars = ax.collections[0].get_segments()
+    points = ax.lines[0].get_xydata()
+    plt.close(fig)
+    expected = [[[0, 0.2], [0, 0.6]], [[1, 0.8], [1, 1.0]]]
+    axes = [1, 0] if horizontal else [0, 1]
+    np.testing.assert_allclose(bars, np.array(expected)[..., axes])
+    np.testing.assert_allclose(points, np.array([[0, 0.5], [1, 0.9]])[:, axes])
+
+
+def test_a_figure_carries_its_texts_and_is_the_same_bytes_twice(tmp_path) -> None:
+    def page(path=None) -> str:
+        fig, ax = plt.subplots()
+        ax.plot([0, 1])
+        return plotting.figure(fig, 'AUROC "0.8" < 1', "A line.", path).data
+
+    first = page(tmp_path / "line.png")
+    assert first == page()
+    assert 'alt="A line."' in first
+    assert "AUROC &quot;0.8&quot; &lt; 1</figcaption>" in first
+    assert (tmp_path / "line.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_groups_have_a_name_and_a_colour_each() -> None:
+    assert [plotting.group_name(k) for k in (0, 1, 16)] == ["never seen", "x1", "x16"]
+    colours = plotting.group_colours([4, 0, 4, 1])
+    assert list(colours) == [0, 1, 4]
+    assert len(set(colours.values())) == 3
