@@ -1,0 +1,219 @@
+"""Means, shares, rank correlations and differences, each with its 95 % confidence interval."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+RESAMPLES = 2000
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        value, low, high = (round(number, 3) + 0.0 for number in self)  # no "-0.000"
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+class WelchTest(NamedTuple):
+    """Welch's t-test of two means; t is positive where the first mean is larger."""
+
+    t: float
+    degrees_of_freedom: float
+    p_value: float
+
+
+def two_groups(positive: ArrayLike, negative: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of two groups as arrays; raises ValueError for a group of fewer than two and for values that are not finite."""
+    groups = tuple(np.asarray(scores, dtype=np.float64) for scores in (positive, negative))
+    for name, scores in zip(("positive", "negative"), groups, strict=True):
+        if scores.ndim != 1 or len(scores) < 2:
+            raise ValueError(f"the {name} group has {scores.size} scores; two groups of at least two are needed")
+        if not np.isfinite(scores).all():
+            raise ValueError(f"the {name} group has scores that are not finite")
+    return groups
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray, NDArray], NDArray], positive: NDArray, negative: NDArray, seed: int
+) -> tuple[float, float]:
+    """Percentile interval of the stratified bootstrap: each group is drawn again on its own.
+
+    statistic: of the resampled groups [resamples, M] and [resamples, N], along the last axis.
+    """
+    rng = np.random.default_rng(seed)
+    values = statistic(*(group[rng.integers(0, len(group), (RESAMPLES, len(group)))] for group in (positive, negative)))
+    return percentiles(values)
+
+
+def percentiles(values: ArrayLike) -> tuple[float, float]:
+    """The range of the middle 95 % of resampled values; those that are nan are left out."""
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wider(value: float, *intervals: tuple[float, float]) -> Estimate:
+    """The value with the interval that covers all of the given ones."""
+    return Estimate(value, min(low for low, _ in intervals), max(high for _, high in intervals))
+
+
+def proportion(successes: int, trials: int) -> Estimate:
+    """Share of successes with Wilson's score interval."""
+    if not 0 <= successes <= trials or trials == 0:
+        raise ValueError(f"{successes} successes of {trials} trials is no share")
+    interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return Estimate(successes / trials, float(interval.low), float(interval.high))
+
+
+def proportion_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
+    """Share of a first outcome minus that of a second over the same items (0 or 1 each).
+
+    Newcombe's interval for paired shares (1998, method 10), which is honest where few items differ. Raises ValueError
+    where the two do not have as many items.
+    """
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if first.shape != second.shape:
+        raise ValueError(f"two shares of the same items are compared; there are {first.size} and {second.size} items")
+    n = len(first)
+    a, b = proportion(int(first.sum()), n), proportion(int(second.sum()), n)
+    both, only_first, only_second, neither = (
+        int(cell.sum()) for cell in (first & second, first & ~second, ~first & second, ~first & ~second)
+    )
+    scale = np.sqrt(float(first.sum()) * (n - first.sum()) * second.sum() * (n - second.sum()))
+    excess = both * neither - only_first * only_second
+    phi = (max(excess - n / 2, 0) if excess > 0 else excess) / scale if scale else 0.0
+    difference = a.value - b.value
+    down, up = a.value - a.low, a.high - a.value
+    other_down, other_up = b.value - b.low, b.high - b.value
+    return Estimate(
+        difference,
+        difference - float(np.sqrt(down**2 - 2 * phi * down * other_up + other_up**2)),
+        difference + float(np.sqrt(up**2 - 2 * phi * up * other_down + other_down**2)),
+    )
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """Mean over items with Student's interval, which is honest for few items; for outcomes near 0 or 1 see `mean_share`."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError("a mean with an interval needs at least two finite values")
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+
+
+def mean_share(shares: ArrayLike, seed: int = 0) -> Estimate:
+    """Mean over items that each have a share between 0 and 1, such as copies among the samples of each prompt.
+
+    The interval is the bootstrap's over items or Wilson's for the nearest whole number of items, whichever is wider, so that
+    it has a width also where all shares are 0 or 1. Raises ValueError for no shares and for values that are none.
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    n = len(shares)
+    if n == 0 or not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError("a mean share needs values between 0 and 1")
+    value = float(shares.mean())
+    resampled = shares[np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))].mean(1)
+    wilson = proportion(round(value * n), n)
+    return wider(value, percentiles(resampled), (wilson.low, wilson.high))
+
+
+def spearman_value(a: ArrayLike, b: ArrayLike) -> float:
+    """Spearman's rank correlation of two scores of the same items; 0 where one of them is constant."""
+    a, b = _same_items(a, b)
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(stats.spearmanr(a, b).statistic)
+
+
+def spearman(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Estimate:
+    """Spearman's rank correlation of two scores of the same items, with a bootstrap interval.
+
+    Where one of them is constant nothing is known, and the estimate is 0 with the interval from -1 to 1.
+    """
+    a, b = _same_items(a, b)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return Estimate(0.0, -1.0, 1.0)
+    rows = np.random.default_rng(seed).integers(0, len(a), (RESAMPLES, len(a)))
+    ranks_a, ranks_b = (stats.rankdata(scores[rows], axis=1) for scores in (a, b))
+    centred_a, centred_b = (ranks - ranks.mean(1, keepdims=True) for ranks in (ranks_a, ranks_b))
+    norms = np.sqrt((centred_a**2).sum(1) * (centred_b**2).sum(1))
+    correlations = (centred_a * centred_b).sum(1)[norms > 0] / norms[norms > 0]
+    return Estimate(spearman_value(a, b), *percentiles(correlations))
+
+
+def _same_items(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b = two_groups(a, b)
+    if len(a) != len(b):
+        raise ValueError(f"two scores are correlated over the same items; there are {len(a)} and {len(b)} items")
+    return a, b
+
+
+def explained_variance_of_ranks(features: pd.DataFrame, target: ArrayLike) -> float:
+    """Share of the variance of the target's ranks that a linear function of the features' ranks explains (R squared).
+
+    Raises ValueError where the target is constant.
+    """
+    ranks = stats.rankdata(target)
+    if np.ptp(ranks) == 0:
+        raise ValueError("the target is constant, so that it has no variance to explain")
+    design = np.column_stack([np.ones(len(ranks)), features.rank()])
+    residual = ranks - design @ np.linalg.lstsq(design, ranks)[0]
+    return float(1 - residual.var() / ranks.var())
+
+
+def difference_of_curves(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0
+) -> Estimate:
+    """How far a first curve lies above a second, over the range of x that both cover, with the interval over items.
+
+    A curve goes through the means over the items of (x, y) at each of S strengths, both [S, N] of the same N items, linearly
+    in x. The bootstrap draws items again; resamples without a common range are left out. Raises ValueError where the two
+    curves have none.
+    """
+    curves = [np.asarray(part, dtype=np.float64) for curve in (first, second) for part in curve]
+    n = curves[0].shape[1]
+    value = _gap(*(curve.mean(1) for curve in curves))
+    if np.isnan(value):
+        raise ValueError("the two curves cover no common range, so that they cannot be compared")
+    rows = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
+    return Estimate(value, *percentiles([_gap(*(curve[:, resample].mean(1) for curve in curves)) for resample in rows]))
+
+
+def common_range(x1: ArrayLike, x2: ArrayLike) -> tuple[float, float] | None:
+    """Smallest and largest x that two curves through the points x1 [S] and x2 [T] both cover; None where there is none."""
+    low, high = max(np.min(x1), np.min(x2)), min(np.max(x1), np.max(x2))
+    return (float(low), float(high)) if low < high else None
+
+
+def _gap(x1: NDArray, y1: NDArray, x2: NDArray, y2: NDArray) -> float:
+    """Mean height of a first curve over a second on the common range of x; nan where there is none."""
+    covered = common_range(x1, x2)
+    if covered is None:
+        return float("nan")
+    x = np.linspace(*covered, 201)
+    first, second = (np.interp(x, xs[np.argsort(xs)], ys[np.argsort(xs)]) for xs, ys in ((x1, y1), (x2, y2)))
+    return float(np.trapezoid(first - second, x) / (covered[1] - covered[0]))
+
+
+def _cohen(positive: NDArray, negative: NDArray) -> NDArray:
+    pooled = np.sqrt((positive.var(-1, ddof=1) + negative.var(-1, ddof=1)) / 2)
+    return (positive.mean(-1) - negative.mean(-1)) / pooled
+
+
+def effect_size(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
+    """Cohen's d (with the mean of the two variances) with a stratified bootstrap interval."""
+    positive, negative = two_groups(positive, negative)
+    return Estimate(float(_cohen(positive, negative)), *bootstrap_interval(_cohen, positive, negative, seed))
+
+
+def welch(positive: ArrayLike, negative: ArrayLike) -> WelchTest:
+    """Two-sided Welch's t-test that the means of two groups differ."""
+    positive, negative = two_groups(positive, negative)
+    result = stats.ttest_ind(positive, negative, equal_var=False)
+    return WelchTest(float(result.statistic), float(result.df), float(result.pvalue))

@@ -1,0 +1,135 @@
+"""Means, shares, correlations and differences against scipy, sklearn and known values; intervals by what they cover."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.linear_model import LinearRegression
+
+from memlib.evaluation import intervals
+
+
+def test_rank_correlation_is_that_of_scipy_and_its_interval_covers() -> None:
+    rng, covered = np.random.default_rng(2), []
+    truth = 6 / np.pi * np.arcsin(0.6 / 2)
+    for _ in range(200):
+        a = rng.normal(size=60)
+        b = 0.6 * a + 0.8 * rng.normal(size=60)
+        estimate = intervals.spearman(a, b)
+        covered.append(estimate.low <= truth <= estimate.high)
+    assert estimate.value == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert 0.89 <= np.mean(covered) <= 0.99
+    assert intervals.spearman(a, np.exp(a)).value == pytest.approx(1)
+    assert intervals.spearman_value(a, b) == estimate.value
+    assert intervals.spearman(a, np.zeros(60)) == (0, -1, 1)
+    assert intervals.spearman_value(np.zeros(60), b) == 0
+    for correlation in (intervals.spearman, intervals.spearman_value):
+        with pytest.raises(ValueError, match="over the same items; there are 60 and 59 items"):
+            correlation(a, b[1:])
+
+
+def test_difference_of_two_shares_of_the_same_items() -> None:
+    rng, covered = np.random.default_rng(3), []
+    for _ in range(200):
+        first = rng.random(80) < 0.5
+        second = np.where(rng.random(80) < 0.3, rng.random(80) < 0.2, first)
+        estimate = intervals.proportion_difference(first, second)
+        covered.append(estimate.low <= 0.5 - (0.7 * 0.5 + 0.3 * 0.2) <= estimate.high)
+    assert 0.89 <= np.mean(covered) <= 0.99
+    assert estimate.value == pytest.approx(first.mean() - second.mean())
+    same = intervals.proportion_difference(first, first)
+    assert same.low < 0 == same.value < same.high
+    few = intervals.proportion_difference([1] * 4 + [0] * 60, [0] * 64)
+    with pytest.raises(ValueError, match="there are 64 and 1 items"):
+        intervals.proportion_difference([1] * 64, [1])
+    assert few.low < 0 < few.value, "four items that differ, all one way: p = 0.125 by McNemar's exact test"
+
+
+def test_paired_shares_cover_the_truth_where_few_items_differ() -> None:
+    rng, covered = np.random.default_rng(4), []
+    for _ in range(500):
+        kind = rng.choice(4, 64, p=[0.1, 0.06, 0.01, 0.83])  # both, the first alone, the second alone, neither
+        estimate = intervals.proportion_difference(kind <= 1, (kind == 0) | (kind == 2))
+        covered.append(estimate.low <= 0.05 <= estimate.high)
+        swapped = intervals.proportion_difference((kind == 0) | (kind == 2), kind <= 1)
+        assert swapped == pytest.approx((-estimate.value, -estimate.high, -estimate.low))
+    assert 0.92 <= np.mean(covered) <= 0.99
+
+
+def test_welch_and_effect_size() -> None:
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(1, 2, 4000), rng.normal(0, 1, 3000)
+    test = intervals.welch(positive, negative)
+    standard_error = np.sqrt(positive.var(ddof=1) / 4000 + negative.var(ddof=1) / 3000)
+    assert test.t == pytest.approx((positive.mean() - negative.mean()) / standard_error)
+    assert test.p_value == pytest.approx(2 * stats.t.sf(abs(test.t), test.degrees_of_freedom))
+    effect = intervals.effect_size(positive, negative)
+    assert effect.low < 1 / np.sqrt(2.5) < effect.high
+
+
+def test_shares() -> None:
+    assert intervals.proportion(0, 10) == pytest.approx((0, 0, 0.2775), abs=1e-4)
+    assert intervals.proportion(5, 10) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
+    with pytest.raises(ValueError, match="is no share"):
+        intervals.proportion(3, 2)
+
+
+def test_a_mean_has_students_interval() -> None:
+    values = np.random.default_rng(3).normal(2, 1, 7)
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    estimate = intervals.mean(values)
+    assert estimate == pytest.approx((values.mean(), expected.low, expected.high))
+    with pytest.raises(ValueError, match="at least two finite values"):
+        intervals.mean([1.0])
+
+
+def test_a_mean_share_is_as_wide_as_wilsons_interval_and_covers() -> None:
+    for outcomes in ([0, 0, 0, 0], [1, 1, 1], [0, 1, 1, 0, 1, 1, 1, 1]):
+        wilson = intervals.proportion(sum(outcomes), len(outcomes))
+        estimate = intervals.mean_share(outcomes)
+        assert estimate.low <= wilson.low + 1e-12
+        assert estimate.high >= wilson.high - 1e-12
+        assert estimate.value == wilson.value
+    rng = np.random.default_rng(0)
+    covered = []
+    for seed in range(200):
+        chance = rng.beta(0.5, 1.5, 16)  # of each prompt, with mean 1/4
+        estimate = intervals.mean_share(rng.binomial(4, chance) / 4, seed)
+        covered.append(estimate.low <= 0.25 <= estimate.high)
+    assert np.mean(covered) >= 0.93
+    with pytest.raises(ValueError, match="values between 0 and 1"):
+        intervals.mean_share([0.5, 1.5])
+
+
+def test_curves_are_compared_at_equal_x_over_their_common_range() -> None:
+    rng = np.random.default_rng(0)
+    item = rng.normal(0, 0.1, 40)
+    x1, x2 = np.linspace(0, 0.8, 5)[:, None] + item, np.linspace(1, 0.2, 9)[:, None] + item
+    # y = 2 x + 0.3 and y = x over 0.2 ... 0.8: the mean of x + 0.3
+    difference = intervals.difference_of_curves((x1, 2 * x1 + 0.3), (x2, x2))
+    assert difference.value == pytest.approx(0.8 + item.mean(), abs=1e-9)
+    shift = 1.96 * item.std() / 40**0.5
+    assert difference.high - difference.low == pytest.approx(2 * shift, rel=0.1)
+    assert intervals.difference_of_curves((x2, x2), (x1, 2 * x1 + 0.3)).value == pytest.approx(-difference.value)
+    assert intervals.common_range(x1.mean(1), x2.mean(1)) == pytest.approx((0.2 + item.mean(), 0.8 + item.mean()))
+    assert intervals.common_range([0, 1, 2], [5, 3, 2]) is None, "a single x is no range"
+    with pytest.raises(ValueError, match="no common range"):
+        intervals.difference_of_curves((x1, x1), (x1 + 2, x1))
+
+
+def test_explained_variance_is_that_of_a_regression_of_ranks() -> None:
+    rng = np.random.default_rng(5)
+    features = pd.DataFrame(rng.normal(size=(50, 3)).round(1), columns=list("abc"), index=range(100, 150))
+    target = np.exp(features["a"] + 0.5 * features["b"] + rng.normal(0, 0.5, 50)).round(1)
+    for columns in (["a"], ["a", "b"], ["a", "b", "c"]):
+        ranks = features[columns].rank()
+        expected = LinearRegression().fit(ranks, target.rank()).score(ranks, target.rank())
+        assert intervals.explained_variance_of_ranks(features[columns], target) == pytest.approx(expected)
+    assert intervals.explained_variance_of_ranks(target.to_frame(), target**3) == pytest.approx(1)
+    with pytest.raises(ValueError, match="the target is constant"):
+        intervals.explained_variance_of_ranks(features, np.ones(50))
+
+
+def test_estimates_read_as_a_value_with_its_interval() -> None:
+    assert str(intervals.Estimate(0.98765, 0.9, 1.0)) == "0.988 [0.900, 1.000]"
+    assert str(intervals.Estimate(-0.0001, -0.25, 0.1)) == "0.000 [-0.250, 0.100]"
