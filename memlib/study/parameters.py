@@ -1,0 +1,635 @@
+"""What may stand in params.yaml: the type and the range of every parameter, and what must fit together.
+
+`check` raises ValueError with one sentence that says where, what stands there and what would be right. The settings of the
+trainings are those of `memlib.training.settings`. A section without a model here takes its names and types from the cell
+tagged `parameters` of the notebook of its name.
+"""
+
+import ast
+import dataclasses
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import numpy as np
+import yaml
+from annotated_types import Ge, Gt, Le, Len, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
+
+from memlib.detectors import ALL as DETECTORS
+from memlib.files import suggest
+from memlib.study.digests import notebooks
+from memlib.training.settings import AutoencoderConfig, JudgeConfig, Seed, TextConfig, TrainConfig
+
+CHOICES = ("growth", "loss", "random", "oracle")  # by what an arm of the retraining chooses pictures
+MODIFICATIONS = ("drop", "augment", "mask")
+
+
+# Kinds of values
+
+
+def _name(value: str) -> str:
+    if not value or not value[0].isalnum() or not all(char.isalnum() or char in "-_." for char in value):
+        raise ValueError("must begin with a letter or digit and hold nothing but these, hyphens, underscores and dots")
+    return value
+
+
+def _filled(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+def _rising(values: list) -> list:
+    if values != sorted(set(values)):
+        raise ValueError("must be in rising order, without repetitions")
+    return values
+
+
+def _distinct(values: list) -> list:
+    repeated = [value for number, value in enumerate(values) if value in values[:number]]
+    if repeated:
+        raise ValueError(f"must not hold {repeated[0]!r} twice")
+    return values
+
+
+def _holding(*needed: float | str) -> AfterValidator:
+    def check(values: list) -> list:
+        for value in needed:
+            if value not in values:
+                raise ValueError(f"must hold {value!r}, with which the chapters compare the others")
+        return values
+
+    return AfterValidator(check)
+
+
+def _in_schedule(training: str) -> AfterValidator:
+    def check(sigma: float, info: ValidationInfo) -> float:
+        low, high = info.context[training]
+        if not low <= sigma < high:
+            raise ValueError(
+                f"must be a noise level of the schedule of `{training}`, from {low:.4g} to below {high:.4g}"
+            )
+        return sigma
+
+    return AfterValidator(check)
+
+
+def _plain(value: Any) -> Any:
+    for part in value if isinstance(value, list) else [value]:
+        if not isinstance(part, (bool, int, float, str)) or (isinstance(part, float) and not math.isfinite(part)):
+            raise ValueError("must be a finite number, a text, true or false, or a list of these")
+    return value
+
+
+def _counts(value: Any) -> Any:
+    for part in value if isinstance(value, list) and value else [value]:
+        if not isinstance(part, int) or isinstance(part, bool) or not 1 <= part <= 10**6:
+            raise ValueError("must be a whole number from 1 to 1000000, or a list of these")
+    return value
+
+
+def _timesteps(value: Any) -> Any:
+    for part in value if isinstance(value, list) and value else [value]:
+        if not isinstance(part, int) or isinstance(part, bool) or not 0 <= part < 1000:
+            raise ValueError(
+                "must be a whole number from 0 to 999, a step of the training schedule, or a list of these"
+            )
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]  # of a file
+Text = Annotated[str, AfterValidator(_filled)]
+Count = Annotated[int, Ge(1), Le(10**6)]
+Share = Annotated[float, Ge(0), Le(1)]
+Above = Annotated[float, Gt(0), Le(10**6)]
+Pixels = Annotated[int, Ge(4), Le(4096)]  # a side
+Distance = Annotated[float, Ge(0), Lt(2)]  # root mean square over pixels on [-1, 1]
+Copies = dict[Annotated[int, Ge(2), Le(10**6)], Annotated[int, Ge(0), Le(10**6)]]  # number of copies: pictures
+Level = Annotated[float, Gt(0), _in_schedule("train")]
+LatentLevel = Annotated[float, Gt(0), _in_schedule("text")]
+Levels = Annotated[list[Level], Len(1, 100), AfterValidator(_rising)]
+LatentLevels = Annotated[list[LatentLevel], Len(1, 100), AfterValidator(_rising)]
+Counts = Annotated[Any, AfterValidator(_counts)]
+Powers = Annotated[list[Annotated[float, Ge(1), Le(100)]], Len(1, 100), AfterValidator(_rising)]  # p of the p-Laplacian
+Pictures = Literal["openmoji", "fashion_mnist", "cifar10", "folder"]
+
+
+# Sections
+
+
+class Section(BaseModel):
+    """A section, or a mapping in one: nothing but its own names, and every value of the very type that is wanted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def settings(config: type, laid_over: bool = False) -> type[Section]:
+    """The model of a section that holds the settings of a training or, `laid_over` another section, some of them."""
+    hints = get_type_hints(config, include_extras=True)
+    fields = {field.name: (hints[field.name], None if laid_over else ...) for field in dataclasses.fields(config)}
+    return create_model(config.__name__, __base__=Section, **fields)
+
+
+class Run(Section):
+    launcher: Text
+    seeds: Annotated[list[Seed], Len(1, 100), AfterValidator(_distinct), _holding(0)]
+    arms: Annotated[
+        list[Name],
+        Len(1, 100),
+        AfterValidator(_distinct),
+        _holding("growth-drop", "random-drop", "oracle-drop", "loss-drop"),
+    ]
+    text_arms: dict[Name, settings(TextConfig, laid_over=True)]
+
+
+class Splits(Section):
+    train: Count
+    heldout: Count
+    reference: Count
+    retrain: Count
+
+
+class SplitCopies(Section):
+    train: Copies
+    reference: Copies
+    retrain: Copies
+
+
+class Data(Section):
+    name: Pictures
+    root: str
+    size: Pixels
+    min_distance: Distance
+    splits: Splits
+    copies: SplitCopies
+    seed: Seed
+
+
+class Truth(Section):
+    model: Text
+    images: Text
+    split: Text
+    samples: Count
+    steps: Count
+    sampler: Literal["euler", "heun", "ancestral"]
+    mirrored: bool
+    seed: Seed
+
+
+class Items(Section):
+    images: Text | None = None
+    splits: Annotated[list[Text], Len(1, 100), AfterValidator(_distinct)] | None = None
+    samples: Text | None = None
+    prompts: Text | None = None
+
+
+class Setting(Section, extra="allow"):
+    """A setting of a detector; these names mean the same in all of them, and others may be of any plain kind."""
+
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain)]]
+
+    sigma: Above = None
+    sigma_min: Above = None
+    sigma_max: Above = None
+    ratio: Annotated[float, Gt(1), Le(1000)] = None
+    timesteps: Annotated[Any, AfterValidator(_timesteps)] = None
+    steps: Counts = None
+    below: Annotated[int, Ge(0), Le(1000)] = None
+    directions: Counts = None
+    axes: Counts = None
+    draws: Counts = None
+    noises: Counts = None
+    generations: Counts = None
+    sampling_steps: Annotated[int, Ge(1), Le(1000)] = None
+    guidance: Annotated[float, Gt(1), Le(100)] = None  # the magnitude needs a guidance above 1
+    p: Powers = None
+    prompt: bool = None
+
+
+class Scores(Section):
+    model: Text
+    items: Items
+    detector: Text
+    settings: Annotated[list[Setting], Len(1, 1000)]
+    seed: Seed
+
+
+class Sets(Section):
+    modified: Count
+    seed: Seed
+
+
+class Subjects(Section):
+    train: Count
+    planted: Count
+    unseen: Count
+
+
+class Judged(Section):
+    ordinary: Count
+    unseen: Count
+
+
+class Drawings(Section):
+    name: Pictures
+    root: str
+    size: Pixels
+    min_distance: Distance
+    subjects: Subjects
+    copies: Copies
+    triggers: Copies
+    drawings_each: Count
+    prompts: Judged
+    pictures: Judged
+    seed: Seed
+
+
+SECTIONS: dict[str, Any] = {
+    "run": Run,
+    "data": Data,
+    "train": settings(TrainConfig),
+    "retrain": settings(TrainConfig, laid_over=True),
+    "mirrored": settings(TrainConfig, laid_over=True),
+    "truth": dict[Name, Truth],
+    "scores": dict[Name, Scores],
+    "sets": Sets,
+    "drawings": Drawings,
+    "autoencoder": settings(AutoencoderConfig),
+    "text": settings(TextConfig),
+    "arm": settings(TextConfig, laid_over=True),
+    "judge": settings(JudgeConfig),
+}
+
+
+# The check
+
+
+def check(path: str | Path = "params.yaml") -> dict[str, Any]:
+    """Content of params.yaml, after every parameter has been checked; raises ValueError for the first that cannot be."""
+    parameters = read(path)
+    of_notebooks = {file.stem: file for file in notebooks() if file.stem in parameters.keys() - SECTIONS.keys()}
+    models = SECTIONS | {name: _notebook_section(name, file) for name, file in of_notebooks.items()}
+    study = create_model("Study", __base__=Section, **{name: (model, ...) for name, model in models.items()})
+    try:
+        study.model_validate(parameters, context=schedules(parameters))
+    except ValidationError as error:
+        first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
+        raise ValueError(f"{path}: {_sentence(first, study.model_json_schema())}") from None
+    for rule in RULES:
+        try:
+            rule(parameters)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return parameters
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Content of a file of parameters; raises ValueError if there is none, or it is no YAML that maps each name once."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path}; run this in the folder of the study") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text in UTF-8 ({error})") from None
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _refuse_repeated_names(node, path)
+        content = None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError, TypeError, OverflowError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}," if mark else f"{path}"
+        raise ValueError(f"{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(content, dict):
+        what = "empty" if content is None else f"no mapping of sections but {reprlib.repr(content)}"
+        raise ValueError(f"{path} is {what}; `git checkout {path}` gives the study's own")
+    return content
+
+
+def _refuse_repeated_names(node: yaml.Node, path: str | Path) -> None:
+    todo, seen = [node], set()
+    while todo:
+        node = todo.pop()
+        if node.id == "scalar" or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.id == "sequence":
+            todo += node.value
+            continue
+        names: set[str] = set()
+        for key, value in node.value:
+            if key.value in names and key.id == "scalar":
+                raise ValueError(
+                    f"{path} names {key.value} twice in one mapping, again in line {key.start_mark.line + 1}"
+                )
+            names |= {key.value} if key.id == "scalar" else set()
+            todo.append(value)
+
+
+def schedules(parameters: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The lowest and the highest noise level that the models of the sections `train` and `text` are trained for.
+
+    Those of diffusers' schedulers of 1,000 steps, in variance-exploding coordinates: sqrt(1 / abar - 1).
+    """
+    t = np.arange(1001) / 1000
+    bars = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = {
+        "linear": np.linspace(1e-4, 0.02, 1000),
+        "scaled_linear": np.linspace(1e-4**0.5, 0.02**0.5, 1000) ** 2,
+        "squaredcos_cap_v2": np.minimum(1 - bars[1:] / bars[:-1], 0.999),
+    }
+    train = parameters.get("train")
+    chosen = str(train.get("beta_schedule")) if isinstance(train, dict) else ""
+    levels = {
+        "train": betas.get(chosen, betas["linear"]),
+        "text": np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2,  # of Stable Diffusion
+    }
+    return {name: tuple(np.sqrt(1 / (1 - b).cumprod() - 1)[[0, -1]].tolist()) for name, b in levels.items()}
+
+
+def _notebook_section(name: str, file: Path) -> type[Section]:
+    """The model of a section from the cell of its notebook that is tagged `parameters`."""
+    import papermill
+
+    found = papermill.inspect_notebook(str(file))
+    defaults = {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
+    kinds = {name: Seed if name == "seed" else _kind(default) for name, default in defaults.items()}
+    return create_model(name, __base__=Section, **{name: (kind, ...) for name, kind in kinds.items()})
+
+
+def _kind(default: Any) -> Any:
+    """The type of a default value, down to the entries of a list or a mapping."""
+    if isinstance(default, list) and default:
+        return list[float if any(isinstance(entry, float) for entry in default) else _kind(default[0])]
+    if isinstance(default, dict) and default:
+        key, value = next(iter(default.items()))
+        return dict[_kind(key), _kind(value)]
+    return type(default)
+
+
+# Messages
+
+
+def _sentence(error: Mapping[str, Any], schema: dict[str, Any]) -> str:
+    """What is wrong and what would be right, of one of pydantic's errors."""
+    *parents, last = error["loc"]
+    where = _place(error["loc"])
+    match error["type"]:
+        case "extra_forbidden" | "invalid_key":
+            what = f"parameter {where!r}" if parents else f"section {where!r}"
+            return f"unknown {what}{suggest(last, _part(schema, parents).get('properties', {}))}"
+        case "missing":
+            return f"{where} is missing; it must be {_wanted(_part(schema, error['loc']))}"
+        case "value_error":
+            reason = str(error["ctx"]["error"])
+        case _:
+            wanted = _wanted(_part(schema, error["loc"]))
+            reason = (
+                f"must be {wanted}" if wanted and last != "[key]" else error["msg"].replace("Input should", "must", 1)
+            )
+    if last == "[key]":
+        return f"{_place(parents[:-1])} has the name {error['input']!r}; it {reason}"
+    value = error["input"]
+    hint = ""
+    if isinstance(value, str) and "number" in reason and _is_number(value):
+        hint = f" (in quotes, or without a point as in 1e-3, it is text to YAML; write {float(value)})"
+    if isinstance(value, bool) and "one of" in reason:
+        hint = " (in quotes: YAML reads no and off as false, yes and on as true)"
+    if isinstance(value, str) and "one of" in reason:
+        hint = (
+            suggest(value, _part(schema, error["loc"])["enum"]).partition("; known")[0].partition("; did you mean")[2]
+        )
+        hint = f"; did you mean{hint.partition(' known')[0]}" if hint else ""
+    return f"{where} is {reprlib.repr(value)}; it {reason}{hint}"
+
+
+def _place(loc: list[Any] | tuple[Any, ...]) -> str:
+    """Where a value stands, such as `frontier.levels[2]`."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc]
+    return "".join(parts).removeprefix(".")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _part(schema: dict[str, Any], loc: list[Any] | tuple[Any, ...]) -> dict[str, Any]:
+    """The part of a JSON schema that describes the value at a place; an empty one where there is none."""
+    part = schema
+    for name in (*loc, None):
+        if "$ref" in part:
+            part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+        if name is not None:
+            part = part.get("properties", {}).get(name) or part.get("additionalProperties") or part.get("items") or {}
+    return part
+
+
+def _wanted(part: dict[str, Any]) -> str:
+    """What a part of a JSON schema asks for, in words."""
+    if "enum" in part:
+        return f"one of {', '.join(map(str, part['enum']))}"
+    match part.get("type"):
+        case "integer":
+            return "a whole number" + _range(part)
+        case "number":
+            return "a finite number" + _range(part)
+        case "boolean":
+            return "true or false"
+        case "string":
+            return "a text"
+        case "array":
+            least, most = part.get("minItems", 0), part.get("maxItems")
+            count = f" with {least} to {most} entries" if most else f" with at least {least} entries" if least else ""
+            entries = _wanted(part.get("items", {}))
+            return f"a list{count}" + (f", each {entries}" if entries else "")
+        case "object":
+            names = part.get("properties")
+            return f"a mapping with the names {', '.join(names)}" if names else "a mapping of names to values"
+    return ""
+
+
+def _range(part: dict[str, Any]) -> str:
+    low, high = part.get("minimum"), part.get("maximum")
+    above, below = part.get("exclusiveMinimum"), part.get("exclusiveMaximum")
+    words = [
+        f"from {low}" if low is not None else "",
+        f"above {above}" if above is not None else "",
+        f"to {high}" if high is not None and low is not None else f"up to {high}" if high is not None else "",
+        f"below {below}" if below not in (None, math.inf) else "",
+        f"and a multiple of {part['multipleOf']}" if "multipleOf" in part else "",
+    ]
+    return "".join(f" {word}" for word in words if word)
+
+
+# What must fit together
+
+
+def _trainings(parameters: Mapping[str, Any]) -> None:
+    """Settings of every training, some of them laid over others."""
+    train, text = parameters["train"], parameters["text"]
+    trainings = {
+        "train": (TrainConfig, train),
+        "retrain (laid over train)": (TrainConfig, train | parameters["retrain"]),
+        "mirrored (laid over train)": (TrainConfig, train | parameters["mirrored"]),
+        "autoencoder": (AutoencoderConfig, parameters["autoencoder"]),
+        "text": (TextConfig, text),
+        "judge": (JudgeConfig, parameters["judge"]),
+    } | {
+        f"run.text_arms.{arm} (laid over text and arm)": (TextConfig, text | parameters["arm"] | changes)
+        for arm, changes in parameters["run"]["text_arms"].items()
+    }
+    for where, (config, content) in trainings.items():
+        try:
+            config(**content)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+
+def _pictures(parameters: Mapping[str, Any]) -> None:
+    data, drawings, channels = parameters["data"], parameters["drawings"], parameters["train"]["channels"]
+    _root("data", data)
+    _root("drawings", drawings)
+    for split, copies in data["copies"].items():
+        _fits(f"data.copies.{split}", copies, f"data.splits.{split}", data["splits"][split])
+    _fits("drawings.copies", drawings["copies"], "drawings.subjects.planted", drawings["subjects"]["planted"])
+    _fits("drawings.triggers", drawings["triggers"], "drawings.subjects.train", drawings["subjects"]["train"])
+    most = max((*drawings["copies"], *drawings["triggers"]), default=0)
+    if min(drawings[name].get(most, 0) for name in ("copies", "triggers")) < 2:
+        raise ValueError(
+            f"drawings.copies is {drawings['copies']} and drawings.triggers {drawings['triggers']}; the largest number of "
+            "copies must be the same in both, with at least two pictures each, which the claims are judged by"
+        )
+    modified, small = parameters["sets"]["modified"], data["splits"]["retrain"]
+    if modified > small:
+        raise ValueError(f"sets.modified is {modified}; it must be at most data.splits.retrain, {small}")
+    levels = len(parameters["autoencoder"]["channels"])
+    latent = drawings["size"] // 2 ** (levels - 1)
+    for what, side, name, count in (
+        ("data.size", data["size"], "train.channels", len(channels)),
+        ("drawings.size", drawings["size"], "autoencoder.channels", levels),
+        (
+            f"drawings.size {drawings['size']} gives latents a side of which",
+            latent,
+            "text.channels",
+            len(parameters["text"]["channels"]),
+        ),
+    ):
+        if side % 2 ** (count - 1):
+            raise ValueError(
+                f"{what} is {side}; it must halve {count - 1} times, once between the {count} levels of {name}: choose a "
+                f"multiple of {2 ** (count - 1)} or fewer levels"
+            )
+
+
+def _root(section: str, pictures: Mapping[str, Any]) -> None:
+    name, root = pictures["name"], pictures["root"]
+    if (root or name == "folder") and not Path(root).is_dir():
+        raise ValueError(f"{section}.root is {root!r}; it must be the folder that holds the files of {name!r}")
+
+
+def _fits(name: str, copies: dict[int, int], split: str, size: int) -> None:
+    if sum(copies.values()) > size:
+        raise ValueError(
+            f"{name} is {copies}, {sum(copies.values())} pictures in all; there can be at most {size}, which is {split}"
+        )
+
+
+def _arms(parameters: Mapping[str, Any]) -> None:
+    for arm in parameters["run"]["arms"]:
+        choice, _, how = arm.partition("-")
+        for part, known in ((choice, CHOICES), (how, MODIFICATIONS)):
+            if part not in known:
+                raise ValueError(
+                    f"run.arms holds {arm!r}; an arm is a choice and a modification such as growth-drop, and {part!r} is "
+                    f"neither{suggest(part, known)}"
+                )
+    if "base" in parameters["run"]["text_arms"]:
+        raise ValueError("run.text_arms has an arm 'base', which is what the arms start from; give it another name")
+
+
+def _models(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The models that stages train, and the section that names the noise schedule of each."""
+    run = parameters["run"]
+    images = ["main", "reference", "mirrored", "scratch", *(f"repeat-{seed}" for seed in run["seeds"]), *run["arms"]]
+    return {f"results/models/{name}": "train" for name in images} | {
+        f"results/text/{name}": "text" for name in ("base", *run["text_arms"])
+    }
+
+
+def _known(where: str, value: str, known: Iterable[str]) -> None:
+    """Raise ValueError for a path of results that no stage writes; other paths are the user's own."""
+    if value.startswith("results/") and value not in known:
+        raise ValueError(f"{where} is {value!r}, which no stage writes{suggest(value, known)}")
+
+
+def _truth(parameters: Mapping[str, Any]) -> None:
+    run, truth, splits = parameters["run"], parameters["truth"], parameters["data"]["splits"]
+    for name, entry in truth.items():
+        _known(f"truth.{name}.model", entry["model"], _models(parameters))
+        if entry["split"] not in splits:
+            raise ValueError(f"truth.{name}.split is {entry['split']!r}{suggest(entry['split'], splits)}")
+        if entry["sampler"] == "ancestral" and not 2 <= entry["steps"] <= 1000:
+            raise ValueError(f"truth.{name}.steps is {entry['steps']}; the ancestral sampler takes 2 to 1000 steps")
+    _entries("truth", truth, ("main", *(f"repeat-{seed}" for seed in run["seeds"]), "mirrored", *run["arms"]))
+
+
+def _entries(section: str, entries: Mapping[str, Any], needed: Iterable[str]) -> None:
+    for name in needed:
+        if name not in entries:
+            raise ValueError(f"{section} has no entry {name!r}, which the chapters read; add one like those beside it")
+
+
+def _scores(parameters: Mapping[str, Any]) -> None:
+    run, models, levels = parameters["run"], _models(parameters), schedules(parameters)
+    samples = [f"results/samples/{name}.safetensors" for name in parameters["truth"]]
+    for name, entry in parameters["scores"].items():
+        where, items = f"scores.{name}", entry["items"]
+        if entry["detector"] not in DETECTORS:
+            raise ValueError(f"{where}.detector is {entry['detector']!r}{suggest(entry['detector'], DETECTORS)}")
+        _known(f"{where}.model", entry["model"], models)
+        _known(f"{where}.items.samples", items.get("samples", ""), samples)
+        for split in items.get("splits", []) if items.get("images") == "results/data" else []:
+            if split not in parameters["data"]["splits"]:
+                raise ValueError(f"{where}.items.splits holds {split!r}{suggest(split, parameters['data']['splits'])}")
+        schedule = models.get(entry["model"])
+        for number, setting in enumerate(entry["settings"]):
+            if schedule is not None:
+                _levels_of(f"{where}.settings[{number}]", setting, schedule, *levels[schedule])
+            if setting.get("prompt") and schedule == "train":
+                raise ValueError(f"{where}.settings[{number}].prompt is true; {entry['model']} takes no prompts")
+    _entries(
+        "scores",
+        parameters["scores"],
+        (
+            "main-growth",
+            *(f"repeat-{seed}-{detector}" for seed in run["seeds"] for detector in ("growth", "loss")),
+            *(f"{arm}-loss" for arm in run["arms"]),
+            *(f"{arm}-magnitude" for arm in run["text_arms"]),
+        ),
+    )
+
+
+def _levels_of(where: str, setting: Mapping[str, Any], schedule: str, low: float, high: float) -> None:
+    """Raise ValueError for a setting of a detector with a noise level outside of the schedule."""
+    levels = {name: setting[name] for name in ("sigma", "sigma_min", "sigma_max") if name in setting}
+    start = setting.get("sigma_min", setting.get("sigma"))
+    if "ratio" in setting and start is not None:
+        steps = setting.get("steps", 1)
+        rise = (max(steps) if isinstance(steps, list) else steps) * math.log(setting["ratio"])
+        levels["the last level"] = start * math.exp(min(rise, 100))
+    for name, sigma in levels.items():
+        if not low <= sigma < high:
+            raise ValueError(
+                f"{where}: {name} is {sigma:g}; it must be a noise level of the schedule of `{schedule}`, from {low:.4g} to "
+                f"below {high:.4g}"
+            )
+
+
+RULES: tuple[Callable[[Mapping[str, Any]], None], ...] = (_trainings, _pictures, _arms, _truth, _scores)
