@@ -26,7 +26,7 @@ SCORES, RESULTS, TABLES = Path("tables/scores"), Path("results/sets"), Path("tab
 
 
 def make_sets(modified: int, seed: int) -> None:
-    """Write the sets and their tables, from the parameters of the section `selection`."""
+    """Write the sets and their tables, from the parameters of the section `sets`."""
     data = images.load("results/data")
     training, main = data.split("retrain"), data.split("train")
     items = training.items
@@ -76,4 +76,4 @@ def _largest(values: pd.Series, count: int) -> list[int]:
 
 if __name__ == "__main__":
     with reporting_errors("sets"), timed_stage("sets"):
-        make_sets(**read_section("selection"))
+        make_sets(**read_section("sets"))
