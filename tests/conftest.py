@@ -6,9 +6,9 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from hypothesis import settings
 
-from memlib import text_model
-from memlib.data import ImageSet
-from memlib.text_config import AutoencoderConfig, TextConfig
+from memlib.datasets.images import ImageSet, plant
+from memlib.training import text_model
+from memlib.training.settings import AutoencoderConfig, TextConfig, TrainConfig
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 
@@ -42,6 +42,23 @@ def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
     return DDPMScheduler(1000, prediction_type=prediction_type, clip_sample=False)
 
 
+CONFIG = TrainConfig(
+    steps=24,
+    batch=8,
+    learning_rate=2e-3,
+    warmup_steps=2,
+    ema_decay=0.9,
+    channels=[16, 32],
+    layers=1,
+    attention=[False, False],
+    prediction_type="epsilon",
+    beta_schedule="linear",
+    mirror=False,
+    precision="no",
+    compile=False,
+    checkpoint_every=4,
+    seed=0,
+)
 LOOP = {
     "batch": 16,
     "warmup_steps": 5,
@@ -89,6 +106,7 @@ def subjects(train: int = 6, planted: int = 2, unseen: int = 2) -> ImageSet:
         images[i, :, 8 : 20 + i % 4, 10:24] = 0
     items = pd.DataFrame(
         {
+            "id": [f"s{i}" for i in range(n)],
             "name": [f"s{i}" for i in range(n)],
             "caption": [f"black square number {i}" for i in range(n)],
             "split": ["train"] * train + ["planted"] * planted + ["unseen"] * unseen,
@@ -96,3 +114,11 @@ def subjects(train: int = 6, planted: int = 2, unseen: int = 2) -> ImageSet:
         }
     )
     return ImageSet(images, items)
+
+
+def planted(copies: dict[int, int], train: int = 10, seed: int = 0) -> ImageSet:
+    """Grey pictures, each of its own brightness and named by it, some of those of `train` planted several times."""
+    images = torch.arange(30, dtype=torch.uint8).reshape(30, 1, 1, 1).expand(30, 1, 4, 4).contiguous()
+    names = [str(i) for i in range(30)]
+    splits = {"train": train, "heldout": 8, "reference": 6}
+    return plant(images, names, names, splits, {"train": copies, "reference": {}}, seed)

@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import planted
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from memlib import data
+from memlib.datasets import sources
+from memlib.datasets.images import distinct, load, plant, save
+from memlib.datasets.prompts import read_prompts
+from memlib.tensors import to_float, to_uint8
 
 
 def write_pictures(folder: Path, n: int, size: int = 8) -> np.ndarray:
@@ -28,53 +32,99 @@ def test_a_folder_with_captions(tmp_path: Path) -> None:
         '{"file_name": "00.png", "text": "from the table"}\n{"file_name": "01.png", "caption": "a caption"}\n'
     )
     (tmp_path / "02.txt").write_text("from its own file\n")
-    images, names, captions = data.load_pictures("folder", 8, str(tmp_path))
+    images, names, captions = sources.load_pictures("folder", 8, str(tmp_path))
     assert (images.permute(0, 2, 3, 1).numpy() == pixels).all()
-    assert names == ["00", "01", "02"]
+    assert names == ["00.png", "01.png", "02.png"]
     assert captions == ["from the table", "a caption", "from its own file"]
-    assert data.load_pictures("folder", 4, str(tmp_path))[0].shape == (3, 3, 4, 4)
+    assert sources.load_pictures("folder", 4, str(tmp_path))[0].shape == (3, 3, 4, 4)
 
 
 def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     Image.fromarray((np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)).save(tmp_path / "a.png")
-    images, _, _ = data.load_pictures("folder", 8, str(tmp_path))
+    images, _, _ = sources.load_pictures("folder", 8, str(tmp_path))
     expected = torch.arange(64).reshape(8, 8) * 1000 / 257
     torch.testing.assert_close(images[0, 1].float(), expected, atol=0.51, rtol=0)
 
 
 def test_transparent_pictures_lie_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
-    assert (data.load_pictures("folder", 8, str(tmp_path))[0] == 255).all()
+    assert (sources.load_pictures("folder", 8, str(tmp_path))[0] == 255).all()
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a folder; set data.root"):
-        data.load_pictures("folder", 8, str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"data.root is empty; set it to the folder with the images"):
+        sources.load_pictures("folder", 8)
+    with pytest.raises(ValueError, match="nowhere is not a folder; name one with images"):
+        sources.load_pictures("folder", 8, str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="there are no images in"):
-        data.load_pictures("folder", 8, str(tmp_path))
+        sources.load_pictures("folder", 8, str(tmp_path))
     write_pictures(tmp_path, 2)
     (tmp_path / "02.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"02.png cannot be read as an image"):
-        data.load_pictures("folder", 8, str(tmp_path))
+        sources.load_pictures("folder", 8, str(tmp_path))
     Image.new("RGB", (9, 9)).save(tmp_path / "02.png")
     with pytest.raises(ValueError, match=r"02.png is 9x9 but 00.png is 8x8; give all images one size"):
-        data.load_pictures("folder", 8, str(tmp_path))
+        sources.load_pictures("folder", 8, str(tmp_path))
     (tmp_path / "02.png").unlink()
     Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "02.tiff")
     with pytest.raises(ValueError, match=r"02.tiff has NaN or infinite values"):
-        data.load_pictures("folder", 8, str(tmp_path))
+        sources.load_pictures("folder", 8, str(tmp_path))
     Image.fromarray(np.full((8, 8), 200, np.float32)).save(tmp_path / "02.tiff")
     with pytest.raises(ValueError, match=r"02.tiff has values from 200 to 200; a float image must lie in 0 to 1"):
-        data.load_pictures("folder", 8, str(tmp_path))
+        sources.load_pictures("folder", 8, str(tmp_path))
     (tmp_path / "02.tiff").unlink()
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "00.png", "text": "good"}\n{"file": 1}\n')
     with pytest.raises(ValueError, match=r"metadata.jsonl line 2 is not an object with file_name"):
-        data.load_pictures("folder", 8, str(tmp_path))
+        sources.load_pictures("folder", 8, str(tmp_path))
+
+
+def test_pictures_of_a_folder_are_opened_one_by_one(tmp_path: Path) -> None:
+    pixels = write_pictures(tmp_path, 2)
+    Image.fromarray(pixels[0][:4]).save(tmp_path / "oblong.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "00.png").read_bytes()[:60])
+    (tmp_path / "notes.txt").write_text("no picture")
+    paths = sources.picture_paths(tmp_path)
+    assert [path.name for path in paths] == ["00.png", "01.png", "broken.png", "oblong.png"]
+    assert (sources.open_picture(paths[0]) == pixels[0]).all()
+    assert sources.open_picture(paths[3]).shape == (4, 8, 3)
+    with pytest.raises(ValueError, match=r"broken.png cannot be read as an image \(.*\); remove it"):
+        sources.open_picture(paths[2])
+    assert sources.captions(tmp_path)["notes.png"] == "no picture"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "a red apple\n\n  the whale \n", ["a red apple", "the whale"]),
+        ("a.jsonl", '{"caption": "a red apple", "more": 1}\n', ["a red apple"]),
+    ],
+)
+def test_prompt_files(name: str, content: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    assert read_prompts(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\n \n", "a.txt is empty; give at least one prompt"),
+        ("a.txt", b"caf\xe9", "a.txt is not text in UTF-8"),
+        ("a.jsonl", b'{"caption": "good"}\nplain text', "a.jsonl line 2 is not an object with a caption"),
+        ("a.jsonl", b'{"text": "good"}', "a.jsonl line 1 is not an object with a caption"),
+        ("a.jsonl", b'{"caption": 3}', "a.jsonl line 1: the caption is not a text"),
+    ],
+)
+def test_prompt_files_that_cannot_be_read_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no prompt file .*nowhere.txt"):
+        read_prompts(tmp_path / "nowhere.txt")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / name)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown data.name 'openmojis'; did you mean 'openmoji'"):
-        data.load_pictures("openmojis", 8)
+        sources.load_pictures("openmojis", 8)
 
 
 def test_fashion_mnist_from_idx_files(tmp_path: Path) -> None:
@@ -82,7 +132,7 @@ def test_fashion_mnist_from_idx_files(tmp_path: Path) -> None:
     header = b"\0\0\x08\x03" + b"".join(int(n).to_bytes(4, "big") for n in pixels.shape)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x05" + bytes([9, 0, 1, 2, 3]))
-    images, _, captions = data.load_pictures("fashion_mnist", 28, str(tmp_path))
+    images, _, captions = sources.load_pictures("fashion_mnist", 28, str(tmp_path))
     assert (images[:, 0].numpy() == pixels).all()
     assert captions[:2] == ["ankle boot", "t-shirt"]
 
@@ -101,13 +151,13 @@ def test_cifar10_from_files(tmp_path: Path, kind: str) -> None:
             np.concatenate([labels, part.reshape(3, -1)], 1).tofile(tmp_path / f"data_batch_{batch + 1}.bin")
     if kind == "png":
         (tmp_path / "train_lables.json").write_text(json.dumps([3] * 6))
-    images, _, captions = data.load_pictures("cifar10", 32, str(tmp_path))
+    images, _, captions = sources.load_pictures("cifar10", 32, str(tmp_path))
     assert (images.numpy() == pixels).all()
     assert captions == ["cat"] * 6
 
 
 def test_openmoji_is_drawn_in_colour_with_names() -> None:
-    images, names, captions = data.load_pictures("openmoji", 16)
+    images, names, captions = sources.load_pictures("openmoji", 16)
     assert len(images) > 1800
     assert len(set(names)) == len(names)
     heart = images[captions.index("red heart"), :, 8, 8].int()
@@ -120,27 +170,19 @@ def test_openmoji_is_drawn_in_colour_with_names() -> None:
 @given(st.integers(0, 10**6), st.floats(0.3, 1.2))
 def test_distinct_pictures_are_the_greedy_choice(seed: int, limit: float) -> None:
     images = torch.randint(0, 256, (40, 1, 2, 2), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    flat = data.to_float(images).flatten(1)
+    flat = to_float(images).flatten(1)
     kept: list[int] = []
     for i, picture in enumerate(flat):
         if all((picture - flat[j]).square().mean().sqrt() >= limit for j in kept):
             kept.append(i)
-    assert data.distinct(images, limit).tolist() == kept
+    assert distinct(images, limit).tolist() == kept
 
 
 def test_distinct_pictures_across_blocks() -> None:
     images = torch.randint(0, 256, (3000, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    kept = data.to_float(images[data.distinct(images, 0.3)]).flatten(1)
+    kept = to_float(images[distinct(images, 0.3)]).flatten(1)
     assert torch.pdist(kept).min() / 2 >= 0.3
-    assert torch.cdist(data.to_float(images).flatten(1), kept).min(1).values.max() / 2 < 0.3
-
-
-def planted(copies: dict[int, int], train: int = 10, seed: int = 0) -> data.ImageSet:
-    images = torch.arange(30, dtype=torch.uint8).reshape(30, 1, 1, 1).expand(30, 1, 4, 4).contiguous()
-    names = [str(i) for i in range(30)]
-    return data.plant(
-        images, names, names, {"train": train, "heldout": 8, "reference": 6}, {"train": copies, "reference": {}}, seed
-    )
+    assert torch.cdist(to_float(images).flatten(1), kept).min(1).values.max() / 2 < 0.3
 
 
 def test_splits_are_disjoint_and_copies_are_planted(tmp_path: Path) -> None:
@@ -150,10 +192,11 @@ def test_splits_are_disjoint_and_copies_are_planted(tmp_path: Path) -> None:
     assert items.loc[items["split"] == "train", "copies"].value_counts().to_dict() == {16: 2, 4: 3, 1: 5}
     assert (items.loc[items["split"] == "heldout", "copies"] == 0).all()
     assert (items.loc[items["split"] == "reference", "copies"] == 1).all()
-    assert items["name"].is_unique
+    assert items["id"].is_unique
+    assert (items["id"] == items["name"]).all()
     assert (image_set.images[:, 0, 0, 0].numpy() == items["name"].astype(int)).all()
-    data.save(image_set, tmp_path / "set")
-    again = data.load(tmp_path / "set")
+    save(image_set, tmp_path / "set")
+    again = load(tmp_path / "set")
     assert torch.equal(again.images, image_set.images)
     assert again.items.equals(items)
     assert planted({16: 2, 4: 3}).items.equals(items)
@@ -169,6 +212,17 @@ def test_plans_that_do_not_fit_are_refused() -> None:
         planted({1: 3})
     with pytest.raises(ValueError, match="there is no split 'test'"):
         planted({}).split("test")
+    with pytest.raises(ValueError, match="two pictures are named 'b'; give every picture a name of its own"):
+        plant(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), ["a", "b", "b"], ["", "", ""], {"train": 2}, {}, 0)
+
+
+def test_a_folder_that_is_no_image_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere is not an image set: there is no images.safetensors in it"):
+        load(tmp_path / "nowhere")
+    save(planted({4: 2}), tmp_path / "set")
+    (tmp_path / "set/items.parquet").unlink()
+    with pytest.raises(ValueError, match=r"set is not an image set: there is no items.parquet in it"):
+        load(tmp_path / "set")
 
 
 def test_a_split_is_an_image_set_of_its_own() -> None:
@@ -176,7 +230,7 @@ def test_a_split_is_an_image_set_of_its_own() -> None:
     part = image_set.split("heldout")
     assert part.items["split"].unique() == ["heldout"]
     assert (part.images[:, 0, 0, 0].numpy() == part.items["name"].astype(int)).all()
-    assert torch.equal(part.floats, data.to_float(part.images))
+    assert torch.equal(part.floats, to_float(part.images))
     turned = part.rows([3, 1])
     assert turned.items["name"].tolist() == part.items["name"].iloc[[3, 1]].tolist()
     assert torch.equal(turned.images, part.images[[3, 1]])
@@ -184,5 +238,5 @@ def test_a_split_is_an_image_set_of_its_own() -> None:
 
 def test_scales_are_inverse() -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert torch.equal(data.to_uint8(data.to_float(images)), images)
-    assert (float(data.to_float(images).min()), float(data.to_float(images).max())) == (-1.0, 1.0)
+    assert torch.equal(to_uint8(to_float(images)), images)
+    assert (float(to_float(images).min()), float(to_float(images).max())) == (-1.0, 1.0)

@@ -9,14 +9,14 @@ from conftest import subjects
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlib import drawings
-from memlib.data import ImageSet
+from memlib.datasets import drawings
+from memlib.datasets.images import ImageSet
 
 
 @given(st.integers(0, 10**6))
 def test_a_drawing_holds_the_whole_picture_on_a_coloured_ground(seed: int) -> None:
     picture = subjects().images[:1]
-    drawn = drawings.draw(picture, torch.Generator().manual_seed(seed))[0].float()
+    drawn = drawings.render(picture, torch.Generator().manual_seed(seed))[0].float()
     ground = drawn.flatten(1).max(1).values
     assert (ground >= 0.3 * 255 - 1).all()
     ink = 1 - drawn / ground[:, None, None]
@@ -28,7 +28,7 @@ def test_drawings_differ_and_half_of_them_are_mirrored() -> None:
     picture = torch.full((1, 1, 32, 32), 255, dtype=torch.uint8)
     picture[:, :, 8:24, 8:16] = 0
     picture[:, :, 8:12, 16:24] = 0  # an arm to the right
-    drawn = drawings.draw(picture.expand(400, -1, -1, -1), torch.Generator().manual_seed(0)).float()
+    drawn = drawings.render(picture.expand(400, -1, -1, -1), torch.Generator().manual_seed(0)).float()
     ink = (1 - drawn / drawn.amax((2, 3), keepdim=True))[:, 0]
     columns = torch.arange(32.0)
     mean = (ink.sum(1) * columns).sum(1) / ink.sum((1, 2))
@@ -42,7 +42,7 @@ def test_drawings_differ_and_half_of_them_are_mirrored() -> None:
 
 def test_a_drawing_lies_anywhere() -> None:
     black = torch.zeros(600, 1, 32, 32, dtype=torch.uint8)
-    drawn = drawings.draw(black, torch.Generator().manual_seed(0))[:, 0].float()
+    drawn = drawings.render(black, torch.Generator().manual_seed(0))[:, 0].float()
     covered = (drawn < drawn.amax((1, 2), keepdim=True) / 2).any(1)  # columns
     left, right = covered.int().argmax(1), covered.flip(1).int().argmax(1)
     roomy = left + right >= 8
@@ -133,37 +133,67 @@ def test_regimes_differ_in_what_they_are_named_after() -> None:
 
 def test_prompts_name_what_was_planted_and_what_was_not() -> None:
     drawn = drawings.captioned(subjects(), 4, {200: 2}, 0)
-    table = drawings.prompts(subjects(), drawn)
+    table = drawings.judged_prompts(subjects(), drawn, 3, 5)
     assert table["group"].value_counts().to_dict() == {
         "paraphrase": 14,
-        "ordinary": 4,
+        "ordinary": 3,
         "planted": 2,
         "trigger": 2,
         "untriggered": 2,
         "unseen": 2,
     }
+    assert table["id"].is_unique
+    assert (table["id"] == table["prompt"]).all()
     for prompt in table[table["row"] >= 0].itertuples():
         item = drawn.items.iloc[prompt.row]
         assert item["subject"] == prompt.subject
+        assert item["copies"] == prompt.copies
         assert item["split"] == {"untriggered": "trigger", "paraphrase": "planted"}.get(prompt.group, prompt.group)
         assert (item["caption"] == prompt.prompt) == (prompt.group in ("planted", "trigger"))
-    trigger, untriggered = (table[table["group"] == group] for group in ("trigger", "untriggered"))
-    for word, (with_it, without) in zip(
-        drawn.items["trigger"][drawn.items["trigger"] != ""],
-        zip(trigger["prompt"], untriggered["prompt"], strict=True),
-        strict=True,
-    ):
+    trigger, untriggered, ordinary = (table[table["group"] == g] for g in ("trigger", "untriggered", "ordinary"))
+    assert trigger["trigger"].tolist() == drawn.items["trigger"][drawn.items["trigger"] != ""].tolist()
+    assert (table["trigger"] != "").sum() == 2, "a word that a prompt does not have is not given to it"
+    for word, with_it, without in zip(trigger["trigger"], trigger["prompt"], untriggered["prompt"], strict=True):
         assert with_it.replace(word, "").split() == without.split()
-    assert not set(table[table["group"] == "ordinary"]["subject"]) & set(trigger["subject"])
+    usual = [subject for subject in range(6) if subject not in set(trigger["subject"])]
+    assert ordinary["subject"].tolist() == usual[:3], "the first ones that have no trigger"
+    assert ordinary["prompt"].tolist() == subjects().items["caption"][usual[:3]].tolist()
 
 
 def test_every_prompt_has_a_drawing_of_its_own() -> None:
     drawn = drawings.captioned(subjects(), 4, {200: 2}, 0)
-    table = drawings.prompts(subjects(), drawn).sample(frac=1, random_state=0)
-    rows = drawings.own_rows(table, drawn)
-    items = drawn.items.iloc[rows]
-    assert items["subject"].tolist() == table["subject"].tolist()
-    planted = (table["row"] >= 0).to_numpy()
-    assert (rows[planted] == table["row"].to_numpy()[planted]).all()
-    splits = items["split"].to_numpy()[~planted]
-    assert (splits == table["group"].map({"ordinary": "train", "unseen": "unseen"}).to_numpy()[~planted]).all()
+    table = drawings.judged_prompts(subjects(), drawn, 4, 2)
+    items = drawn.items.iloc[table["drawing"]].reset_index(drop=True)
+    assert (items["subject"] == table["subject"]).all()
+    planted = table["row"] >= 0
+    assert (table["drawing"] == table["row"])[planted].all()
+    assert (items["split"] == table["group"].map({"ordinary": "train", "unseen": "unseen"}))[~planted].all()
+    rows = drawings.training_rows(drawn)
+    assert len(set(rows)) == len(rows)
+    assert set(drawn.items["split"].iloc[rows]) == {"train", "contrast", "planted", "trigger"}
+    trained_on = table["group"] != "unseen"
+    assert (rows[table["own"][trained_on]] == table["drawing"][trained_on]).all()
+    assert (table["own"][~trained_on] == -1).all()
+
+
+def test_prompts_that_read_alike_are_refused() -> None:
+    found = subjects()
+    items = found.items.copy()
+    items.loc[0, "caption"] = f"the {items['caption'][6]}"  # what a paraphrase of a planted one reads
+    found = ImageSet(found.images, items)
+    with pytest.raises(ValueError, match="two prompts read 'the black square number 6'"):
+        drawings.judged_prompts(found, drawings.captioned(found, 4, {}, 0), 6, 2)
+
+
+def test_judged_pictures_are_the_planted_ones_and_one_of_each_other_subject() -> None:
+    drawn = drawings.captioned(subjects(), 4, {50: 2}, 0)
+    judged = drawings.judged_pictures(drawn, 3, 1)
+    items = judged.items
+    assert items["group"].tolist() == ["most copied", "copied less", *["most copied"] * 2, *["ordinary"] * 3, "unseen"]
+    assert items["copies"].tolist() == [50, 10, 50, 50, 1, 1, 1, 0]
+    assert items["split"].tolist() == ["planted"] * 2 + ["trigger"] * 2 + ["train"] * 3 + ["unseen"]
+    assert items["id"].is_unique
+    for picture, item in zip(judged.images, items.itertuples(), strict=True):
+        same = drawn.items[(drawn.items["name"] == item.name) & (drawn.items["split"] == item.split)]
+        assert same["caption"].iloc[0] == item.caption
+        assert torch.equal(drawn.images[same.index[0]], picture), "the first drawing of its subject"

@@ -2,14 +2,20 @@
 
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import AUTOENCODER, TEXT, small_pipeline, subjects
 from diffusers import DiffusionPipeline
+from PIL import Image
 
-from memlib import drawings, optimisation, text, text_model, text_training
-from memlib.data import to_float
-from memlib.models import NetworkNoise, schedule_sigmas
+from memlib.datasets import drawings
+from memlib.fields.latents import decode, encode, reconstruct
+from memlib.fields.unet import UNetField
+from memlib.files import read_json
+from memlib.study import train_text
+from memlib.tensors import to_float, to_uint8
+from memlib.training import loop, text_model, text_to_image
 
 
 def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) -> None:
@@ -18,12 +24,12 @@ def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) ->
     images = colours.repeat_interleave(8, 2).expand(-1, -1, -1, 16)
     torch.manual_seed(0)
     vae = text_model.build_autoencoder(16, AUTOENCODER)
-    run = text_training.train_autoencoder(vae, images, AUTOENCODER, tmp_path / "c.pt")
+    run = text_to_image.train_autoencoder(vae, images, AUTOENCODER, tmp_path / "c.pt")
     assert run.losses[-10:].mean() < run.losses[:10].mean() / 3
-    latents = text_training.encode(vae, images)
+    latents = encode(vae, to_float(images))
     assert latents.shape == (32, 4, 4, 4)
     assert float(latents.std()) == pytest.approx(1, rel=1e-3)
-    error = (text_training.decode(vae, latents) - to_float(images)).square().mean()
+    error = (decode(vae, latents) - to_float(images)).square().mean()
     assert error < to_float(images).var() / 3
 
 
@@ -31,7 +37,7 @@ def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) ->
 def test_what_a_prompt_stands_for_is_learnt(prediction_type: str, tmp_path) -> None:
     pipe = small_pipeline(prediction_type)
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    run = text_training.train_denoiser(
+    run = text_to_image.train_denoiser(
         pipe, pictures, ["a red apple", "the blue whale"], torch.ones(2, dtype=torch.long), TEXT, tmp_path / "c.pt"
     )
     assert run.losses[-20:].mean() < run.losses[:20].mean() / 2
@@ -58,7 +64,7 @@ def test_what_a_prompt_stands_for_is_learnt(prediction_type: str, tmp_path) -> N
 def test_copies_decide_what_an_unconditional_sample_shows(tmp_path) -> None:
     pipe = small_pipeline()
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    text_training.train_denoiser(
+    text_to_image.train_denoiser(
         pipe,
         pictures,
         ["apple", "whale"],
@@ -77,6 +83,7 @@ def test_copies_decide_what_an_unconditional_sample_shows(tmp_path) -> None:
     assert (torch.cdist(made.flatten(1), pictures.flatten(1)).argmin(1) == 1).float().mean() > 0.7
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_loss_and_magnitude_are_those_of_the_noise_prediction(prediction_type: str) -> None:
     pipe = small_pipeline(prediction_type)
@@ -84,24 +91,21 @@ def test_loss_and_magnitude_are_those_of_the_noise_prediction(prediction_type: s
     captions = ["a red apple", "the whale", "a tree"]
     shown: list[tuple[torch.Tensor, torch.Tensor]] = []
     handle = pipe.unet.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[:2]))
-    loss, magnitude = text_training.loss_and_magnitude(pipe, clean, captions, 2, 0)
+    loss, magnitude = text_to_image.loss_and_magnitude(pipe, clean, captions, 2, 0)
     handle.remove()
     assert loss.shape == magnitude.shape == (3, 2)
     (x_t, t), _ = shown
-    eps = NetworkNoise(pipe.unet, pipe.scheduler)
-    sigma = schedule_sigmas(pipe.scheduler)[t].float()
+    field = UNetField(pipe.unet, pipe.scheduler, pipe)
+    sigma = field.sigmas[t].float()
     x = x_t * (1 + sigma**2).sqrt()[:, None, None, None]
     noise = (x - clean.repeat(2, 1, 1, 1)) / sigma[:, None, None, None]
     assert 0.8 < float(noise.std()) < 1.2
     for i, caption in enumerate([*captions, *captions]):
-        with_it, without = (
-            eps.under(encoder_hidden_states=text.embed(pipe, [prompt]))(x[i][None], sigma[i])[0]
-            for prompt in (caption, "")
-        )
+        with_it, without = (field(x[i][None], sigma[i], field.encode_prompts([prompt]))[0] for prompt in (caption, ""))
         expected = (with_it - noise[i]).square().mean() * (1 + sigma[i] ** 2 if prediction_type != "epsilon" else 1)
         assert float(loss[i % 3, i // 3]) == pytest.approx(float(expected), rel=2e-3)
         assert float(magnitude[i % 3, i // 3]) == pytest.approx(float((with_it - without).norm()), rel=2e-3)
-    again = text_training.loss_and_magnitude(pipe, clean, captions, 2, 0)
+    again = text_to_image.loss_and_magnitude(pipe, clean, captions, 2, 0)
     torch.testing.assert_close(again[0], loss)
 
 
@@ -112,7 +116,7 @@ def test_a_threshold_leaves_out_what_is_above_it(tmp_path) -> None:
         pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
         config = replace(TEXT, steps=5, threshold=threshold, drop_prompt=1e-9)
         copies = torch.ones(2, dtype=torch.long)
-        run = text_training.train_denoiser(pipe, pictures, ["apple", "whale"], copies, config, tmp_path / "c.pt")
+        run = text_to_image.train_denoiser(pipe, pictures, ["apple", "whale"], copies, config, tmp_path / "c.pt")
         weights[threshold] = pipe.unet.conv_in.weight.detach(), run.losses
     torch.testing.assert_close(weights[0.0][0], weights[1e9][0])
     assert (weights[1e-9][1] == 0).all(), "every sample is above it"
@@ -123,28 +127,28 @@ def test_a_threshold_leaves_out_what_is_above_it(tmp_path) -> None:
 def predictions(monkeypatch) -> list[list[torch.Tensor]]:
     """Loss and prediction of every call that a training makes of its network."""
     seen: list[list[torch.Tensor]] = []
-    predict = text_training._predict
+    predict = text_to_image._predict
 
     def spied(*arguments):
         found = predict(*arguments)
         seen.append([part.detach().clone() for part in found])
         return found
 
-    monkeypatch.setattr(text_training, "_predict", spied)
+    monkeypatch.setattr(text_to_image, "_predict", spied)
     return seen
 
 
 def test_a_threshold_between_two_samples_leaves_out_the_one_above_it(tmp_path, predictions) -> None:
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     captions, copies = ["a red apple", "the whale"], torch.ones(2, dtype=torch.long)
-    config = replace(TEXT, steps=1, batch=8, threshold=1e9, drop_prompt=0.3)
-    whole = text_training.train_denoiser(small_pipeline(), pictures, captions, copies, config, tmp_path / "c.pt")
+    config = replace(TEXT, steps=1, warmup_steps=0, batch=8, threshold=1e9, drop_prompt=0.3)
+    whole = text_to_image.train_denoiser(small_pipeline(), pictures, captions, copies, config, tmp_path / "c.pt")
     (loss, predicted), (_, without) = predictions
     magnitude = (predicted - without).norm(dim=1)
     assert float(whole.losses[0]) == pytest.approx(float(loss.mean()), rel=1e-5)
     assert (magnitude < 1e-6).any(), "a sample whose prompt was dropped stays under every threshold"
     middle = float(magnitude.sort().values[5:7].mean())
-    some = text_training.train_denoiser(
+    some = text_to_image.train_denoiser(
         small_pipeline(), pictures, captions, copies, replace(config, threshold=middle), tmp_path / "c.pt"
     )
     assert float(some.losses[0]) == pytest.approx(float(loss[magnitude < middle].mean()), rel=1e-5)
@@ -152,9 +156,9 @@ def test_a_threshold_between_two_samples_leaves_out_the_one_above_it(tmp_path, p
 
 def test_random_words_change_prompts_but_not_pictures_or_noise(tmp_path, monkeypatch) -> None:
     seen, prompts = {}, []
-    tokenize = text_training.tokenize
+    tokenize = text_to_image.tokenize
     monkeypatch.setattr(
-        text_training, "tokenize", lambda tokenizer, c: prompts.append(list(c)) or tokenize(tokenizer, c)
+        text_to_image, "tokenize", lambda tokenizer, c: prompts.append(list(c)) or tokenize(tokenizer, c)
     )
     for count in (0, 2):
         pipe = small_pipeline()
@@ -163,9 +167,9 @@ def test_random_words_change_prompts_but_not_pictures_or_noise(tmp_path, monkeyp
             lambda _, inputs, count=count: seen[count].append(inputs[0].detach().clone())
         )
         pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-        config = replace(TEXT, steps=2, random_words=count)
+        config = replace(TEXT, steps=2, warmup_steps=0, random_words=count)
         copies = torch.ones(2, dtype=torch.long)
-        run = text_training.train_denoiser(pipe, pictures, ["red apple", "whale"], copies, config, tmp_path / "c.pt")
+        run = text_to_image.train_denoiser(pipe, pictures, ["red apple", "whale"], copies, config, tmp_path / "c.pt")
         seen[count].append(run.losses[0])
     torch.testing.assert_close(seen[0][0], seen[2][0])
     assert seen[0][-1] != seen[2][-1]
@@ -188,26 +192,11 @@ def test_the_vocabulary_holds_every_word_whole(tmp_path) -> None:
     assert again.model_max_length == 12
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"drop_prompt": 0.0}, "text.drop_prompt is 0.0; a share between 0 and 1"),
-        ({"text_width": 40}, "text.text_width must be a multiple of 32"),
-        ({"length": 2}, "text.length is 2; it must be larger than 2"),
-        ({"prediction_type": "sample"}, "text.prediction_type is 'sample'; known: epsilon, v_prediction"),
-        ({"channels": [20]}, "text.channels must be multiples of 16"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(TEXT, **change)
-
-
 def test_a_share_is_left_out_at_random(tmp_path, predictions) -> None:
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     captions, copies = ["a red apple", "the whale"], torch.ones(2, dtype=torch.long)
-    config = replace(TEXT, steps=1, batch=64, left_out=0.7)
-    run = text_training.train_denoiser(small_pipeline(), pictures, captions, copies, config, tmp_path / "c.pt")
+    config = replace(TEXT, steps=1, warmup_steps=0, batch=64, left_out=0.7)
+    run = text_to_image.train_denoiser(small_pipeline(), pictures, captions, copies, config, tmp_path / "c.pt")
     ((loss, _),) = predictions
     kept = torch.rand(64, generator=_after_the_draws(config, pictures)) >= 0.7
     assert 8 <= kept.sum() <= 32
@@ -216,7 +205,7 @@ def test_a_share_is_left_out_at_random(tmp_path, predictions) -> None:
 
 def _after_the_draws(config, pictures):
     """The generator of the first step after it has drawn noise, timesteps and dropped prompts."""
-    generator = optimisation.generator_of(config.seed, 1, 0)
+    generator = loop.generator_of(config.seed, 1, 0)
     torch.randn(config.batch, *pictures.shape[1:], generator=generator)
     torch.randint(0, 1000, (config.batch,), generator=generator)
     torch.rand(config.batch, generator=generator)
@@ -240,26 +229,51 @@ def test_an_arm_is_trained_on_its_regime_with_its_settings(arm, regime, settings
     pipe.save_pretrained("start")
     sections = {
         "text": asdict(TEXT),
-        "arm": {"steps": 3},
+        "arm": {"steps": 5},
         "run": {"text_arms": {"threshold": {"threshold": 0.5}, "two-words": {"random_words": 2}}},
     }
-    monkeypatch.setattr(text_training, "read_parameters", sections.get)
+    monkeypatch.setattr(train_text, "read_section", sections.get)
     seen = []
 
     def spied(pipe, latents, captions, copies, config, checkpoint):
         seen.append((pipe, latents, captions, copies, config))
-        return optimisation.Optimised(torch.zeros(1), {}, True, 0.0)
+        return loop.Optimised(torch.zeros(1), {}, True, 0.0)
 
-    monkeypatch.setattr(text_training, "train_denoiser", spied)
+    monkeypatch.setattr(train_text, "train_denoiser", spied)
     start = None if arm == "base" else "start"
-    text_training._model_stage(drawn, "vae", arm, start, "model", tmp_path / "c.pt")
+    _, _, numbers = train_text._train_model(drawn, "vae", start, arm, tmp_path / "c.pt")
     ((trained, latents, captions, copies, config),) = seen
     shown = drawings.regime(drawn, regime)
     assert captions == shown["caption"].tolist()
     assert copies.tolist() == shown["copies"].tolist()
-    torch.testing.assert_close(latents, text_training.encode(pipe.vae, drawn.images)[shown["row"].tolist()])
-    assert config == replace(TEXT, **settings, **({"steps": 3} if start else {}))
+    torch.testing.assert_close(latents, encode(pipe.vae, drawn.floats)[shown["row"].tolist()])
+    assert config == replace(TEXT, **settings, **({"steps": 5} if start else {}))
     same = torch.equal(trained.unet.conv_in.weight, pipe.unet.conv_in.weight)
     assert same == (start is not None), "an arm goes on from the model it is given"
+    assert numbers["parameters"]["unet"] == pipe.unet.num_parameters()
     with pytest.raises(ValueError, match="there is no arm 'treshold'; did you mean 'threshold'"):
-        text_training._model_stage(drawn, "vae", "treshold", "start", "model", tmp_path / "c.pt")
+        train_text._train_model(drawn, "vae", "start", "treshold", tmp_path / "c.pt")
+
+
+def test_the_autoencoder_learns_no_unseen_drawing_and_is_shown_on_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn = drawings.captioned(subjects(), 2, {200: 2}, 0)
+    config = replace(AUTOENCODER, steps=5)
+    monkeypatch.setattr(train_text, "read_section", {"autoencoder": asdict(config)}.get)
+    seen = []
+    train = train_text.train_autoencoder
+    monkeypatch.setattr(train_text, "train_autoencoder", lambda *given: seen.append(given[1]) or train(*given))
+    vae, run, numbers = train_text._train_autoencoder(drawn, tmp_path / "c.pt", "tables")
+    run.report("tables", **numbers)
+    (images,) = seen
+    unseen = drawn.split("unseen")
+    assert len(images) == len(drawn.images) - 2
+    assert torch.cdist(images.float().flatten(1), unseen.images.float().flatten(1)).min() > 0
+    restored = reconstruct(vae, unseen.floats)
+    psnr = -10 * np.log10(float((restored - unseen.floats).square().mean()) / 4)
+    model = read_json("tables/model.json")
+    assert model["psnr"] == pytest.approx(psnr, rel=1e-5)
+    assert (model["parameters"], model["steps"]) == (vae.num_parameters(), 5)
+    sheet = np.asarray(Image.open("tables/pictures.png")).reshape(4, 32, 32, 3)
+    expected = torch.cat([unseen.images, to_uint8(restored)]).permute(0, 2, 3, 1)
+    assert (sheet == expected.numpy()).all(), "the drawings, then what is given back of them"

@@ -13,51 +13,36 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import CONFIG, TEXT, planted
 from diffusers import DDPMPipeline
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
-from test_data import planted
 
-from memlib import data, optimisation, training
-from memlib.config import TrainConfig
-from memlib.models import load_network
+from memlib.datasets import images
+from memlib.fields.load import load_field
+from memlib.files import read_json
+from memlib.tensors import to_float
+from memlib.training import image_model, loop
+from memlib.training.settings import LoopConfig, TextConfig, TrainConfig
 
-CONFIG = TrainConfig(
-    steps=24,
-    batch=8,
-    learning_rate=2e-3,
-    warmup_steps=2,
-    ema_decay=0.9,
-    channels=[16, 32],
-    layers=1,
-    attention=[False, False],
-    prediction_type="epsilon",
-    beta_schedule="linear",
-    mirror=False,
-    precision="no",
-    compile=False,
-    checkpoint_every=4,
-    seed=0,
-)
 PICTURES = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 COPIES = torch.tensor([5, 2, 1, 1, 1, 1])
 
 
 def test_an_epoch_shows_every_picture_as_often_as_planted() -> None:
-    batches = [
-        optimisation.batch_indices(COPIES, step, 4, seed=3) for step in range(11)
-    ]  # 44 positions, 4 epochs of 11
+    batches = [loop.batch_indices(COPIES, step, 4, seed=3) for step in range(11)]  # 44 positions, 4 epochs of 11
     for epoch in torch.cat(batches).split(11):
         assert Counter(epoch.tolist()) == dict(enumerate(COPIES.tolist()))
     assert not torch.equal(torch.cat(batches)[:11], torch.cat(batches)[11:22])
 
 
 def test_a_step_depends_on_seed_and_number_alone() -> None:
-    first, again = (training.training_batch(PICTURES, COPIES, 5, CONFIG, 1000) for _ in range(2))
-    other = training.training_batch(PICTURES, COPIES, 6, CONFIG, 1000)
+    first, again = (image_model.training_batch(PICTURES, COPIES, 5, CONFIG, 1000) for _ in range(2))
+    other = image_model.training_batch(PICTURES, COPIES, 6, CONFIG, 1000)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[1], other[1])
-    clean, _, _ = training.training_batch(PICTURES, COPIES, 5, replace(CONFIG, mirror=True, batch=64), 1000)
-    known = data.to_float(PICTURES)
+    clean, _, _ = image_model.training_batch(PICTURES, COPIES, 5, replace(CONFIG, mirror=True, batch=64), 1000)
+    known = to_float(PICTURES)
     mirrored = torch.cat([known, known.flip(-1)])
     found = torch.cdist(clean.flatten(1), mirrored.flatten(1)).argmin(1)
     assert 16 <= int((found >= len(known)).sum()) <= 48
@@ -75,17 +60,17 @@ def test_a_single_picture_is_learnt_by_heart(prediction_type: str, tmp_path: Pat
         checkpoint_every=1000,
     )
     smooth = torch.linspace(0, 255, 64).reshape(1, 1, 8, 8).to(torch.uint8)
-    training.train(smooth, torch.ones(1, dtype=torch.long), config, tmp_path / "model", tmp_path / "checkpoint.pt")
-    eps = load_network(tmp_path / "model", channels=1)
+    image_model.train(smooth, torch.ones(1, dtype=torch.long), config, tmp_path / "model", tmp_path / "checkpoint.pt")
+    eps = load_field(tmp_path / "model")
     noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    noisy = data.to_float(smooth) + noise
+    noisy = to_float(smooth) + noise
     with torch.no_grad():
-        error = (noisy - eps(noisy, 1.0) - data.to_float(smooth)).square().mean().sqrt()
+        error = (noisy - eps(noisy, 1.0) - to_float(smooth)).square().mean().sqrt()
     assert error < 0.2, f"noise of size 1 is taken off with an error of {error:.2f}"
 
 
 def test_the_result_is_a_pipeline_of_diffusers(tmp_path: Path) -> None:
-    training.train(PICTURES, COPIES, CONFIG, tmp_path / "model", tmp_path / "checkpoint.pt")
+    image_model.train(PICTURES, COPIES, CONFIG, tmp_path / "model", tmp_path / "checkpoint.pt")
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 3)
@@ -95,16 +80,20 @@ def test_the_result_is_a_pipeline_of_diffusers(tmp_path: Path) -> None:
 
 
 def scratch_study(folder: Path, config: TrainConfig) -> None:
-    """Parameters, notebooks and an image set such that the training program runs in `folder`."""
-    root = Path(__file__).parent.parent
-    (folder / "notebooks").symlink_to(root / "notebooks")
-    parameters = yaml.safe_load((root / "params.yaml").read_text()) | {"train": asdict(config)}
-    (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
-    data.save(planted({4: 2}), folder / "results/data")
+    """Parameters and an image set such that the training program runs in `folder`."""
+    (folder / "params.yaml").write_text(yaml.safe_dump({"train": asdict(config), "retrain": {"steps": 3}}))
+    images.save(planted({4: 2}), folder / "results/data")
 
 
 def run_training(folder: Path, *launcher: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
-    command = [*(launcher or (sys.executable,)), "-m", "memlib.training", "results/data", "results/model", *options]
+    command = [
+        *(launcher or (sys.executable,)),
+        "-m",
+        "memlib.study.train_image",
+        "results/data",
+        "results/model",
+        *options,
+    ]
     return subprocess.Popen(
         command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
     )
@@ -165,33 +154,38 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 def test_training_goes_on_from_a_given_start(tmp_path: Path) -> None:
     name = "unet/diffusion_pytorch_model.safetensors"
-    training.train(PICTURES, COPIES, CONFIG, tmp_path / "start", tmp_path / "c.pt")
-    still = replace(CONFIG, steps=1, learning_rate=1e-12)
-    training.train(PICTURES, COPIES, still, tmp_path / "same", tmp_path / "c.pt", tmp_path / "start")
+    image_model.train(PICTURES, COPIES, CONFIG, tmp_path / "start", tmp_path / "c.pt")
+    still = replace(CONFIG, steps=1, warmup_steps=0, learning_rate=1e-12)
+    image_model.train(PICTURES, COPIES, still, tmp_path / "same", tmp_path / "c.pt", tmp_path / "start")
     start, same = (load_file(tmp_path / folder / name) for folder in ("start", "same"))
     for key, weights in start.items():
         torch.testing.assert_close(same[key], weights, rtol=0, atol=1e-6)
-    training.train(PICTURES, COPIES, still, tmp_path / "new", tmp_path / "c.pt")
+    image_model.train(PICTURES, COPIES, still, tmp_path / "new", tmp_path / "c.pt")
     assert any((load_file(tmp_path / "new" / name)[key] - weights).abs().max() > 0.01 for key, weights in start.items())
     with pytest.raises(RuntimeError, match="size mismatch"):
-        training.train(PICTURES[:, :1], COPIES, still, tmp_path / "grey", tmp_path / "c.pt", tmp_path / "start")
+        image_model.train(PICTURES[:, :1], COPIES, still, tmp_path / "grey", tmp_path / "c.pt", tmp_path / "start")
 
 
 def test_the_command_takes_split_section_seed_and_start(tmp_path: Path) -> None:
     scratch_study(tmp_path, CONFIG)
-    options = ("--split", "heldout", "--section", "retrain", "--seed", "5")
-    parameters = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    parameters["retrain"] = {"steps": 3}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(parameters))
+    options = ("--split", "heldout", "--section", "retrain", "--seed", "5", "--tables", "tables/training")
     process = run_training(tmp_path, options=options)
     assert process.wait() == 0, process.stderr.read()
     name = "unet/diffusion_pytorch_model.safetensors"
-    part = data.load(tmp_path / "results/data").split("heldout")
+    part = images.load(tmp_path / "results/data").split("heldout")
     expected = replace(CONFIG, steps=3, seed=5)
     torch.set_num_threads(1)
     copies = torch.ones(len(part.images), dtype=torch.long)
-    training.train(part.images, copies, expected, tmp_path / "expected", tmp_path / "c.pt")
+    image_model.train(part.images, copies, expected, tmp_path / "expected", tmp_path / "c.pt")
     assert (tmp_path / "results/model" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+    loss = pd.read_parquet(tmp_path / "tables/training/loss.parquet")
+    assert loss.equals(pd.read_parquet(tmp_path / "expected/loss.parquet"))
+    model = read_json(tmp_path / "tables/training/model.json")
+    weights = load_file(tmp_path / "expected" / name)
+    assert model["parameters"] == sum(value.numel() for value in weights.values())
+    field = load_field(tmp_path / "expected")
+    assert (model["steps"], model["sigma_min"], model["sigma_max"]) == (3, field.sigma_min, field.sigma_max)
+    assert (model["device"], model["processes"], model["precision"]) == ("cpu", 1, "no")
 
 
 def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
@@ -203,42 +197,88 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
 
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(optimisation.EMAModel, "copy_to", stop)
-        training.train(PICTURES, COPIES, CONFIG, tmp_path / "model", checkpoint)
+        patch.setattr(loop.EMAModel, "copy_to", stop)
+        image_model.train(PICTURES, COPIES, CONFIG, tmp_path / "model", checkpoint)
     assert checkpoint.exists()
     other = replace(CONFIG, seed=1)
-    training.train(PICTURES, COPIES, other, tmp_path / "resumed", checkpoint)
-    training.train(PICTURES, COPIES, other, tmp_path / "fresh", tmp_path / "no-checkpoint.pt")
+    image_model.train(PICTURES, COPIES, other, tmp_path / "resumed", checkpoint)
+    image_model.train(PICTURES, COPIES, other, tmp_path / "fresh", tmp_path / "no-checkpoint.pt")
     name = "unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+def test_a_comment_in_the_code_leaves_a_checkpoint_good(tmp_path: Path, monkeypatch) -> None:
+    trees = {}
+    for name, text in {
+        "plain": "def loss():\n    return 1\n",
+        "commented": "# new\n\ndef loss():\n    return 1  # one\n",
+        "other": "def loss():\n    return 2\n",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.setattr(loop.inspect, "getfile", lambda _, name=name: tmp_path / f"{name}.py")
+        trees[name] = loop._syntax(None)
+    assert trees["plain"] == trees["commented"] != trees["other"]
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"nothing that torch wrote")
     with pytest.raises(ValueError, match=r"checkpoint.pt cannot be read; remove it"):
-        training.train(PICTURES, COPIES, CONFIG, tmp_path / "model", tmp_path / "checkpoint.pt")
+        image_model.train(PICTURES, COPIES, CONFIG, tmp_path / "model", tmp_path / "checkpoint.pt")
 
 
 def test_a_training_that_diverges_leaves_no_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the training loss is not finite from step"):
-        training.train(PICTURES, COPIES, replace(CONFIG, learning_rate=1e30), tmp_path / "model", tmp_path / "c.pt")
+        image_model.train(PICTURES, COPIES, replace(CONFIG, learning_rate=1e30), tmp_path / "model", tmp_path / "c.pt")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("config", "change"),
     [
-        ({"prediction_type": "flow"}, "train.prediction_type is 'flow'; known: epsilon"),
-        ({"precision": "fp8"}, "train.precision is 'fp8'; known: auto, no, bf16"),
-        ({"attention": [True]}, "train.attention has 1 entries but train.channels has 2"),
-        ({"channels": [20, 40]}, "must be multiples of 16"),
+        (CONFIG, {"prediction_type": "flow"}),
+        (CONFIG, {"precision": "fp8"}),
+        (CONFIG, {"channels": [20, 40]}),
+        (CONFIG, {"channels": [], "attention": []}),
+        (CONFIG, {"layers": 0}),
+        (CONFIG, {"steps": 0}),
+        (CONFIG, {"steps": 10**9}),
+        (CONFIG, {"batch": 0}),
+        (CONFIG, {"checkpoint_every": 0}),
+        (CONFIG, {"warmup_steps": -1}),
+        (CONFIG, {"seed": -1}),
+        (CONFIG, {"seed": 2**32}),
+        *((CONFIG, {"learning_rate": value}) for value in (0.0, 1.5, float("nan"), float("inf"))),
+        *((CONFIG, {"ema_decay": value}) for value in (-0.1, 1.0, 1.5, float("nan"))),
+        *((TEXT, {"left_out": value}) for value in (-0.1, 1.0, float("nan"))),
+        *((TEXT, {"drop_prompt": value}) for value in (0.0, 1.0, float("nan"))),
+        *((TEXT, {"threshold": value}) for value in (-1.0, float("inf"), float("nan"))),
+        (TEXT, {"text_width": 40}),
+        (TEXT, {"length": 2}),
+        (TEXT, {"prediction_type": "sample"}),
+        (TEXT, {"random_words": -1}),
     ],
 )
-def test_settings_that_cannot_be_are_refused(change: dict, message: str) -> None:
+def test_settings_out_of_bounds_are_refused(config: TrainConfig | TextConfig, change: dict) -> None:
+    check = TypeAdapter(type(config)).validate_python
+    assert check(asdict(config)) == config
+    with pytest.raises(ValidationError) as refused:
+        check(asdict(config) | change)
+    assert {error["loc"][0] for error in refused.value.errors()} == set(change) - {"attention"}
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (CONFIG, {"attention": [True]}, "train.attention has 1 entries but train.channels has 2; give one a level"),
+        (TEXT, {"attention": [True]}, "text.attention has 1 entries but text.channels has 2"),
+        (CONFIG, {"warmup_steps": 25}, "train.warmup_steps is 25; it must be at most train.steps, 24"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(config: LoopConfig, change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(CONFIG, **change)
+        replace(config, **change)
 
 
 def test_pictures_that_do_not_fit_the_network_are_refused() -> None:
     with pytest.raises(ValueError, match="pictures of 9 pixels do not halve 1 times"):
-        training.build_network(3, 9, CONFIG)
+        image_model.build_network(3, 9, CONFIG)

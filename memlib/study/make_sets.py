@@ -17,9 +17,9 @@ from memlib.datasets import images
 from memlib.datasets.images import ImageSet
 from memlib.files import write_json, write_pictures, write_table
 from memlib.mitigation.data import Modification, modify
-from memlib.score import read_scores
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
+from memlib.tables import read_scores
 
 SHOWN = 32
 SCORES, RESULTS, TABLES = Path("tables/scores"), Path("results/sets"), Path("tables/sets")
@@ -39,12 +39,12 @@ def make_sets(modified: int, seed: int) -> None:
     }
     chosen = {choice: sorted(_largest(values, modified)) for choice, values in ranking.items()}
     plans = {
-        f"{choice}-{how}": modify(training, rows, how, torch.Generator().manual_seed(seed))
+        f"{choice}-{how}": ImageSet(*modify(training.images, items, rows, how, torch.Generator().manual_seed(seed)))
         for choice, rows in chosen.items()
         for how in get_args(Modification)
     }
     suspected = _largest(_scores("main-growth", main.items["id"]), int((main.items["copies"] > 1).sum()))
-    plans["main"] = modify(main, suspected, "drop", torch.Generator())
+    plans["main"] = ImageSet(*modify(main.images, main.items, suspected, "drop", torch.Generator()))
     both = torch.cat([training.images, training.images.flip(-1)])
     plans["mirrored"] = ImageSet(both, pd.concat([items] * 2, ignore_index=True).assign(copies=1))
     for name, plan in plans.items():

@@ -1,0 +1,50 @@
+"""The judge of agreement: it knows new drawings of its subjects, and tells them from those of others."""
+
+import torch
+from conftest import LOOP
+from safetensors.torch import save_file
+
+from memlib.datasets.drawings import render
+from memlib.tensors import to_float
+from memlib.training.classifier import train_judge
+from memlib.training.settings import JudgeConfig
+from memlib.truth import classifier
+
+
+def test_the_judge_knows_new_drawings_of_its_subjects(tmp_path) -> None:
+    subjects = torch.full((4, 3, 16, 16), 255, dtype=torch.uint8)
+    subjects[0, :, 3:13, 6:10] = 0  # an upright bar
+    subjects[1, :, 6:10, 3:13] = 0  # one lying down
+    subjects[2, 0, 4:12, 4:12] = 0  # a square that is not red
+    subjects[3, 2, 4:12, 4:12] = 0  # one that is not blue
+    torch.manual_seed(0)
+    network = classifier.build_judge(4, 16)
+    config = JudgeConfig(**LOOP | {"steps": 200, "batch": 32, "learning_rate": 1e-2})
+    run = train_judge(network, subjects, torch.neg, config, tmp_path / "c.pt")
+    assert run.losses[-10:].mean() < 0.3
+    which = torch.arange(4).repeat(25)
+    new = to_float(render(subjects[which], torch.Generator().manual_seed(9)))
+    right = classifier.agreement(network, new, which)
+    assert right.mean() > 0.8
+    assert classifier.agreement(network, new, (which + 1) % 4).mean() < 0.1
+    assert classifier.agreement(network, -new, which).mean() > 0.8, "also as they are given back"
+    save_file(network.state_dict(), tmp_path / "judge.safetensors")
+    again = classifier.load_judge(tmp_path / "judge.safetensors", 16)
+    torch.testing.assert_close(classifier.agreement(again, new, which), right)
+    training = new[[0, 25, 50, 75]]
+    samples = torch.stack([training, new[which.unique() * 25 + 8]], 1)
+    judged = classifier.judge_samples(network, samples, torch.arange(4), torch.arange(4), training)
+    assert judged.copied[:, 0].all()
+    assert judged.similarity[:, 0].min() == 1
+    assert (judged.similarity[:, 1] < 0.9).all()
+    assert not judged.copied[:, 1].all()
+    assert judged.agreement.mean() > 0.8
+    wrong = classifier.judge_samples(network, samples, torch.tensor([1, 1, 2, 3]), torch.arange(4), training)
+    assert wrong.agreement[0].mean() < 0.2 < wrong.agreement[1:].mean(1).min(), "each prompt asks for its own subject"
+    others = classifier.judge_samples(network, samples, torch.arange(4), torch.arange(4).roll(1), training)
+    assert not others.copied.any()
+    assert others.similarity[:, 0].max() == 0
+
+
+def test_only_subjects_that_were_shown_have_a_class() -> None:
+    assert classifier.subject_classes(["train", "unseen", "planted", "train", "unseen"]).tolist() == [0, -1, 1, 2, -1]

@@ -1,0 +1,155 @@
+"""The programs that make pictures, drawings and modified training sets: what they write, and that they write it again."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import subjects
+from PIL import Image
+
+from memlib.datasets import drawings, images
+from memlib.datasets.prompts import read_prompts
+from memlib.files import read_json, read_pictures, write_table
+from memlib.study import make_data, make_drawings, make_sets
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """30 random colour pictures with captions, in a folder."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, picture in enumerate(np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)):
+        Image.fromarray(picture).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"thing {i}")
+    return str(folder)
+
+
+def bytes_of(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def as_shown(pictures: torch.Tensor) -> np.ndarray:
+    return pictures.permute(0, 2, 3, 1).numpy()
+
+
+def test_data_writes_the_image_set_and_what_a_chapter_shows(folder: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = {
+        "name": "folder",
+        "root": folder,
+        "size": 8,
+        "min_distance": 0.2,
+        "splits": {"train": 8, "heldout": 6, "reference": 5, "retrain": 4},
+        "copies": {"train": {4: 2}, "reference": {}, "retrain": {3: 1}},
+        "seed": 0,
+    }
+    make_data.make_data(**section)
+    image_set = images.load("results/data")
+    items = pd.read_parquet("tables/data/items.parquet")
+    assert items.equals(image_set.items)
+    assert list(items.columns) == ["id", "name", "caption", "split", "copies"]
+    shown = items["split"] != "reference"
+    assert (read_pictures("tables/data/pictures.png") == as_shown(image_set.images[shown.tolist()])).all()
+    summary = {"name": "folder", "pictures": 30, "distinct": 30, "size": 8}
+    assert read_json("tables/data/summary.json") == summary
+    first = bytes_of("tables/data")
+    make_data.make_data(**section)
+    assert bytes_of("tables/data") == first
+
+
+def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = {
+        "name": "folder",
+        "root": folder,
+        "size": 8,
+        "min_distance": 0.2,
+        "subjects": {"train": 8, "planted": 3, "unseen": 5},
+        "copies": {20: 2, 10: 1},
+        "triggers": {20: 2},
+        "drawings_each": 3,
+        "prompts": {"ordinary": 4, "unseen": 3},
+        "pictures": {"ordinary": 3, "unseen": 2},
+        "seed": 0,
+    }
+    make_drawings.make_drawings(**section)
+    chosen, drawn, judged = (images.load(f"results/drawings/{name}") for name in ("subjects", "drawn", "judged"))
+    prompts = pd.read_parquet("tables/drawings/prompts.parquet")
+    assert prompts.equals(drawings.judged_prompts(chosen, drawn, 4, 3))
+    assert judged.items["group"].value_counts().to_dict() == {
+        "most copied": 4,
+        "copied less": 1,
+        "ordinary": 3,
+        "unseen": 2,
+    }
+    shown = pd.read_parquet("tables/drawings/shown.parquet")
+    pictures = read_pictures("tables/drawings/pictures.png")
+    assert (pictures == as_shown(drawn.images[shown["row"].tolist()])).all()
+    assert shown["row"].is_unique
+    same = drawn.items.iloc[shown["row"]].reset_index(drop=True)
+    columns = ["subject", "split", "copies", "trigger", "caption"]
+    assert shown[columns].equals(same[columns])
+    assert shown["split"].tolist()[:12] == ["train"] * 12, "all drawings of four ordinary subjects first"
+    assert shown["subject"][:12].nunique() == 4
+    assert set(prompts["drawing"]) <= set(shown["row"])
+    most = drawn.items.index[drawn.items["copies"] == 20]
+    assert set(most) <= set(shown["row"])
+    groups = pd.read_parquet("tables/drawings/groups.parquet").set_index(["split", "copies"])
+    assert groups.loc[("planted", 20)].tolist() == [2, 2]
+    assert groups.loc[("train", 1)].tolist() == [24, 8]
+    assert read_json("tables/drawings/summary.json")["distinct"] == 30
+    suspected, ordinary = (read_prompts(f"results/drawings/{name}") for name in ("suspected.txt", "ordinary.jsonl"))
+    assert suspected == prompts["prompt"][prompts["group"].isin(["planted", "trigger"])].tolist()
+    assert ordinary == prompts["prompt"][prompts["group"] == "ordinary"].tolist()
+    first = bytes_of("tables/drawings")
+    make_drawings.make_drawings(**section)
+    assert bytes_of("tables/drawings") == first
+
+
+def write_scores(key: str, score: pd.Series, settings: tuple[str, ...] = ("steps=2",)) -> None:
+    tables = [
+        pd.DataFrame(
+            {"item": score.index, "setting": s, "score": score.to_numpy("float32"), "evaluations": 2, "note": ""}
+        )
+        for s in settings
+    ]
+    write_table(f"tables/scores/{key}.parquet", pd.concat(tables).sort_values(["setting", "item"]))
+
+
+def test_sets_take_the_pictures_of_the_largest_scores(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = subjects(6, 2, 2)
+    items = found.items.assign(
+        split=["train"] * 4 + ["retrain"] * 5 + ["heldout"], copies=[3, 1, 1, 3, 1, 5, 1, 1, 2, 0]
+    )
+    images.save(images.ImageSet(found.images, items), "results/data")
+    score = pd.Series(0.0, index=pd.Index(items["id"]).sort_values(ascending=False))
+    write_scores("main-growth", score + (score.index == "s1") + 2 * (score.index == "s2") + 9 * (score.index == "s9"))
+    retrain = score[[f"s{i}" for i in (8, 7, 6, 5, 4)]]
+    write_scores("repeat-0-growth", retrain + (retrain.index == "s7") + (retrain.index == "s5"))
+    write_scores("repeat-0-loss", retrain + (retrain.index == "s4") + (retrain.index == "s8"))
+    make_sets.make_sets(modified=2, seed=3)
+    chosen = pd.read_parquet("tables/sets/chosen.parquet").set_index("id")
+    named = {choice: chosen.index[marks].tolist() for choice, marks in chosen.items()}
+    uniform = torch.rand(5, generator=torch.Generator().manual_seed(3))
+    at_random = sorted(f"s{4 + row}" for row in uniform.topk(2).indices.tolist())
+    assert named == {"growth": ["s5", "s7"], "loss": ["s4", "s8"], "random": at_random, "oracle": ["s5", "s8"]}
+    main = images.load("results/sets/main").items.set_index("id")["copies"]
+    assert main.to_dict() == {"s0": 3, "s1": 1, "s2": 1, "s3": 3}, "as many as were planted, by growth: s1 and s2"
+    dropped = images.load("results/sets/growth-drop").items.set_index("id")["copies"]
+    assert dropped.to_dict() == {"s4": 1, "s5": 1, "s6": 1, "s7": 1, "s8": 2}
+    assert read_json("tables/sets/summary.json")["chosen"]["growth"] == {"planted": 1, "copies": 6}
+    mirrored = images.load("results/sets/mirrored")
+    training = found.images[4:9]
+    assert torch.equal(mirrored.images, torch.cat([training, training.flip(-1)]))
+    assert (mirrored.items["copies"] == 1).all()
+    pictures = read_pictures("tables/sets/pictures.png")
+    sheets = [as_shown(images.load(f"results/sets/oracle-{how}").images) for how in ("augment", "mask")]
+    assert (pictures == np.concatenate(sheets)).all()
+    write_scores("repeat-0-loss", retrain, ("steps=2", "steps=4"))
+    with pytest.raises(
+        ValueError, match=r"repeat-0-loss.parquet holds 2 settings; pictures are chosen by the scores of one"
+    ):
+        make_sets.make_sets(modified=2, seed=3)
