@@ -1,7 +1,7 @@
 """Small helpers on tensors that every part of the module shares; it imports nothing of memlib."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -80,3 +80,23 @@ def trapezoid_weights(nodes: Tensor) -> Tensor:
     step = nodes.diff()
     edge = torch.zeros(1, dtype=nodes.dtype)
     return (torch.cat([step, edge]) + torch.cat([edge, step])) / 2
+
+
+def in_calls(function: Callable[..., Tensor], rows: int, pad: bool, *parts: Tensor) -> Tensor:
+    """What a function gives for parts [N, ...], `rows` at a time, as one tensor.
+
+    With `pad`, the last call is filled up with rows that are thrown away: kernels may round differently for another number
+    of rows, so calls of one size make an item's result the same bytes whatever it comes with.
+    """
+    n = len(parts[0])
+    if n <= rows and not (pad and n < rows):
+        return function(*parts)
+    found = []
+    for start in range(0, n, rows):
+        chunk = [part[start : start + rows] for part in parts]
+        count = len(chunk[0])
+        if pad and count < rows:
+            fill = torch.arange(rows - count, device=parts[0].device) % count
+            chunk = [torch.cat([part, part[fill.to(part.device)]]) for part in chunk]
+        found.append(function(*chunk)[:count])
+    return torch.cat(found)

@@ -1,0 +1,42 @@
+"""Every detector by its name, one line each: `find(name)` gives it, and `memlib score` and the study know it by this line."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from memlib.files import suggest
+
+if TYPE_CHECKING:
+    from memlib.detectors.api import Detector
+
+ALL = {
+    "growth": "memlib.detectors.volume:GROWTH",
+    "axes": "memlib.detectors.volume:AXES",
+    "edges": "memlib.detectors.volume:EDGES",
+    "rate": "memlib.detectors.volume:RATE",
+    "calibrated_growth": "memlib.detectors.volume:CALIBRATED_GROWTH",
+    "flux": "memlib.detectors.p_laplacian:FLUX",
+    "derivatives": "memlib.detectors.p_laplacian:DERIVATIVES",
+    "ball": "memlib.detectors.p_laplacian:BALL",
+    "loss": "memlib.detectors.denoising:LOSS",
+    "length": "memlib.detectors.denoising:LENGTH",
+    "secmi": "memlib.detectors.denoising:SECMI",
+    "pia": "memlib.detectors.denoising:PIA",
+    "calibrated_loss": "memlib.detectors.denoising:CALIBRATED_LOSS",
+    "magnitude": "memlib.detectors.text:MAGNITUDE",
+    "sampled_magnitude": "memlib.detectors.text:SAMPLED_MAGNITUDE",
+    "between_generations": "memlib.detectors.samples:BETWEEN",
+    "nearest_training": "memlib.detectors.samples:NEAREST",
+    "png_size": "memlib.detectors.blind:PNG_SIZE",
+    "variation": "memlib.detectors.blind:VARIATION",
+    "flat_share": "memlib.detectors.blind:FLAT_SHARE",
+    "nearest_picture": "memlib.detectors.blind:NEAREST_PICTURE",
+    "prompt_length": "memlib.detectors.blind:PROMPT_LENGTH",
+}
+
+
+def find(name: str) -> "Detector":
+    """The detector of that name; raises ValueError, with the nearest name, for another."""
+    if name not in ALL:
+        raise ValueError(f"there is no detector {name!r}{suggest(name, ALL)}")
+    module, attribute = ALL[name].split(":")
+    return getattr(import_module(module), attribute)

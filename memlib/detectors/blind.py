@@ -1,4 +1,7 @@
-"""How simple a picture is. Plain measures that could explain a detector's score without any memorisation."""
+"""Scores that never look at a model: how simple a picture is, how long a prompt.
+
+Plain measures that could explain a detector's score without any memorisation.
+"""
 
 import io
 
@@ -6,6 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from memlib.detectors.api import Detector, Items, Scores
+from memlib.fields import Field
+from memlib.tensors import to_uint8
 
 
 def compressed_size(images: Tensor) -> Tensor:
@@ -37,3 +44,35 @@ def nearest_distance(images: Tensor, training: Tensor) -> Tensor:
     """Distance [N] (L2 over float pixels) of each picture [N, ...] to the nearest training picture [M, ...] but itself."""
     distances = torch.cdist(images.flatten(1), training.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
     return distances.masked_fill(distances == 0, float("inf")).min(1).values
+
+
+def score_png_size(field: Field | None, items: Items) -> Scores:
+    """Minus the bytes of the picture as PNG."""
+    return Scores(-compressed_size(to_uint8(items.pictures)), 0)
+
+
+def score_variation(field: Field | None, items: Items) -> Scores:
+    """Minus the total variation."""
+    return Scores(-total_variation(items.pictures), 0)
+
+
+def score_flat_share(field: Field | None, items: Items) -> Scores:
+    """Share of the pixels of the commonest colour."""
+    return Scores(flat_share(to_uint8(items.pictures)), 0)
+
+
+def score_nearest_picture(field: Field | None, items: Items) -> Scores:
+    """Minus the distance to the nearest training picture but itself."""
+    return Scores(-nearest_distance(items.pictures, items.training), 0)
+
+
+def score_prompt_length(field: Field | None, items: Items) -> Scores:
+    """Words of the prompt."""
+    return Scores(torch.tensor([len(prompt.split()) for prompt in items.prompts]), 0)
+
+
+PNG_SIZE = Detector("png_size", {"picture"}, ({},), score_png_size)
+VARIATION = Detector("variation", {"picture"}, ({},), score_variation)
+FLAT_SHARE = Detector("flat_share", {"picture"}, ({},), score_flat_share)
+NEAREST_PICTURE = Detector("nearest_picture", {"picture", "training"}, ({},), score_nearest_picture)
+PROMPT_LENGTH = Detector("prompt_length", {"prompt"}, ({},), score_prompt_length)

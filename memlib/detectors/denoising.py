@@ -1,32 +1,38 @@
-"""Plain detectors that any of the papers' methods has to beat. Larger scores mean more memorised."""
+"""Plain detectors on the noise prediction that any of the papers' methods has to beat."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from memlib.data import check_images
-from memlib.models import NoisePredictor
-from memlib.ode import integrate, solver_step
+from memlib.detectors.api import Detector, Items, Scores, calibrated, conditioned
+from memlib.fields import Field, NoisePredictor
+from memlib.sampling.grids import sigma_grid
+from memlib.sampling.ode import integrate, solver_step
+from memlib.tensors import check_images, check_seeds, generators, normal
 
 
 @torch.no_grad()
-def denoising_loss(eps: NoisePredictor, x: Tensor, sigma: float, draws: int, generator: torch.Generator) -> Tensor:
-    """Minus the mean squared error of the noise prediction at one noise level [N], over `draws` noises an image.
+def denoising_loss(eps: NoisePredictor, x: Tensor, sigma: float, draws: int, seeds: Sequence[int]) -> Tensor:
+    """Mean squared error of the noise prediction at one noise level [draws, N], one noise a draw, an item's from its own seed.
 
-    The loss that training minimises (Ho et al., arXiv 2006.11239, eq. 14), used as a membership score by Matsumoto et al.
-    (arXiv 2302.03262). `draws` network evaluations an image.
+    The loss that training minimises (Ho et al., arXiv 2006.11239, eq. 14). One network evaluation a draw and item. Raises
+    ValueError for items that are not finite or have no seed each.
     """
-    check_images(x)
-    noise = torch.randn(draws, *x.shape, generator=generator).to(x)
+    if x.ndim == 4:
+        check_images(x)
+    noise = normal(generators(check_seeds(seeds, x)), draws, x)
     predicted = eps((x + sigma * noise).flatten(0, 1), sigma).reshape(noise.shape)
-    return -(predicted - noise).square().flatten(2).mean((0, 2))
+    return (predicted - noise).square().flatten(2).mean(2)
 
 
 @torch.no_grad()
 def secmi(eps: NoisePredictor, x: Tensor, sigmas: Tensor) -> Tensor:
-    """Minus SecMI's t-error [N]: how far one step of the deterministic sampler and one back miss the starting point.
+    """SecMI's t-error [N]: how far one step of the deterministic sampler and one back miss the starting point.
 
-    Duan et al. (arXiv 2302.01316, eq. 9). The image x [N, C, H, W] is carried up through the levels `sigmas` [S + 1] by Euler
+    Duan et al. (arXiv 2302.01316, eq. 9). The items x [N, ...] are carried up through the levels `sigmas` [S + 1] by Euler
     steps, which are those of DDIM; the error is that of the last of them undone by a step back. S + 1 network evaluations.
+    Raises ValueError for items that are not finite and fewer than two levels.
     """
     check_images(x)
     if len(sigmas) < 2:
@@ -35,33 +41,68 @@ def secmi(eps: NoisePredictor, x: Tensor, sigmas: Tensor) -> Tensor:
     start = integrate(eps, x, sigmas.sort().values[:-1], "euler")
     end = solver_step(eps, start, here, there, "euler")
     back = solver_step(eps, end, there, here, "euler")
-    return -(back - start).square().flatten(1).sum(1)
+    return (back - start).square().flatten(1).sum(1)
 
 
 @torch.no_grad()
 def pia(eps: NoisePredictor, x: Tensor, sigma: float, sigma_min: float) -> Tensor:
-    """Minus the proximal initialisation error [N]: how far (L4 norm) the noise found at `sigma_min` is not found at `sigma`.
+    """Proximal initialisation error [N]: how far (L4 norm) the noise found at `sigma_min` is not found at `sigma`.
 
-    Kong et al. (arXiv 2305.18355, eq. 12): the noise predicted at the image itself x [N, C, H, W] is added to it at the
-    larger level, and predicted again there. Two network evaluations.
+    Kong et al. (arXiv 2305.18355, eq. 12): the noise predicted at the item itself x [N, ...] is added to it at the
+    larger level, and predicted again there. Two network evaluations. Raises ValueError for items that are not finite.
     """
     check_images(x)
     noise = eps(x, sigma_min)
-    return -(eps(x + sigma * noise, sigma) - noise).flatten(1).norm(p=4, dim=1)
+    return (eps(x + sigma * noise, sigma) - noise).flatten(1).norm(p=4, dim=1)
 
 
-def between_generations(samples: Tensor, tiles: int = 4) -> Tensor:
-    """Minus the mean tiled distance [N] between the generations of a prompt: pictures [N, n, C, H, W], n at least 2.
+@torch.no_grad()
+def length(eps: NoisePredictor, x: Tensor, sigma: float) -> Tensor:
+    """Length of the noise prediction at the item itself [N]: sigma times that of the score. One network evaluation."""
+    return eps(x, sigma).flatten(1).norm(dim=1)
 
-    The distance of two pictures is the largest root mean square over the tiles that they are cut into, tiles x tiles (Carlini
-    et al., arXiv 2301.13188, section 4.2), so that equal grounds do not make different pictures alike.
-    """
-    n = samples.shape[1]
-    if n < 2:
-        raise ValueError(f"generations are compared with one another; there is {n}")
-    size = samples.shape[-1] // tiles
-    cut = (
-        samples.unfold(3, size, size).unfold(4, size, size).movedim(2, 4).flatten(4).flatten(2, 3)
-    )  # [N, n, tiles^2, ...]
-    first, second = torch.triu_indices(n, n, 1)
-    return -(cut[:, first] - cut[:, second]).square().mean(3).sqrt().amax(2).mean(1)
+
+def score_loss(field: Field, items: Items, *, sigma: float, draws: list[int], prompt: bool = False) -> list[Scores]:
+    """Minus the denoising loss, the mean over the first draws of one run: a membership score (Matsumoto et al., 2302.03262)."""
+    x = field.to_latents(items.pictures)
+    losses = denoising_loss(conditioned(field, items, prompt), x, sigma, max(draws), items.seeds)
+    return [Scores(-losses[:count].mean(0), count, {"draws": count}) for count in draws]
+
+
+def score_length(field: Field, items: Items, *, sigma: float, prompt: bool = False) -> Scores:
+    """Minus the bare length of the noise prediction."""
+    return Scores(-length(conditioned(field, items, prompt), field.to_latents(items.pictures), sigma), 1)
+
+
+def score_secmi(
+    field: Field,
+    items: Items,
+    *,
+    sigma: float | None = None,
+    ratio: float | None = None,
+    below: int = 0,
+    timesteps: list[int] | None = None,
+    prompt: bool = False,
+) -> Scores:
+    """Minus SecMI's t-error of the step from `sigma` to `ratio` times it, after `below` steps up to it, or through timesteps."""
+    if timesteps is not None:
+        levels = field.sigmas[timesteps]
+    else:
+        last = torch.tensor([sigma, sigma * ratio], dtype=torch.float64)
+        up = sigma_grid(field.sigma_min, sigma, below, float("inf"))[:-1] if below else last[:0]
+        levels = torch.cat([up, last])
+    x = field.to_latents(items.pictures)
+    return Scores(-secmi(conditioned(field, items, prompt), x, levels), len(levels))
+
+
+def score_pia(field: Field, items: Items, *, sigma: float, prompt: bool = False) -> Scores:
+    """Minus the proximal initialisation error, the noise found at the lowest level of the schedule."""
+    x = field.to_latents(items.pictures)
+    return Scores(-pia(conditioned(field, items, prompt), x, sigma, field.sigma_min), 2)
+
+
+LOSS = Detector("loss", {"picture"}, ({"sigma": 0.2, "draws": [4]},), score_loss)
+LENGTH = Detector("length", {"picture"}, ({"sigma": 0.2},), score_length)
+SECMI = Detector("secmi", {"picture"}, ({"timesteps": list(range(0, 111, 10))},), score_secmi)
+PIA = Detector("pia", {"picture"}, ({"sigma": 0.2},), score_pia)
+CALIBRATED_LOSS = calibrated("calibrated_loss", LOSS)

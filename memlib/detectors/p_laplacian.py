@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from memlib.models import MAX_BATCH, NoisePredictor
-from memlib.volume import directional_derivatives, standard_error
+from memlib.detectors.api import Detector, Items, Scores, conditioned
+from memlib.detectors.derivatives import directional_derivatives
+from memlib.fields import Field, NoisePredictor
+from memlib.tensors import check_seeds, generators, signs, standard_error
 
 Estimator = Literal["autodiff", "flux", "ball", "cosine"]
 Scheme = Literal["independent", "antithetic", "orthogonal"]
@@ -40,15 +42,15 @@ def p_laplacian(
     sigma: float,
     p: Sequence[float],
     directions: int | None = None,
-    generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
     estimator: Estimator = "autodiff",
     radius: float | None = None,
     scheme: Scheme = "antithetic",
-    max_batch: int = MAX_BATCH,
 ) -> PLaplacian:
     """p-Laplacian of log p_sigma around items x [N, ...], for every p of a sequence from the same network evaluations.
 
-    The estimators, with d the number of dimensions and n a random direction of length 1:
+    `seeds`, one an item, decide the random directions. The estimators, with d the number of dimensions and n a random
+    direction of length 1:
 
     - `autodiff`: at x itself, |s|^(p-2) (tr H + (p-2) s'Hs / |s|^2) with the Hessian H of the log-density; the trace by
       random signs (all d axes if `directions` is None), the rest by one derivative along s. Where p < 2 and |eps| is
@@ -62,8 +64,7 @@ def p_laplacian(
     The radius is sigma sqrt(d), where noise of that level lies, if not given. The directions of `flux` and `cosine` are
     drawn by a scheme: `independent`; `antithetic`, each with its opposite; `orthogonal`, those of an orthonormal frame
     with their opposites (several frames, if more than 2 d are wanted). The standard error of a part of one frame is that
-    of a function quadratic in n; of one whole frame it is 0 for p = 2 and otherwise not known (nan). Nothing but memory
-    depends on `max_batch`, the items of one call of the network.
+    of a function quadratic in n; of one whole frame it is 0 for p = 2 and otherwise not known (nan).
 
     Raises ValueError for p < 1, a radius, noise level or number of directions that is not positive, directions that do
     not fill the scheme, and a noise prediction that is not finite or not of the shape of x.
@@ -74,24 +75,20 @@ def p_laplacian(
     _check(p, sigma, directions, estimator, radius, scheme, d)
     radius = sigma * d**0.5 if radius is None else radius
     powers = torch.tensor(p, dtype=x.dtype, device=x.device)[:, None, None]
-    terms = []
+    random = None if directions is None else generators(check_seeds(seeds, x))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        seeds = torch.randint(2**63 - 1, (len(x),), generator=generator)
-        size = max(1, max_batch // (directions or d))
-        for items, own in zip(x.split(size), seeds.split(size), strict=True):
-            generators = [torch.Generator().manual_seed(seed) for seed in own.tolist()]
-            if estimator == "autodiff":
-                terms.append(_autodiff(eps, items, sigma, powers, directions, generators, max_batch))
-            elif estimator == "ball":
-                terms.append(_ball(eps, items, sigma, powers, directions, generators, radius, max_batch))
-            else:
-                normals = _normals(items, directions, scheme, generators)
-                field = _scores_around(eps, items, radius * normals, sigma, max_batch)
-                length = field.norm(dim=2)
-                cosine = (field * normals).sum(2) / length.clamp_min(torch.finfo(x.dtype).tiny)
-                scale = 1 if estimator == "cosine" else d / radius
-                terms.append(scale * length ** (powers - 1) * cosine)
-    by_direction = torch.cat(terms, 2).transpose(0, 1)  # [k, P, N]
+        if estimator == "autodiff":
+            terms = _autodiff(eps, x, sigma, powers, directions, random)
+        elif estimator == "ball":
+            terms = _ball(eps, x, sigma, powers, directions, random, radius)
+        else:
+            normals = _normals(x, directions, scheme, random)
+            field = _scores_around(eps, x, radius * normals, sigma)
+            length = field.norm(dim=2)
+            cosine = (field * normals).sum(2) / length.clamp_min(torch.finfo(x.dtype).tiny)
+            scale = 1 if estimator == "cosine" else d / radius
+            terms = scale * length ** (powers - 1) * cosine
+    by_direction = terms.transpose(0, 1)  # [k, P, N]
     bad = (~by_direction.isfinite().all(0).all(0)).nonzero()
     if len(bad):
         raise ValueError(f"the noise prediction at sigma {sigma:.4g} is not finite around item {int(bad[0])}")
@@ -149,10 +146,10 @@ def _score(eps: NoisePredictor, x: Tensor, sigma: float) -> Tensor:
     return -noise / sigma
 
 
-def _scores_around(eps: NoisePredictor, x: Tensor, offsets: Tensor, sigma: float, max_batch: int) -> Tensor:
+def _scores_around(eps: NoisePredictor, x: Tensor, offsets: Tensor, sigma: float) -> Tensor:
     """Score at x + offset [k, N, d], for items [N, ...] and offsets [k, N, d]."""
     points = (x + offsets.reshape(-1, *x.shape)).flatten(0, 1)
-    return torch.cat([_score(eps, rows, sigma) for rows in points.split(max_batch)]).reshape(offsets.shape)
+    return _score(eps, points, sigma).reshape(offsets.shape)
 
 
 def _autodiff(
@@ -161,21 +158,20 @@ def _autodiff(
     sigma: float,
     powers: Tensor,
     directions: int | None,
-    generators: list[torch.Generator],
-    max_batch: int,
+    random: list[torch.Generator] | None,
 ) -> Tensor:
     d = x[0].numel()
     if directions is None:
         tangents = torch.eye(d, dtype=x.dtype, device=x.device)[:, None].expand(d, len(x), d)
     else:
-        tangents = _signs(x, directions, generators)
+        tangents = signs(random, directions, x.flatten(1))
     score_at = partial(_score, eps, sigma=sigma)
-    score, derivatives = directional_derivatives(score_at, x, tangents.reshape(-1, *x.shape), max_batch)
+    score, derivatives = directional_derivatives(score_at, x, tangents.reshape(-1, *x.shape))
     curvatures = (tangents * derivatives.flatten(2)).sum(2)  # v'Hv [k, N]
     score = score.flatten(1)
     length = score.norm(dim=1)
     unit = score / length.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
-    _, derivatives = directional_derivatives(score_at, x, unit.reshape(1, *x.shape), max_batch)
+    _, derivatives = directional_derivatives(score_at, x, unit.reshape(1, *x.shape))
     along = (unit * derivatives[0].flatten(1)).sum(1)
     trace = curvatures * (d if directions is None else 1)
     return _power(length, powers - 2, d, sigma) * (trace + (powers - 2) * along)
@@ -187,20 +183,19 @@ def _ball(
     sigma: float,
     powers: Tensor,
     directions: int,
-    generators: list[torch.Generator],
+    random: list[torch.Generator],
     radius: float,
-    max_batch: int,
 ) -> Tensor:
     d = x[0].numel()
-    depth = torch.stack([torch.rand(directions, 1, generator=g) for g in generators], 1).to(x) ** (1 / d)
-    centres = radius * depth * _normals(x, directions, "independent", generators)
-    signs = _signs(x, directions, generators)
-    step = STEP * sigma * signs
-    ahead, behind = (_scores_around(eps, x, offsets, sigma, max_batch) for offsets in (centres + step, centres - step))
+    depth = torch.stack([torch.rand(directions, 1, generator=item) for item in random], 1).to(x) ** (1 / d)
+    centres = radius * depth * _normals(x, directions, "independent", random)
+    along = signs(random, directions, x.flatten(1))
+    step = STEP * sigma * along
+    ahead, behind = (_scores_around(eps, x, offsets, sigma) for offsets in (centres + step, centres - step))
 
     def flow(field: Tensor) -> Tensor:
         """|s|^(p-2) s along the signs [P, k, N]."""
-        return _power(field.norm(dim=2), powers - 2, d, sigma) * (field * signs).sum(2)
+        return _power(field.norm(dim=2), powers - 2, d, sigma) * (field * along).sum(2)
 
     return (flow(ahead) - flow(behind)) / (2 * STEP * sigma)
 
@@ -210,17 +205,11 @@ def _power(length: Tensor, exponents: Tensor, d: int, sigma: float) -> Tensor:
     return torch.where(exponents < 0, length.clamp_min(FLOOR * d**0.5 / sigma), length) ** exponents
 
 
-def _signs(x: Tensor, directions: int, generators: list[torch.Generator]) -> Tensor:
-    """Random signs [k, N, d], each item's from its own generator."""
-    d = x[0].numel()
-    return torch.stack([2 * torch.randint(0, 2, (directions, d), generator=g) - 1 for g in generators], 1).to(x)
-
-
-def _normals(x: Tensor, directions: int, scheme: Scheme, generators: list[torch.Generator]) -> Tensor:
+def _normals(x: Tensor, directions: int, scheme: Scheme, random: list[torch.Generator]) -> Tensor:
     """Unit vectors [k, N, d] of a scheme, each item's from its own generator; opposites lie half of k apart."""
     d = x[0].numel()
     half = directions if scheme == "independent" else directions // 2
-    normal = torch.stack([torch.randn(half, d, generator=g, dtype=x.dtype) for g in generators]).to(x.device)
+    normal = torch.stack([torch.randn(half, d, generator=item, dtype=x.dtype) for item in random]).to(x.device)
     if scheme == "orthogonal":
         frames = normal.reshape(len(x), -1, min(half, d), d).mT
         q, r = torch.linalg.qr(frames)
@@ -229,3 +218,38 @@ def _normals(x: Tensor, directions: int, scheme: Scheme, generators: list[torch.
     else:
         unit = (normal / normal.norm(dim=2, keepdim=True)).transpose(0, 1)
     return unit if scheme == "independent" else torch.cat([unit, -unit])
+
+
+def score_p_laplacian(
+    field: Field,
+    items: Items,
+    *,
+    sigma: float,
+    p: list[float],
+    directions: int,
+    radius: float | None = None,
+    scheme: Scheme = "antithetic",
+    estimator: Estimator = "flux",
+    prompt: bool = False,
+) -> list[Scores]:
+    """Minus the p-Laplacian, a reading for every p."""
+    x = field.to_latents(items.pictures)
+    run = p_laplacian(
+        conditioned(field, items, prompt), x, sigma, p, directions, items.seeds, estimator, radius, scheme
+    )
+    return [Scores(-value, run.evaluations, {"p": power}) for power, value in zip(p, run.value, strict=True)]
+
+
+FLUX = Detector("flux", {"picture"}, ({"sigma": 0.2, "p": [1.0], "directions": 16},), score_p_laplacian)
+DERIVATIVES = Detector(
+    "derivatives",
+    {"picture"},
+    ({"sigma": 0.2, "p": [1.0], "directions": 2},),
+    partial(score_p_laplacian, estimator="autodiff"),
+)
+BALL = Detector(
+    "ball",
+    {"picture"},
+    ({"sigma": 0.2, "p": [1.0], "directions": 16},),
+    partial(score_p_laplacian, estimator="ball"),
+)

@@ -4,7 +4,8 @@ The log-volume of a small region around an image grows by d log det J / dsigma =
 rate is sigma * tr(d eps / dx): d at a point mass, so the rate counts the directions that are frozen at that noise level.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
@@ -12,22 +13,31 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from memlib.data import check_images
-from memlib.models import MAX_BATCH, NoisePredictor
-from memlib.ode import Method, check_method, integrate, solver_step
+from memlib.detectors.api import Detector, Items, Scores, calibrated, conditioned
+from memlib.detectors.derivatives import directional_derivatives
+from memlib.fields import Field, NoisePredictor
+from memlib.sampling.grids import ratio_grid, sigma_grid
+from memlib.sampling.ode import EVALUATIONS, Method, check_method, integrate, solver_step
+from memlib.tensors import (
+    check_images,
+    check_seeds,
+    generators,
+    signs,
+    standard_error,
+    trapezoid_weights,
+)
 
 Estimator = Literal["trace", "axes", "edges"]
-EVALUATIONS = {"euler": 1, "heun": 2}  # of the network, by one step of the solver
 EDGE = 0.05  # length of the paper's edges, on its scale sqrt(abar) x
 
 
 class Growth(NamedTuple):
     """Log-volume growth of N items, in variance-exploding coordinates, from the smallest to the largest noise level.
 
-    value: [N]. standard_error: [N], of the choice of directions alone (nan with a single one, 0 with all). by_direction:
-    growth per unit of log sigma that each of k directions alone would give, [k, N, S + 1] at each noise level (`trace`) or
-    [k, N, S] over each step (`axes`, `edges`). evaluations: network evaluations per item, a forward-mode derivative
-    counting two.
+    value: [N]. standard_error: [N], of the choice of directions alone: 0 with all of them; nan with a single one, and for
+    axes that are carried along, which depend on one another. by_direction: growth per unit of log sigma that each of k
+    directions alone would give, [k, N, S + 1] at each noise level (`trace`) or [k, N, S] over each step (`axes`, `edges`).
+    evaluations: network evaluations per item, a forward-mode derivative counting two.
     """
 
     value: Tensor
@@ -46,14 +56,13 @@ def growth(
     x: Tensor,
     sigmas: Tensor,
     directions: int | None = None,
-    generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
     method: Method = "heun",
     estimator: Estimator = "trace",
-    max_batch: int = MAX_BATCH,
 ) -> Growth:
     """Log-volume growth around items x [N, ...] along the ODE from the smallest to the largest of `sigmas` [S + 1].
 
-    With `directions` None all d of them are used. The estimators:
+    With `directions` None all d of them are used. `seeds`, one an item, decide the random directions. The estimators:
 
     - `trace`: the divergence at every level (see `divergence`), integrated over log sigma by the trapezoid rule; random
       directions are drawn afresh at every level, and the estimate is unbiased for the sum of all directions.
@@ -64,8 +73,8 @@ def growth(
     - `edges`: the paper's procedure (section 4). Finite differences of length 0.05 stand for the derivative, and edges
       are measured before they are made orthogonal: an upper bound of `axes` by Hadamard's inequality.
 
-    Derivatives are taken `max_batch` at a time, which changes nothing but memory. Raises ValueError for images that are
-    not finite, an unknown method or estimator, and less than one direction or more axes than d.
+    Raises ValueError for images that are not finite, an unknown method or estimator, less than one direction or more axes
+    than d, and random directions without a seed for every item.
     """
     if x.ndim == 4:
         check_images(x)
@@ -78,8 +87,8 @@ def growth(
     levels = sigmas.sort().values.to(torch.float64)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         if estimator == "trace":
-            return _trace_growth(eps, x, levels, directions, generator, method, max_batch)
-        return _carried_growth(eps, x, levels, directions, generator, method, max_batch, estimator == "edges")
+            return _trace_growth(eps, x, levels, directions, seeds, method)
+        return _carried_growth(eps, x, levels, directions, check_seeds(seeds, x), method, estimator == "edges")
 
 
 def divergence(
@@ -87,25 +96,20 @@ def divergence(
     x: Tensor,
     sigma: float,
     directions: int | None = None,
-    generator: torch.Generator | None = None,
-    max_batch: int = MAX_BATCH,
+    seeds: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """tr(d eps / dx) and its standard error (nan with a single direction), each [N], by forward-mode derivatives.
 
-    With a number of `directions`, Hutchinson's estimate over random signs (Grathwohl et al., arXiv 1810.01367, eq. 7);
-    without, the exact trace over all d axes.
+    With a number of `directions`, Hutchinson's estimate over random signs (Grathwohl et al., arXiv 1810.01367, eq. 7), an
+    item's from its own seed; without, the exact trace over all d axes.
     """
-    samples = _divergences(eps, x, sigma, directions, generator, max_batch)
+    items = None if directions is None else generators(check_seeds(seeds, x))
+    samples = _divergences(eps, x, sigma, directions, items)
     return samples.mean(0), standard_error(samples, directions is None)
 
 
 def _divergences(
-    eps: NoisePredictor,
-    x: Tensor,
-    sigma: float,
-    directions: int | None,
-    generator: torch.Generator | None,
-    max_batch: int,
+    eps: NoisePredictor, x: Tensor, sigma: float, directions: int | None, items: list[torch.Generator] | None
 ) -> Tensor:
     """The divergence that each direction alone gives [k, N]."""
     d = x[0].numel()
@@ -114,35 +118,10 @@ def _divergences(
     elif directions < 1:
         raise ValueError(f"a divergence needs at least one direction; got {directions}")
     else:
-        signs = torch.randint(0, 2, (directions, *x.shape), generator=generator)
-        tangents = (2 * signs - 1).to(x)
+        tangents = signs(items, directions, x)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, derivatives = directional_derivatives(lambda y: eps(y, sigma), x, tangents, max_batch)
+        _, derivatives = directional_derivatives(lambda y: eps(y, sigma), x, tangents)
     return (tangents * derivatives).flatten(2).sum(2) * (d if directions is None else 1)
-
-
-def directional_derivatives(
-    function: Callable[[Tensor], Tensor], x: Tensor, tangents: Tensor, max_batch: int, edge: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """The function's values at x [N, ...] and its derivatives along tangents [k, N, ...], `max_batch` at a time.
-
-    By forward mode or, given the length of an edge, by finite differences.
-    """
-    n = len(x)
-    values, derivatives = [], []
-    for rows in torch.arange(len(tangents) * n, device=x.device).split(max_batch):
-        start, tangent = x[rows % n], tangents[rows // n, rows % n]
-        if edge is None:
-            value, derivative = torch.func.jvp(function, (start,), (tangent,))
-            values.append(value[: max(0, n - int(rows[0]))])
-        else:
-            derivative = function(start + edge * tangent)
-        derivatives.append(derivative)
-    derivatives = torch.cat(derivatives).reshape(tangents.shape)
-    if edge is None:
-        return torch.cat(values), derivatives
-    values = torch.cat([function(rows) for rows in x.split(max_batch)])
-    return values, (derivatives - values) / edge
 
 
 def _trace_growth(
@@ -150,14 +129,14 @@ def _trace_growth(
     x: Tensor,
     levels: Tensor,
     directions: int | None,
-    generator: torch.Generator | None,
+    seeds: Sequence[int] | None,
     method: Method,
-    max_batch: int,
 ) -> Growth:
+    items = None if directions is None else generators(check_seeds(seeds, x))
     rates: list[Tensor] = []
 
     def measure(x: Tensor, sigma: float) -> None:
-        rates.append(sigma * _divergences(eps, x, sigma, directions, generator, max_batch))
+        rates.append(sigma * _divergences(eps, x, sigma, directions, items))
 
     measure(x, float(levels[0]))
     integrate(eps, x, levels, method, callback=lambda step, x: measure(x, float(levels[step + 1])))
@@ -173,20 +152,20 @@ def _carried_growth(
     x: Tensor,
     levels: Tensor,
     directions: int | None,
-    generator: torch.Generator | None,
+    seeds: Sequence[int],
     method: Method,
-    max_batch: int,
     edges: bool,
 ) -> Growth:
     n, d = len(x), x[0].numel()
     k = directions or d
-    axes = torch.linalg.qr(torch.randn(n, d, k, generator=generator, dtype=x.dtype).to(x.device)).Q
+    start = torch.stack([torch.randn(d, k, generator=item, dtype=x.dtype) for item in generators(seeds)])
+    axes = torch.linalg.qr(start.to(x.device)).Q
     steps = []
     for here, there in pairwise(levels.tolist()):
         edge = EDGE * (1 + here**2) ** 0.5 if edges else None
         tangents = axes.permute(2, 0, 1).reshape(k, *x.shape)
         x, pushed = directional_derivatives(
-            lambda y, a=here, b=there: solver_step(eps, y, a, b, method), x, tangents, max_batch, edge
+            lambda y, a=here, b=there: solver_step(eps, y, a, b, method), x, tangents, edge
         )
         pushed = pushed.reshape(k, n, d).permute(1, 2, 0)
         axes, r = torch.linalg.qr(pushed)
@@ -196,22 +175,98 @@ def _carried_growth(
         steps.append(lengths.log())
     per_step = d * torch.stack(steps).permute(2, 1, 0)  # [k, N, S]
     total = per_step.sum(2)
-    error = standard_error(total, k == d) * (1 - k / d) ** 0.5
+    error = torch.zeros_like(total[0]) if k == d else torch.full_like(total[0], float("nan"))
     cost = (len(levels) - 1) * EVALUATIONS[method] * ((k + 1) if edges else 2 * k)
     return Growth(total.mean(0), error, per_step / levels.log().diff().to(x), cost)
 
 
-def standard_error(samples: Tensor, all_directions: bool) -> Tensor:
-    """Standard error of the mean over directions of samples [k, ...]: nan for a single one, 0 for all there are."""
-    if all_directions:
-        return torch.zeros_like(samples[0])
-    if len(samples) == 1:
-        return torch.full_like(samples[0], float("nan"))
-    return samples.std(0) / len(samples) ** 0.5
+def noise_levels(
+    field: Field,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    steps: int = 1,
+    ratio: float | None = None,
+    timesteps: int | None = None,
+) -> Tensor:
+    """The noise levels [S + 1] that a setting names.
+
+    Even in log sigma from `sigma_min` to `sigma_max` (the schedule's ends if not given); with `ratio`, each so many times the
+    one before; with `timesteps`, the first so many steps of the training schedule.
+    """
+    if timesteps is not None:
+        return field.sigmas[: timesteps + 1]
+    low = field.sigma_min if sigma_min is None else sigma_min
+    if ratio is not None:
+        return ratio_grid(low, ratio, steps)
+    return sigma_grid(low, field.sigma_max if sigma_max is None else sigma_max, steps, float("inf"))
 
 
-def trapezoid_weights(nodes: Tensor) -> Tensor:
-    """Weights [S + 1] of the trapezoid rule on increasing nodes."""
-    step = nodes.diff()
-    edge = torch.zeros(1, dtype=nodes.dtype)
-    return (torch.cat([step, edge]) + torch.cat([edge, step])) / 2
+def score_growth(
+    field: Field,
+    items: Items,
+    *,
+    directions: int,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    steps: int = 1,
+    ratio: float | None = None,
+    method: Method = "heun",
+    prompt: bool = False,
+) -> list[Scores]:
+    """Growth by the trace, and the rate that it adds up at each noise level alone (reading `rate_at`)."""
+    levels = noise_levels(field, sigma_min, sigma_max, steps, ratio)
+    x = field.to_latents(items.pictures)
+    run = growth(conditioned(field, items, prompt), x, levels, directions, items.seeds, method)
+    rates = [
+        Scores(rate, i * EVALUATIONS[method] + 2 * directions, {"rate_at": float(f"{sigma:.4g}")})
+        for i, (rate, sigma) in enumerate(zip(run.rate.T, levels.tolist(), strict=True))
+    ]
+    return [Scores(run.value, run.evaluations), *rates]
+
+
+def score_carried(
+    field: Field,
+    items: Items,
+    *,
+    axes: list[int],
+    steps: list[int],
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    ratio: float | None = None,
+    timesteps: int | None = None,
+    method: Method = "euler",
+    estimator: Estimator = "edges",
+    prompt: bool = False,
+) -> list[Scores]:
+    """Growth of carried axes, the first of them over the first steps of one run: what a run of so many gives."""
+    levels = noise_levels(field, sigma_min, sigma_max, max(steps), ratio, timesteps)
+    x = field.to_latents(items.pictures)
+    run = growth(conditioned(field, items, prompt), x, levels, max(axes), items.seeds, method, estimator)
+    growths = run.by_direction * levels.log().diff().to(x)
+    cost = {k: EVALUATIONS[method] * ((k + 1) if estimator == "edges" else 2 * k) for k in axes}
+    return [
+        Scores(growths[:k, :, :s].mean(0).sum(1), cost[k] * s, {"axes": k, "steps": s}) for k in axes for s in steps
+    ]
+
+
+def score_rate(
+    field: Field, items: Items, *, sigma: float, directions: list[int], prompt: bool = False
+) -> list[Scores]:
+    """Growth rate sigma tr(d eps / dx) at the picture itself at one noise level; readings by the number of directions."""
+    x = field.to_latents(items.pictures)
+    samples = sigma * _divergences(
+        conditioned(field, items, prompt), x, sigma, max(directions), generators(items.seeds)
+    )
+    return [Scores(samples[:k].mean(0), 2 * k, {"directions": k}) for k in directions]
+
+
+GROWTH = Detector("growth", {"picture"}, ({"sigma_min": 0.02, "steps": 16, "directions": 2},), score_growth)
+AXES = Detector(
+    "axes",
+    {"picture"},
+    ({"sigma_min": 0.02, "steps": [16], "axes": [2]},),
+    partial(score_carried, estimator="axes"),
+)
+EDGES = Detector("edges", {"picture"}, ({"sigma_min": 0.2, "ratio": 1.75, "steps": [1], "axes": [1]},), score_carried)
+RATE = Detector("rate", {"picture"}, ({"sigma": 0.2, "directions": [1, 2]},), score_rate)
+CALIBRATED_GROWTH = calibrated("calibrated_growth", GROWTH)

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from memlib.models import per_item
+from memlib.tensors import per_item
 
 
 @dataclass(frozen=True)

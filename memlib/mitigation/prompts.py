@@ -5,12 +5,11 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from memlib.drawings import put_in
-from memlib.models import MAX_BATCH
-from memlib.text import FirstCall, check_pipeline, check_prompts, check_single_encoder, chunks, first_call, warn_of_cuts
+from memlib.detectors.text import FirstStep
+from memlib.fields.unet import UNetField
+from memlib.sampling.pipeline import check_prompts, chunks, warn_of_cuts
 
 Perturbation = Literal["random tokens", "random numbers", "repeated words"]
 
@@ -24,41 +23,38 @@ class MovedPrompts(NamedTuple):
 
 
 def optimise_prompts(
-    pipe: DiffusionPipeline,
+    field: UNetField,
     prompts: Sequence[str],
     noise: Tensor,
     target: float,
     iterations: int = 10,
     learning_rate: float = 0.05,
     sampling_steps: int = 50,
-    max_batch: int = MAX_BATCH,
 ) -> MovedPrompts:
     """Embeddings of prompts moved until the magnitude at the first step from noises [n, C, H, W] is at most `target`.
 
-    AdamW on every position but the first (section 4.2), at most so many iterations. The published code stops by one norm
-    over all generations of a prompt; here every sample has its own embeddings and its own end, so that nothing depends on
-    how many are made at once. Three network evaluations a sample and, with gradients, one more an iteration.
+    The magnitude is |D_c - D_u| (see `memlib.detectors.text`), sigma times the paper's. AdamW on every position but the first
+    (section 4.2), at most so many iterations. The published code stops by one norm over all generations of a prompt; here every
+    sample has its own embeddings and its own end, so that nothing depends on how many are made at once. Two network
+    evaluations a sample and, with gradients, one more an iteration.
 
-    Raises ValueError for no prompts, an unsupported pipeline (Stable Diffusion XL among them), and a target that is not
-    positive.
+    Raises ValueError for no prompts, a pipeline with two text encoders, and a target that is not positive.
     """
-    check_pipeline(pipe)
-    check_single_encoder(pipe)
     check_prompts(prompts)
-    warn_of_cuts(pipe, prompts)
+    warn_of_cuts(field.pipe, prompts)
     if not target > 0:
         raise ValueError(f"the target of a magnitude must be positive; got {target}")
     parts = [
-        _optimise(first_call(pipe, chunk, noise, sampling_steps), target, iterations, learning_rate)
-        for chunk in chunks(prompts, max_batch // (2 * len(noise)))
+        _optimise(FirstStep(field, chunk, noise, sampling_steps), target, iterations, learning_rate)
+        for chunk in chunks(list(prompts), field.rows // len(noise))
     ]
     return MovedPrompts(
         *(torch.cat(part).unflatten(0, (len(prompts), len(noise))) for part in zip(*parts, strict=True))
     )
 
 
-def _optimise(call: FirstCall, target: float, iterations: int, learning_rate: float) -> MovedPrompts:
-    given = call.keywords["encoder_hidden_states"].detach()
+def _optimise(call: FirstStep, target: float, iterations: int, learning_rate: float) -> MovedPrompts:
+    given = call.embeddings.repeat_interleave(call.count, 0)
     first, moved = given[:, :1].float(), given[:, 1:].float().requires_grad_()
     kept, reached = given, torch.zeros(len(given), device=given.device)
     running = torch.ones(len(given), dtype=torch.bool, device=given.device)
@@ -92,3 +88,10 @@ def perturb(prompt: str, how: Perturbation, count: int, words: Sequence[str], rn
         added = str(rng.integers(1000)) if number else str(rng.choice(words if how == "random tokens" else own))
         prompt = put_in(prompt, added, rng)
     return prompt
+
+
+def put_in(caption: str, word: str, rng: np.random.Generator) -> str:
+    """A caption with a word put in at a random place ("" changes nothing)."""
+    words = caption.split()
+    words.insert(int(rng.integers(len(words) + 1)), word)
+    return " ".join(filter(None, words))

@@ -1,0 +1,104 @@
+"""The command `memlib`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: `memlib score MODEL ...`; a refused input is one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(prog="memlib", description="Which training data has a diffusion model memorised?")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _score_options(commands.add_parser("score", help="score pictures or prompts by detectors, a table a detector"))
+    commands.add_parser("detectors", help="list the detectors with what they need and their usual settings")
+    options = parser.parse_args(arguments)
+    try:
+        {"score": _score, "detectors": _detectors}[options.command](options)
+    except ValueError as error:
+        sys.exit(f"memlib {options.command}: {error}")
+
+
+def _score_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="folder of a diffusers model, or its name on the hub")
+    parser.add_argument("--images", type=Path, help="folder of images or of an image set; captions become prompts")
+    parser.add_argument("--splits", nargs="*", default=[], help="splits of the image set (all, if not given)")
+    parser.add_argument("--prompts", type=Path, help="prompt file: one a line, or .jsonl with a caption a line")
+    parser.add_argument("--samples", type=Path, help="samples of every item (safetensors)")
+    parser.add_argument("--training", type=Path, help="folder of the pictures that the model was trained on")
+    parser.add_argument("--reference", help="model that was trained without the items")
+    parser.add_argument("--detectors", nargs="+", required=True, help="names, see `memlib detectors`")
+    parser.add_argument(
+        "--setting",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="setting of all named detectors in place of the usual ones, such as sigma=0.2 draws=[1,4]",
+    )
+    parser.add_argument("--output", type=Path, default=Path("scores"), help="folder for the tables")
+    parser.add_argument("--seed", type=int, default=0, help="decides, with an item's id, its random numbers")
+    parser.add_argument("--batch", type=int, default=256, help="items between two writes")
+    parser.add_argument("--rows", type=int, default=64, help="items in one call of the network")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--replace", action="store_true", help="replace a table of another model, setting or items")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from memlib.detectors import find
+
+    detectors = [find(name) for name in options.detectors]
+    setting = [_setting(options.setting)] if options.setting else []
+    for name in ("batch", "rows"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+
+    import torch
+
+    from memlib.datasets.items import load_items
+    from memlib.fields.load import load_field
+    from memlib.score import score, weights_digest
+
+    field = load_field(options.model, getattr(torch, options.dtype), options.rows)
+    items, notes = load_items(
+        options.images,
+        options.splits,
+        options.prompts,
+        options.samples,
+        options.training,
+        field.picture_shape,
+        options.seed,
+        load_field(options.reference, getattr(torch, options.dtype), options.rows) if options.reference else None,
+    )
+    for detector in detectors:
+        for each in setting or detector.settings:
+            detector.check(field, items, each)
+    model = weights_digest(field)
+    for detector in detectors:
+        path = options.output / f"{detector.name}.parquet"
+        score(field, items, detector, setting, path, model, options.batch, options.replace, notes)
+        print(path)
+    for name, note in notes.items():
+        print(f"not scored: {name}: {note}", file=sys.stderr)
+
+
+def _setting(pairs: list[str]) -> dict[str, Any]:
+    from memlib.tables import parse_setting
+
+    for pair in pairs:
+        if "=" not in pair:
+            raise ValueError(f"--setting {pair!r} is not KEY=VALUE, such as sigma=0.2")
+    return parse_setting(" ".join(pairs))
+
+
+def _detectors(options: argparse.Namespace) -> None:
+    from memlib.detectors import ALL, find
+    from memlib.tables import setting_name
+
+    for name in ALL:
+        detector = find(name)
+        usual = "; ".join(setting_name(setting) for setting in detector.settings)
+        print(f"{name}: needs {', '.join(sorted(detector.needs))}; {usual or 'no settings'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What a detector is: a plain function of a field and items, with what it must be given and its usual settings."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, wraps
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from memlib.fields import Field
+from memlib.files import suggest
+from memlib.tensors import item_seeds
+
+NEEDS = {  # what a detector can ask for, and what gives it
+    "picture": "pictures: an image set or a folder of images",
+    "prompt": "prompts: a prompt file, or pictures with captions, and a text-to-image model",
+    "samples": "samples of each prompt",
+    "training": "the training pictures",
+    "reference": "a reference model that was trained without the items",
+}
+
+
+class Scores(NamedTuple):
+    """A detector's value for N items [N], larger for what is more likely memorised, and network evaluations an item.
+
+    reading: what tells several values of the same evaluations apart, such as {"p": 1.0}; it takes the place of what the setting
+    says of these names.
+    """
+
+    value: Tensor
+    evaluations: int
+    reading: dict[str, Any] = {}  # noqa: RUF012
+
+
+@dataclass(frozen=True)
+class Items:
+    """What is scored: N items by their ids, with what is known of each.
+
+    pictures: [N, C, H, W] in [-1, 1]. prompts: N texts. samples: [N, n, C, H, W], generations of each prompt, in [-1, 1].
+    training: [M, C, H, W], the pictures that the model was trained on. reference: a field trained without the items. seed:
+    decides, with an item's id, the item's randomness.
+    """
+
+    ids: Sequence[str]
+    seed: int = 0
+    pictures: Tensor | None = None
+    prompts: Sequence[str] | None = None
+    samples: Tensor | None = None
+    training: Tensor | None = None
+    reference: Field | None = None
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """A seed an item, from its id and the common seed."""
+        return item_seeds(self.ids, self.seed)
+
+    def rows(self, start: int, stop: int) -> "Items":
+        """The items from `start` to before `stop`."""
+        parts = {name: getattr(self, name) for name in ("ids", "pictures", "prompts", "samples")}
+        return replace(self, **{name: None if part is None else part[start:stop] for name, part in parts.items()})
+
+
+Score = Callable[..., Scores | list[Scores]]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector: `score(field, items, **setting)` gives `Scores`, or a list of them from the same evaluations.
+
+    needs: what items must have (see `NEEDS`). settings: those that are used where none are named.
+    """
+
+    name: str
+    needs: Iterable[str]
+    settings: Sequence[Mapping[str, Any]]
+    score: Score = field(repr=False)
+
+    def check(self, model: Field | None, items: Items, setting: Mapping[str, Any]) -> None:
+        """Raise ValueError where items or model lack what is needed, or a setting has an unknown name or lacks one."""
+        given = {
+            "picture": items.pictures is not None,
+            "prompt": items.prompts is not None and (model is None or model.takes_prompts),
+            "samples": items.samples is not None,
+            "training": items.training is not None,
+            "reference": items.reference is not None,
+        }
+        for need in self.needs:
+            if not given[need]:
+                raise ValueError(f"the detector {self.name} needs {NEEDS[need]}; nothing of the kind is given")
+        known = {
+            name: parameter
+            for name, parameter in inspect.signature(self.score).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        for name in setting:
+            if name not in known:
+                raise ValueError(f"the detector {self.name} has no setting {name!r}{suggest(name, known)}")
+        for name, parameter in known.items():
+            if parameter.default is inspect.Parameter.empty and name not in setting:
+                raise ValueError(f"a setting of the detector {self.name} lacks {name!r}; it takes {', '.join(known)}")
+        if setting.get("prompt") and not (items.prompts is not None and model is not None and model.takes_prompts):
+            raise ValueError(f"the detector {self.name} with prompt: true needs {NEEDS['prompt']}")
+
+
+def conditioned(model: Field, items: Items, prompt: bool) -> Field:
+    """The field under the items' prompts or, of a text-to-image model without them, under no prompt."""
+    if not model.takes_prompts:
+        return model
+    return model.with_conditioning(model.encode_prompts(items.prompts) if prompt else model.unconditional())
+
+
+def calibrated(name: str, detector: Detector) -> Detector:
+    """A detector's scores minus those of the reference model on the same items, with the same randomness and settings."""
+
+    @wraps(detector.score)
+    def score(model: Field, items: Items, **setting: Any) -> list[Scores]:
+        found, expected = (as_list(detector.score(each, items, **setting)) for each in (model, items.reference))
+        return [
+            Scores(a.value - b.value.to(a.value.device), a.evaluations + b.evaluations, a.reading)
+            for a, b in zip(found, expected, strict=True)
+        ]
+
+    return Detector(name, {*detector.needs, "reference"}, detector.settings, score)
+
+
+def as_list(scores: Scores | list[Scores]) -> list[Scores]:
+    """What a detector gives, as a list."""
+    return [scores] if isinstance(scores, Scores) else scores

@@ -1,0 +1,22 @@
+"""Derivatives of a field along several directions at once."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def directional_derivatives(
+    function: Callable[[Tensor], Tensor], x: Tensor, tangents: Tensor, edge: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The function's values at x [N, ...] and its derivatives along tangents [k, N, ...], in one call.
+
+    By forward mode or, given the length of an edge, by finite differences. Fused attention has no forward mode: call it
+    under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    """
+    k, n = tangents.shape[:2]
+    if edge is None:
+        values, derivatives = torch.func.jvp(function, (x.repeat(k, *[1] * (x.ndim - 1)),), (tangents.flatten(0, 1),))
+        return values[:n], derivatives.reshape(tangents.shape)
+    pushed = function(torch.cat([x, (x + edge * tangents).flatten(0, 1)]))
+    return pushed[:n], (pushed[n:].reshape(tangents.shape) - pushed[:n]) / edge

@@ -1,0 +1,148 @@
+"""Magnitude of the text-conditional prediction (Wen et al., arXiv 2407.21720).
+
+Predictions with the prompt and without are compared as expected clean data, D = (x_t - noise eps) / signal: |D_c - D_u| is
+sigma |eps_c - eps_u|, a constant factor at the first step, and stays right where nothing of the data is left (signal 0) and
+the noise predictions agree whatever the prompt. Divide by sigma for the paper's unit.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from memlib.detectors.api import Detector, Items, Scores
+from memlib.fields.load import check_single_encoder
+from memlib.fields.unet import UNetField
+from memlib.sampling.pipeline import check_prompts, chunks, shared_noise, timesteps, trajectory, warn_of_cuts
+
+
+@torch.no_grad()
+def first_step(field: UNetField, prompts: Sequence[str], noise: Tensor, sampling_steps: int = 50) -> Tensor:
+    """|D_c - D_u| at the first step of sampling [N, n] of N prompts from n noises [n, C, H, W].
+
+    From the same noise the unconditional prediction is the same for all prompts: N n + n network evaluations. Raises ValueError
+    for no prompts.
+    """
+    check_prompts(prompts)
+    warn_of_cuts(field.pipe, prompts)
+    t = timesteps(field.scheduler, sampling_steps)[0]
+    noise = noise.to(field.device)
+    without = field.data_at(noise, t, field.unconditional())
+    cond = field.encode_prompts(prompts)
+    found = field.data_at(noise.repeat_interleave(len(prompts), 0), t, cond).unflatten(0, (len(noise), -1))
+    return (found - without[:, None]).flatten(2).norm(dim=2).T.cpu()
+
+
+class FirstStep:
+    """The first step of sampling prompts, each from every noise, to be looked at under other embeddings, with gradients.
+
+    embeddings: what the text encoder gives the prompts [N, L, D]. Raises ValueError for a pipeline with two text encoders.
+    """
+
+    def __init__(self, field: UNetField, prompts: Sequence[str], noise: Tensor, sampling_steps: int = 50) -> None:
+        check_prompts(prompts)
+        check_single_encoder(field.pipe)
+        self.field, self.prompts, self.count = field, list(prompts), len(noise)
+        self.t = timesteps(field.scheduler, sampling_steps)[0]
+        noise = noise.to(field.device)
+        with torch.no_grad():
+            self.without = field.data_at(noise, self.t, field.unconditional()).repeat(len(self.prompts), 1, 1, 1)
+        self.noise = noise.repeat(len(self.prompts), 1, 1, 1)
+        self.embeddings = field.encode_prompts(self.prompts)["encoder_hidden_states"]
+
+    def magnitude(self, embeddings: Tensor) -> Tensor:
+        """|D_c - D_u| [N n] under embeddings [N n, L, D]; gradients flow to them."""
+        found = self.field.data_at(self.noise, self.t, {"encoder_hidden_states": embeddings})
+        return (found - self.without).flatten(1).norm(dim=1)
+
+
+def token_significance(
+    field: UNetField, prompts: Sequence[str], noise: Tensor, inputs: bool = False, sampling_steps: int = 50
+) -> pd.DataFrame:
+    """How much each token has to do with the magnitude at the first step: columns prompt (its number), token, significance.
+
+    The length of the gradient of the magnitude, averaged over noises [n, C, H, W], by the token's embedding (section 4.1):
+    the one that the text encoder gives or, with `inputs`, the one that it is given. Raises ValueError for no prompts and a
+    pipeline with two text encoders.
+    """
+    warn_of_cuts(field.pipe, prompts)
+    size = max(1, field.rows // len(noise))
+    lengths = torch.cat(
+        [
+            _gradient_lengths(FirstStep(field, chunk, noise, sampling_steps), inputs)
+            for chunk in chunks(list(prompts), size)
+        ]
+    )
+    tokenizer = field.pipe.tokenizer
+    longest = tokenizer.model_max_length - 2
+    rows = [
+        (number, _legible(tokenizer.convert_tokens_to_string([token])), float(lengths[number, place]))
+        for number, prompt in enumerate(prompts)
+        for place, token in enumerate(tokenizer.tokenize(prompt)[:longest], start=1)
+    ]
+    return pd.DataFrame(rows, columns=["prompt", "token", "significance"])
+
+
+def _legible(token: str) -> str:
+    """A token as a reader writes it, without the mark of its end."""
+    return token.removesuffix("</w>").strip()
+
+
+def _gradient_lengths(first: FirstStep, inputs: bool) -> Tensor:
+    """Length of the gradient by each position's embedding [N, L]."""
+    leaves: list[Tensor] = []
+
+    def as_leaf(_: object, arguments: object, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    pipe = first.field.pipe
+    with torch.enable_grad():
+        if inputs:
+            handle = pipe.text_encoder.get_input_embeddings().register_forward_hook(as_leaf)
+            try:
+                embeddings = pipe.encode_prompt(first.prompts, pipe.device, 1, False)[0]
+            finally:
+                handle.remove()
+        else:
+            embeddings = as_leaf(None, None, first.embeddings)
+        metric = first.magnitude(embeddings.repeat_interleave(first.count, 0)).sum() / first.count
+        (gradient,) = torch.autograd.grad(metric, leaves[0])
+    return gradient.float().norm(dim=2)
+
+
+def score_magnitude(field: UNetField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
+    """Magnitude at the first step, a reading for each noise; all items share the noises, and so the unconditional prediction."""
+    noise = shared_noise(field.shape, noises, items.seed)
+    found = first_step(field, items.prompts, noise, sampling_steps)
+    return [Scores(found[:, number], 1, {"noise": number}) for number in range(noises)]
+
+
+def score_sampled_magnitude(
+    field: UNetField,
+    items: Items,
+    *,
+    noises: int,
+    guidance: float,
+    sampling_steps: int = 50,
+    steps: int | None = None,
+) -> list[Scores]:
+    """Magnitude at every step of the pipeline's own loop, a reading for each noise and step."""
+    noise = shared_noise(field.shape, noises, items.seed)
+    run = trajectory(field.pipe, items.prompts, noise, steps, sampling_steps, guidance, 2 * field.rows)
+    return [
+        Scores(
+            run.value[:, number, step],
+            2 * (step + 1),
+            {"noise": number, "step": step, "sigma": float(f"{float(run.sigmas[step]):.6g}")},
+        )
+        for number in range(noises)
+        for step in range(run.value.shape[2])
+    ]
+
+
+MAGNITUDE = Detector("magnitude", {"prompt"}, ({"noises": 4},), score_magnitude)
+SAMPLED_MAGNITUDE = Detector(
+    "sampled_magnitude", {"prompt"}, ({"noises": 4, "guidance": 7.5, "sampling_steps": 50},), score_sampled_magnitude
+)

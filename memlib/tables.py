@@ -1,0 +1,52 @@
+"""Score tables, as they are written and read: without torch, since what judges and draws needs only them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+KEY = b"memlib"  # of the table's metadata
+SCHEMA = pa.schema(
+    [
+        ("item", pa.string()),
+        ("setting", pa.string()),
+        ("score", pa.float32()),
+        ("evaluations", pa.int32()),
+        ("note", pa.string()),
+    ]
+)
+
+
+def setting_name(setting: Mapping[str, Any]) -> str:
+    """A setting in words: `key=value` pairs, sorted by key."""
+    return " ".join(f"{key}={_plain(value)}" for key, value in sorted(setting.items()))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
+def parse_setting(name: str) -> dict[str, Any]:
+    """The setting that `setting_name` has put in words, numbers as numbers."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text.lower() if text in ("True", "False") else text)
+        except json.JSONDecodeError:
+            return text
+
+    return {key: value(text) for key, _, text in (pair.partition("=") for pair in name.split())}
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """A score table in wide form: a row an item, a column a setting."""
+    return pd.read_parquet(path).pivot(index="item", columns="setting", values="score")
+
+
+def read_evaluations(path: str | Path) -> dict[str, int]:
+    """Network evaluations an item, by setting."""
+    table = pd.read_parquet(path, columns=["setting", "evaluations"])
+    return {name: int(value) for name, value in table.groupby("setting")["evaluations"].max().items()}
