@@ -84,6 +84,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _times(value: Any) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 10**6:
+        raise ValueError("must be a number of copies, a whole number from 2 to 1000000")
+    return value
+
+
 def _counts(value: Any) -> Any:
     for part in value if isinstance(value, list) and value else [value]:
         if not isinstance(part, int) or isinstance(part, bool) or not 1 <= part <= 10**6:
@@ -107,7 +113,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 Above = Annotated[float, Gt(0), Le(10**6)]
 Pixels = Annotated[int, Ge(4), Le(4096)]  # a side
 Distance = Annotated[float, Ge(0), Lt(2)]  # root mean square over pixels on [-1, 1]
-Copies = dict[Annotated[int, Ge(2), Le(10**6)], Annotated[int, Ge(0), Le(10**6)]]  # number of copies: pictures
+Copies = dict[Annotated[Any, AfterValidator(_times)], Annotated[int, Ge(0), Le(10**6)]]  # number of copies: pictures
 Level = Annotated[float, Gt(0), _in_schedule("train")]
 LatentLevel = Annotated[float, Gt(0), _in_schedule("text")]
 Levels = Annotated[list[Level], Len(1, 100), AfterValidator(_rising)]
@@ -263,6 +269,8 @@ SECTIONS: dict[str, Any] = {
     "judge": settings(JudgeConfig),
 }
 
+ENTRIES = ("truth", "scores")  # sections of which every entry is a stage
+
 
 # The check
 
@@ -270,20 +278,25 @@ SECTIONS: dict[str, Any] = {
 def check(path: str | Path = "params.yaml") -> dict[str, Any]:
     """Content of params.yaml, after every parameter has been checked; raises ValueError for the first that cannot be."""
     parameters = read(path)
+    try:
+        check_content(parameters)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return parameters
+
+
+def check_content(parameters: dict[str, Any]) -> None:
+    """Raise ValueError for the first parameter that cannot be, or does not fit the others."""
     of_notebooks = {file.stem: file for file in notebooks() if file.stem in parameters.keys() - SECTIONS.keys()}
     models = SECTIONS | {name: _notebook_section(name, file) for name, file in of_notebooks.items()}
     study = create_model("Study", __base__=Section, **{name: (model, ...) for name, model in models.items()})
     try:
         study.model_validate(parameters, context=schedules(parameters))
     except ValidationError as error:
-        first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
-        raise ValueError(f"{path}: {_sentence(first, study.model_json_schema())}") from None
+        first = min(error.errors(include_url=False), key=lambda found: found["type"] not in UNKNOWN)
+        raise ValueError(_sentence(first, study.model_json_schema())) from None
     for rule in RULES:
-        try:
-            rule(parameters)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    return parameters
+        rule(parameters)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -294,40 +307,54 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"there is no {path}; run this in the folder of the study") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as text in UTF-8 ({error})") from None
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
         node = loader.get_single_node()
-        if node is not None:
-            _refuse_repeated_names(node, path)
+        repeated = _repeated_name(node)
         content = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, RecursionError, TypeError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date or a number that cannot be
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}," if mark else f"{path}"
         raise ValueError(f"{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
+    if repeated:
+        line = repeated.start_mark.line + 1
+        raise ValueError(f"{path}, line {line}, names {repeated.value} a second time in one mapping; remove either")
     if not isinstance(content, dict):
         what = "empty" if content is None else f"no mapping of sections but {reprlib.repr(content)}"
         raise ValueError(f"{path} is {what}; `git checkout {path}` gives the study's own")
     return content
 
 
-def _refuse_repeated_names(node: yaml.Node, path: str | Path) -> None:
+def lay_over(parameters: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with those of a profile in their place: name by name in a section, in `truth` and `scores` in each entry.
+
+    An entry that is null is taken out, such as that of an arm which the profile does not train.
+    """
+    laid = dict(parameters)
+    for section, content in profile.items():
+        known = parameters.get(section, {})
+        if section in ENTRIES:
+            content = {name: entry and known.get(name, {}) | entry for name, entry in content.items()}
+        laid[section] = {name: value for name, value in (known | content).items() if value is not None}
+    return laid
+
+
+def _repeated_name(node: yaml.Node | None) -> yaml.Node | None:
+    """The first name that stands twice in one mapping; it must be looked for before aliases are filled in."""
     todo, seen = [node], set()
     while todo:
         node = todo.pop()
-        if node.id == "scalar" or id(node) in seen:
+        if node is None or node.id == "scalar" or id(node) in seen:
             continue
         seen.add(id(node))
-        if node.id == "sequence":
-            todo += node.value
-            continue
-        names: set[str] = set()
-        for key, value in node.value:
-            if key.value in names and key.id == "scalar":
-                raise ValueError(
-                    f"{path} names {key.value} twice in one mapping, again in line {key.start_mark.line + 1}"
-                )
-            names |= {key.value} if key.id == "scalar" else set()
-            todo.append(value)
+        if node.id == "mapping":
+            names = [key for key, _ in node.value if key.id == "scalar"]
+            values = [key.value for key in names]
+            repeated = [key for number, key in enumerate(names) if key.value in values[:number]]
+            if repeated:
+                return repeated[0]
+        todo += [value for _, value in node.value] if node.id == "mapping" else node.value
+    return None
 
 
 def schedules(parameters: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -373,14 +400,19 @@ def _kind(default: Any) -> Any:
 
 # Messages
 
+UNKNOWN = (
+    "extra_forbidden",
+    "invalid_key",
+)  # pydantic's errors for a name that is not known, and for one that is no text
+
 
 def _sentence(error: Mapping[str, Any], schema: dict[str, Any]) -> str:
     """What is wrong and what would be right, of one of pydantic's errors."""
     *parents, last = error["loc"]
     where = _place(error["loc"])
     match error["type"]:
-        case "extra_forbidden" | "invalid_key":
-            what = f"parameter {where!r}" if parents else f"section {where!r}"
+        case kind if kind in UNKNOWN:
+            what = f"parameter {where!r}" if parents else f"section {str(last)!r}"
             return f"unknown {what}{suggest(last, _part(schema, parents).get('properties', {}))}"
         case "missing":
             return f"{where} is missing; it must be {_wanted(_part(schema, error['loc']))}"
@@ -399,11 +431,6 @@ def _sentence(error: Mapping[str, Any], schema: dict[str, Any]) -> str:
         hint = f" (in quotes, or without a point as in 1e-3, it is text to YAML; write {float(value)})"
     if isinstance(value, bool) and "one of" in reason:
         hint = " (in quotes: YAML reads no and off as false, yes and on as true)"
-    if isinstance(value, str) and "one of" in reason:
-        hint = (
-            suggest(value, _part(schema, error["loc"])["enum"]).partition("; known")[0].partition("; did you mean")[2]
-        )
-        hint = f"; did you mean{hint.partition(' known')[0]}" if hint else ""
     return f"{where} is {reprlib.repr(value)}; it {reason}{hint}"
 
 
@@ -530,7 +557,7 @@ def _pictures(parameters: Mapping[str, Any]) -> None:
 
 def _root(section: str, pictures: Mapping[str, Any]) -> None:
     name, root = pictures["name"], pictures["root"]
-    if (root or name == "folder") and not Path(root).is_dir():
+    if (root or name == "folder") and not (root and Path(root).is_dir()):
         raise ValueError(f"{section}.root is {root!r}; it must be the folder that holds the files of {name!r}")
 
 

@@ -1,0 +1,388 @@
+"""The schema of params.yaml: what cannot be is refused in one sentence, and what the study uses passes."""
+
+import contextlib
+import copy
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from diffusers import DDPMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memlib.datasets import sources
+from memlib.mitigation.data import Modification
+from memlib.study import parameters
+from memlib.training.settings import TextConfig, TrainConfig
+from memlib.training.text_model import build_scheduler
+
+ROOT = Path(__file__).parent.parent
+ALL = parameters.read(ROOT / "params.yaml")
+STUDY = {name: ALL[name] for name in parameters.SECTIONS}
+GONE = object()
+NAN, INF = math.nan, math.inf
+
+
+def edited(changes: dict[str, Any]) -> dict[str, Any]:
+    """The study's parameters with other values at some places, such as `truth.main.steps`; `GONE` takes one out."""
+    study = copy.deepcopy(STUDY)
+    for place, value in changes.items():
+        *parents, last = place.split(".")
+        part = study
+        for name in parents:
+            part = part[int(name) if isinstance(part, list) else name]
+        if value is GONE:
+            del part[last]
+        else:
+            part[last] = value
+    return study
+
+
+IMPOSSIBLE = [
+    # of another type
+    ("train.steps", 1300.0, "train.steps is 1300.0; it must be a whole number from 1 to 100000000"),
+    ("train.steps", True, "train.steps is True; it must be a whole number"),
+    ("train.steps", "1300", "train.steps is '1300'; it must be a whole number .* write 1300"),
+    ("train.steps", None, "train.steps is None; it must be a whole number"),
+    ("train.steps", [1300], r"train.steps is \[1300\]; it must be a whole number"),
+    ("train.learning_rate", "1e-3", "train.learning_rate is '1e-3'; it must be a finite number .* write 0.001"),
+    ("train.learning_rate", False, "train.learning_rate is False; it must be a finite number above 0 up to 1"),
+    ("train.compile", 1, "train.compile is 1; it must be true or false"),
+    ("train.compile", "no", "train.compile is 'no'; it must be true or false"),
+    ("train.channels", 32, "train.channels is 32; it must be a list with 1 to 16 entries, each a whole number"),
+    ("train.channels", [32, "48", 64], r"train.channels\[1\] is '48'; it must be a whole number"),
+    ("train.precision", False, "train.precision is False; it must be one of auto, no, bf16 .in quotes"),
+    ("data.name", 3, "data.name is 3; it must be one of openmoji"),
+    ("data.root", None, "data.root is None; it must be a text"),
+    ("data", [1], r"data is \[1\]; it must be a mapping with the names name, root, size"),
+    ("data", None, "data is None; it must be a mapping"),
+    ("train", "fast", "train is 'fast'; it must be a mapping with the names steps"),
+    ("truth", {"main": 3}, "truth.main is 3; it must be a mapping with the names model"),
+    ("run.seeds", 0, "run.seeds is 0; it must be a list"),
+    ("run.text_arms", ["planted"], "run.text_arms is .*; it must be a mapping of names to values"),
+    # out of range
+    ("train.steps", 0, "train.steps is 0; it must be a whole number from 1 to 100000000"),
+    ("train.steps", -5, "train.steps is -5"),
+    ("train.batch", 0, "train.batch is 0; it must be a whole number from 1"),
+    ("train.batch", 10**9, "train.batch is 1000000000; it must be a whole number from 1 to 1000000"),
+    ("train.learning_rate", 0, "train.learning_rate is 0; it must be a finite number above 0"),
+    ("train.learning_rate", NAN, "train.learning_rate is nan; it must be a finite number above 0"),
+    ("train.learning_rate", INF, "train.learning_rate is inf; it must be a finite number above 0"),
+    ("train.learning_rate", 1000, "train.learning_rate is 1000"),
+    ("train.warmup_steps", -1, "train.warmup_steps is -1; it must be a whole number from 0"),
+    ("train.ema_decay", 1.5, "train.ema_decay is 1.5; it must be a finite number from 0 below 1"),
+    ("train.ema_decay", 1.0, "train.ema_decay is 1.0"),
+    ("train.ema_decay", -0.1, "train.ema_decay is -0.1"),
+    ("train.ema_decay", NAN, "train.ema_decay is nan"),
+    ("train.seed", -1, "train.seed is -1; it must be a whole number from 0 below 4294967296"),
+    ("train.seed", 2**32, "train.seed is 4294967296; it must be a whole number from 0 below 4294967296"),
+    ("train.seed", 10**30, "train.seed is 1000000000000"),
+    ("train.channels", [], r"train.channels is \[\]; it must be a list with 1 to 16 entries"),
+    ("train.channels", [20, 48, 64], r"train.channels\[0\] is 20; it must be a whole number .* multiple of 16"),
+    ("train.layers", 0, "train.layers is 0"),
+    ("train.checkpoint_every", 0, "train.checkpoint_every is 0"),
+    ("train.prediction_type", "eps", "train.prediction_type is 'eps'; it must be one of epsilon, v_prediction, sample"),
+    ("train.precision", "fp8", "train.precision is 'fp8'; it must be one of auto, no, bf16"),
+    ("train.beta_schedule", "cosine", "train.beta_schedule is 'cosine'; it must be one of linear, scaled_linear"),
+    ("retrain.steps", 0, "retrain.steps is 0; it must be a whole number from 1"),
+    ("mirrored.ema_decay", 2, "mirrored.ema_decay is 2; it must be"),
+    ("arm.steps", 0, "arm.steps is 0"),
+    ("autoencoder.kl_weight", -1.0, "autoencoder.kl_weight is -1.0; it must be a finite number from 0"),
+    ("autoencoder.kl_weight", INF, "autoencoder.kl_weight is inf"),
+    ("autoencoder.latent_channels", 0, "autoencoder.latent_channels is 0"),
+    ("text.drop_prompt", 0.0, "text.drop_prompt is 0.0; it must be a finite number above 0 below 1"),
+    ("text.drop_prompt", 1.0, "text.drop_prompt is 1.0"),
+    ("text.left_out", 1.0, "text.left_out is 1.0"),
+    ("text.threshold", NAN, "text.threshold is nan"),
+    ("text.length", 2, "text.length is 2; it must be a whole number from 3"),
+    ("text.text_width", 48, "text.text_width is 48; it must be a whole number .* multiple of 32"),
+    ("text.prediction_type", "sample", "text.prediction_type is 'sample'; it must be one of epsilon, v_prediction"),
+    ("judge.batch", 0, "judge.batch is 0"),
+    ("run.text_arms.planted", {"steps": 0}, "run.text_arms.planted.steps is 0"),
+    ("data.size", 0, "data.size is 0; it must be a whole number from 4 to 4096"),
+    ("data.size", 100_000, "data.size is 100000; it must be a whole number from 4 to 4096"),
+    ("data.min_distance", NAN, "data.min_distance is nan; it must be a finite number from 0 below 2"),
+    ("data.min_distance", -0.1, "data.min_distance is -0.1"),
+    ("data.min_distance", 2.0, "data.min_distance is 2.0"),
+    ("data.splits.train", 0, "data.splits.train is 0; it must be a whole number from 1"),
+    ("data.splits.heldout", 10**9, "data.splits.heldout is 1000000000"),
+    ("data.seed", -1, "data.seed is -1"),
+    (
+        "data.copies.train",
+        {1: 5},
+        "data.copies.train has the name 1; it must be a number of copies, a whole number from 2",
+    ),
+    ("data.copies.train", {16: -1}, r"data.copies.train\[16\] is -1; it must be a whole number from 0"),
+    ("data.copies.train", {"16": 24}, "data.copies.train has the name '16'; it must be a number of copies"),
+    ("truth.main.samples", 0, "truth.main.samples is 0"),
+    ("truth.main.steps", 0, "truth.main.steps is 0"),
+    ("truth.main.sampler", "ddim", "truth.main.sampler is 'ddim'; it must be one of euler, heun, ancestral"),
+    ("truth.ancestral.steps", 1, "truth.ancestral.steps is 1; the ancestral sampler takes 2 to 1000 steps"),
+    ("truth.ancestral.steps", 2000, "truth.ancestral.steps is 2000; the ancestral sampler takes 2 to 1000 steps"),
+    (
+        "scores.main-growth.settings.0.steps",
+        0,
+        r"scores.main-growth.settings\[0\].steps is 0; it must be a whole number",
+    ),
+    ("scores.main-growth.settings.0.steps", 2.0, r"scores.main-growth.settings\[0\].steps is 2.0"),
+    ("scores.main-growth.settings.0.directions", -2, r"settings\[0\].directions is -2"),
+    ("scores.main-edges.settings.0.ratio", 0.9, r"settings\[0\].ratio is 0.9; it must be a finite number above 1"),
+    ("scores.main-edges.settings.0.axes", [1, 0], r"settings\[0\].axes is \[1, 0\]; it must be a whole number from 1"),
+    ("scores.main-edges.settings.0.axes", [], r"settings\[0\].axes is \[\]"),
+    ("scores.main-flux.settings.0.p", [0.5, 1.0], r"settings\[0\].p\[0\] is 0.5; it must be a finite number from 1"),
+    ("scores.main-flux.settings.0.p", [2.0, 1.0], r"settings\[0\].p is \[2.0, 1.0\]; it must be in rising order"),
+    ("scores.main-flux.settings.0.sigma", NAN, r"settings\[0\].sigma is nan; it must be a finite number above 0"),
+    ("scores.main-flux.settings.0.sigma", 0.001, "sigma is 0.001; .* schedule of `train`, from 0.01 to below 157.4"),
+    ("scores.main-flux.settings.0.sigma", 200.0, "sigma is 200; it must be a noise level of the schedule of `train`"),
+    (
+        "scores.main-edges.settings.4.sigma_min",
+        50.0,
+        r"settings\[4\]: the last level is 267.969; it must be a noise level",
+    ),
+    ("scores.main-edges.settings.0.steps", [10**6], "the last level is .*; it must be a noise level of the schedule"),
+    ("scores.main-first-step.settings.0.timesteps", 1000, "timesteps is 1000; it must be a whole number from 0 to 999"),
+    ("scores.main-secmi.settings.10.timesteps", [0, 1000], "it must be a whole number from 0 to 999"),
+    ("scores.main-secmi.settings.5.below", -1, r"settings\[5\].below is -1"),
+    ("scores.main-loss.settings", [], r"scores.main-loss.settings is \[\]; it must be a list with 1 to 1000 entries"),
+    ("scores.main-loss.settings", {"sigma": 0.2}, "scores.main-loss.settings is .* it must be a list"),
+    ("scores.main-loss.settings.0.weight", NAN, r"settings\[0\].weight is nan; it must be a finite number, a text"),
+    ("scores.main-loss.settings.0.weight", {"a": 1}, r"settings\[0\].weight is {'a': 1}; it must be a finite number"),
+    ("scores.main-loss.settings.0.prompt", True, r"settings\[0\].prompt is true; results/models/main takes no prompts"),
+    ("scores.main-loss.seed", 0.5, "scores.main-loss.seed is 0.5"),
+    ("scores.latent-flux.settings.0.sigma", 99.0, "sigma is 99; .* schedule of `text`, from 0.02917 to below 14.61"),
+    ("scores.planted-sampled.settings.0.guidance", 1.0, "guidance is 1.0; it must be a finite number above 1"),
+    ("sets.modified", 0, "sets.modified is 0"),
+    ("drawings.subjects.planted", -1, "drawings.subjects.planted is -1"),
+    ("drawings.drawings_each", 0, "drawings.drawings_each is 0"),
+    ("drawings.prompts.ordinary", 0, "drawings.prompts.ordinary is 0"),
+    ("run.launcher", "", "run.launcher is ''; it must not be empty"),
+    ("run.seeds", [], r"run.seeds is \[\]; it must be a list with 1 to 100 entries"),
+    ("run.seeds", [0, 0], r"run.seeds is \[0, 0\]; it must not hold 0 twice"),
+    ("run.seeds", [0, -1], r"run.seeds\[1\] is -1"),
+    # unknown, missing, of no use
+    ("trian", {}, "unknown section 'trian'; did you mean 'train'"),
+    ("train.step", 9, "unknown parameter 'train.step'; did you mean 'steps'"),
+    ("retrain.step", 9, "unknown parameter 'retrain.step'; did you mean 'steps'"),
+    ("data.splits.trian", 9, "unknown parameter 'data.splits.trian'; did you mean 'train'"),
+    ("data.copies.heldout", {16: 1}, "unknown parameter 'data.copies.heldout'; known: train, reference, retrain"),
+    ("run.text_arms.planted", {"treshold": 1.0}, "'run.text_arms.planted.treshold'; did you mean 'threshold'"),
+    ("truth.main.batch", 9, "unknown parameter 'truth.main.batch'"),
+    ("data.size", GONE, "data.size is missing; it must be a whole number from 4 to 4096"),
+    ("data.copies.reference", GONE, "data.copies.reference is missing; it must be a mapping"),
+    ("truth", GONE, "truth is missing; it must be a mapping of names to values"),
+    ("truth.main.seed", GONE, "truth.main.seed is missing; it must be a whole number from 0 below 4294967296"),
+    ("run.text_arms.a b", {}, "run.text_arms has the name 'a b'; it must begin with a letter or digit"),
+    ("run.arms", ["growth-drop"], "run.arms is .*; it must hold 'random-drop', with which the chapters compare"),
+    ("run.seeds", [1, 2], r"run.seeds is \[1, 2\]; it must hold 0"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), IMPOSSIBLE, ids=[f"{c[0]}={c[1]!r}"[:60] for c in IMPOSSIBLE])
+def test_a_value_that_cannot_be_is_refused_with_its_place_and_what_would_be_right(
+    place: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        parameters.check_content(edited({place: value}))
+
+
+UNFITTING = [
+    ({"train.warmup_steps": 5000}, "train: train.warmup_steps is 5000; it must be at most train.steps, 1300"),
+    ({"train.attention": [True]}, "train.attention has 1 entries but train.channels has 3; give one a level"),
+    ({"retrain.warmup_steps": 500}, "retrain .laid over train.: train.warmup_steps is 500; it must be at most"),
+    (
+        {"run.text_arms.planted": {"steps": 3}},
+        "run.text_arms.planted .laid over text and arm.: text.warmup_steps is 20",
+    ),
+    ({"data.size": 18}, "data.size is 18; it must halve 2 times, once between the 3 levels of train.channels"),
+    ({"drawings.size": 30}, "drawings.size is 30; it must halve 2 times, .* autoencoder.channels"),
+    (
+        {"text.channels": [32] * 5, "text.attention": [True] * 5},
+        "latents .* is 8; it must halve 4 times, .* text.channels",
+    ),
+    ({"data.copies.train": {16: 999}}, "data.copies.train is {16: 999}, 999 pictures in all; there can be at most 192"),
+    ({"drawings.copies": {960: 99}}, "drawings.copies is {960: 99}, .* at most 20, which is drawings.subjects.planted"),
+    ({"drawings.triggers": {960: 999}}, "drawings.triggers is .* at most 120, which is drawings.subjects.train"),
+    ({"drawings.triggers": {}}, "the largest number of copies must be the same in both"),
+    ({"drawings.triggers": {160: 6}}, "the largest number of copies must be the same in both"),
+    ({"drawings.copies": {960: 1}}, "with at least two pictures each"),
+    ({"data.name": "folder"}, "data.root is ''; it must be the folder that holds the files of 'folder'"),
+    ({"data.root": "/no/such/folder"}, "data.root is '/no/such/folder'; it must be the folder"),
+    ({"sets.modified": 65}, "sets.modified is 65; it must be at most data.splits.retrain, 64"),
+    ({"run.arms": [*STUDY["run"]["arms"], "growth-dorp"]}, "'dorp' is neither; did you mean 'drop'"),
+    ({"run.arms": [*STUDY["run"]["arms"], "grwth-drop"]}, "'grwth' is neither; did you mean 'growth'"),
+    ({"run.arms": [*STUDY["run"]["arms"], "random-mask"]}, "truth has no entry 'random-mask', which the chapters read"),
+    ({"run.seeds": [0, 1, 2, 3]}, "truth has no entry 'repeat-3'"),
+    ({"run.seeds": [0, 1]}, "truth.repeat-2.model is 'results/models/repeat-2', which no stage writes; did you mean"),
+    ({"run.text_arms.base": {}}, "run.text_arms has an arm 'base'"),
+    ({"run.text_arms.more": {}}, "scores has no entry 'more-magnitude'"),
+    ({"run.text_arms.single": GONE}, "scores.single-magnitude.model is 'results/text/single', which no stage writes"),
+    ({"truth.main.model": "results/models/mian"}, "truth.main.model is 'results/models/mian', .* did you mean"),
+    ({"truth.main.split": "trian"}, "truth.main.split is 'trian'; did you mean 'train'"),
+    ({"truth.main": GONE}, "scores.samples-flux.items.samples|truth has no entry 'main'"),
+    ({"scores.main-growth.detector": "grwoth"}, "scores.main-growth.detector is 'grwoth'; did you mean 'growth'"),
+    (
+        {"scores.main-growth.items.splits": ["tran"]},
+        "scores.main-growth.items.splits holds 'tran'; did you mean 'train'",
+    ),
+    ({"scores.samples-loss.items.samples": "results/samples/man.safetensors"}, "samples is .*, which no stage writes"),
+    ({"scores.growth-drop-loss": GONE}, "scores has no entry 'growth-drop-loss'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), UNFITTING, ids=[str(c[0])[:60] for c in UNFITTING])
+def test_values_that_do_not_fit_together_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parameters.check_content(edited(changes))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "params.yaml is empty"),
+        ("# nothing\n", "params.yaml is empty"),
+        ("- 1\n- 2\n", r"params.yaml is no mapping of sections but \[1, 2\]"),
+        ("3", "params.yaml is no mapping of sections but 3"),
+        ("train: [1, 2", "params.yaml, line 2, is not YAML: "),
+        ("train: {steps: 1}\n  data: 3", "params.yaml, line 2, is not YAML: "),
+        ("a: 1\n---\na: 2", "params.yaml, line 2, is not YAML: but found another document"),
+        ("a: !!python/object:os.system {}", "params.yaml, line 1, is not YAML: could not determine a constructor"),
+        (
+            "train:\n  steps: 1\n  batch: 2\n  steps: 3\n",
+            "params.yaml, line 4, names steps a second time in one mapping",
+        ),
+        ("train: {}\ndata: {}\ntrain: {}", "params.yaml, line 3, names train a second time in one mapping"),
+        ("? [1, 2]\n: 3", "params.yaml, line 1, is not YAML: found unhashable key"),
+        ("a: &a [*a]", "unknown section 'a'"),
+        ("3: {}", "unknown section '3'"),
+        ("data: {seed: " + "9" * 5000 + "}", "is not YAML: Exceeds the limit"),
+        ("data: {seed: 2020-13-45}", "is not YAML: month must be in 1..12"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_in_a_sentence(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as refused:
+        parameters.check(path)
+    assert str(refused.value).startswith(str(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no .*; run this in the folder of the study"):
+        parameters.check(tmp_path / "params.yaml")
+    with pytest.raises(ValueError, match="cannot be read as text in UTF-8"):
+        parameters.check(tmp_path)
+    (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="cannot be read as text in UTF-8"):
+        parameters.check(tmp_path / "params.yaml")
+
+
+def test_an_alias_may_change_what_it_takes_over(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a: &a {n: 1}\nb: &b {<<: *a, n: 2}\nc: {<<: *b, n: 3}\n")
+    assert parameters.read(path) == {"a": {"n": 1}, "b": {"n": 2}, "c": {"n": 3}}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda c: st.lists(c) | st.dictionaries(st.text(), c),
+        max_leaves=4,
+    ),
+    st.data(),
+)
+def test_whatever_stands_at_any_place_is_taken_or_refused(value: Any, data: st.DataObject) -> None:
+    """No value, of whatever kind, at whatever place ends in a traceback."""
+    study = copy.deepcopy(STUDY)
+    part: Any = study
+    while True:
+        keys = list(part) if isinstance(part, dict) else list(range(len(part)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(part[key], (dict, list)) or not part[key] or data.draw(st.booleans()):
+            break
+        part = part[key]
+    part[key] = value
+    with contextlib.suppress(ValueError):
+        parameters.check_content(study)
+
+
+def test_the_schedules_are_those_of_the_schedulers() -> None:
+    for name in get_args(TrainConfig.__annotations__["beta_schedule"]):
+        abar = DDPMScheduler(1000, beta_schedule=name).alphas_cumprod.double()
+        levels = ((1 - abar) / abar).sqrt()
+        found = parameters.schedules({"train": {"beta_schedule": name}})["train"]
+        assert found == pytest.approx((float(levels[0]), float(levels[-1])), rel=1e-2 if "cos" in name else 1e-4)
+    abar = build_scheduler(TextConfig(**STUDY["text"])).alphas_cumprod.double()
+    levels = ((1 - abar) / abar).sqrt()
+    assert parameters.schedules({})["text"] == pytest.approx((float(levels[0]), float(levels[-1])), rel=1e-4)
+
+
+def test_names_that_the_schema_knows_are_those_of_the_modules() -> None:
+    assert get_args(Modification) == parameters.MODIFICATIONS
+    assert get_args(parameters.Pictures) == sources.NAMES
+
+
+def test_the_check_is_fast_and_loads_no_networks() -> None:
+    """It runs before every `dvc repro`; torch and papermill take seconds to import."""
+    program = (
+        "import sys, time; started = time.process_time()\n"
+        "from memlib.study import parameters; parameters.check()\n"
+        "print(time.process_time() - started, [m for m in ('torch', 'diffusers', 'papermill') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    seconds, loaded = out.split(maxsplit=1)
+    assert loaded.strip() == "[]"
+    assert float(seconds) < 1
+
+
+def test_a_section_without_a_model_has_the_names_and_types_of_its_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nbformat
+
+    v4 = nbformat.v4
+    source = "n = 3\nshare = 0.5\nlevels = [1.0, 2]\nruns = {1: 4}\nname = 'x'\nseed = 0"
+    cells = [v4.new_markdown_cell("# Mine"), v4.new_code_cell(source, metadata={"tags": ["parameters"]})]
+    metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks/mine.ipynb")
+    monkeypatch.chdir(tmp_path)
+    good = {"n": 7, "share": 1, "levels": [3, 4.5], "runs": {10: 2}, "name": "y", "seed": 5}
+    parameters.check_content(STUDY | {"mine": good})
+    for change, message in (
+        ({"n": 1.5}, "mine.n is 1.5; it must be a whole number"),
+        ({"n": True}, "mine.n is True; it must be a whole number"),
+        ({"share": NAN}, "mine.share is nan; it must be a finite number"),
+        ({"levels": ["a"]}, r"mine.levels\[0\] is 'a'; it must be a finite number"),
+        ({"runs": {1: 2.5}}, r"mine.runs\[1\] is 2.5; it must be a whole number"),
+        ({"seed": -1}, "mine.seed is -1; it must be a whole number from 0"),
+        ({"nmae": "z"}, "unknown parameter 'mine.nmae'; did you mean 'name'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parameters.check_content(STUDY | {"mine": good | change})
+    with pytest.raises(ValueError, match="unknown section 'yours'"):
+        parameters.check_content(STUDY | {"yours": good})
+
+
+def test_a_profile_changes_names_in_a_section_and_in_each_entry_and_takes_out_what_is_null() -> None:
+    study = {"train": {"steps": 9, "channels": [1]}, "truth": {"a": {"n": 1, "m": 1}, "b": {"n": 1}}, "sets": {"n": 1}}
+    laid = parameters.lay_over(study, {"train": {"steps": 2}, "truth": {"a": {"n": 5}, "b": None, "c": {"n": 3}}})
+    assert laid == {
+        "train": {"steps": 2, "channels": [1]},
+        "truth": {"a": {"n": 5, "m": 1}, "c": {"n": 3}},
+        "sets": {"n": 1},
+    }
+
+
+def test_the_parameters_of_the_study_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert parameters.check()["data"]["name"] == "openmoji"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_is_good_over_the_parameters_of_the_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    parameters.check_content(parameters.lay_over(ALL, parameters.read(path)))
