@@ -45,7 +45,9 @@ def test_a_model_that_generalises_copies_nothing(generator: torch.Generator) -> 
 def test_a_copy_is_nearer_to_one_picture_than_to_the_crowd(scale: float) -> None:
     training = scale * torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 30.0]])
     generated = scale * torch.tensor([[0.7, 0.0], [0.8, 0.0], [1.5, 0.1], [0.0, 22.4]])
-    assert replication.is_copy(replication.match(generated, training)).tolist() == [True, False, False, False]
+    matches = replication.match(generated, training)
+    assert replication.is_copy(matches).tolist() == [True, False, False, False]
+    assert outcomes.is_copy(matches.table(names(3))).tolist() == [True, False, False, False]
     assert replication.is_copy(replication.match(scale * torch.tensor([[0.0, 23.0]]), training)).all()
 
 

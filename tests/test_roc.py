@@ -150,6 +150,8 @@ def test_false_alarms_lie_above_the_threshold_that_finds_the_memorised() -> None
     alarms = roc.false_alarms(score, memorised, 0.75)
     assert alarms.tolist() == [s >= 60 and not m for s, m in zip(score, memorised, strict=True)]
     assert (memorised & (score >= 60)).mean() >= 0.75 * memorised.mean()
+    tied = roc.false_alarms([5.0, 5.0, 4.0, 6.0], [True, False, False, True], 1.0)
+    assert tied.tolist() == [False, True, False, False], "a score at the threshold is an alarm"
     nothing = roc.false_alarms(score, np.zeros(100), 0.75)
     assert nothing.sum() == 10, "where nothing is memorised, the highest tenth"
 
