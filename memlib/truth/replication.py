@@ -1,9 +1,7 @@
 """Ground truth: which training images a model's samples are nearest to, and how near."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -21,18 +19,6 @@ class Matches(NamedTuple):
     def ratio(self) -> Tensor:
         """Distance to the nearest over distance to the second nearest training image [N]; small for a copy."""
         return self.distance / self.second_distance
-
-    def table(self, ids: Sequence[str]) -> pd.DataFrame:
-        """The table that `memlib.truth.outcomes` reads; ids: those of the training images, by row."""
-        nearest = [ids[row] for row in self.nearest.tolist()]
-        return pd.DataFrame(
-            {
-                "sample": range(len(nearest)),
-                "nearest": nearest,
-                "distance": self.distance.numpy(),
-                "second_distance": self.second_distance.numpy(),
-            }
-        )
 
 
 def match(samples: Tensor, training: Tensor, mirrored: bool = False) -> Matches:
