@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -24,6 +25,7 @@ def load_items(
     prompts: str | Path | None = None,
     samples: str | Path | None = None,
     training: str | Path | None = None,
+    training_splits: Sequence[str] = (),
     size: tuple[int, int, int] | None = None,
     seed: int = 0,
     reference: Field | None = None,
@@ -32,7 +34,7 @@ def load_items(
 
     images: the folder of an image set (all, or some of its splits), any folder of images (captions become prompts), or a file of
     samples, of which the first generation of each item is taken.
-    prompts: a prompt file. samples: generations of every item, as `write_samples` writes them. training: the folder of an image
+    prompts: a prompt file, or a table with the columns id and prompt. samples: generations of every item, as `write_samples` writes them. training: the folder of an image
     set or of images that the model was trained on. size: channels, height and width that pictures must have. reference: a
     field trained without the items.
 
@@ -41,7 +43,10 @@ def load_items(
     if (images is None) == (prompts is None):
         raise ValueError("give either pictures or a prompt file to be scored")
     notes: dict[str, str] = {}
-    if prompts is not None:
+    if prompts is not None and Path(prompts).suffix == ".parquet":
+        table = pd.read_parquet(prompts, columns=["id", "prompt"])
+        items = Items(table["id"].tolist(), seed, prompts=table["prompt"].tolist())
+    elif prompts is not None:
         asked = read_prompts(prompts)
         items = Items(asked, seed, prompts=asked)
     else:
@@ -51,7 +56,7 @@ def load_items(
     if samples is not None:
         more["samples"] = _samples_of(samples, items.ids)
     if training is not None:
-        more["training"] = _pictures(Path(training), (), size)[1]
+        more["training"] = _pictures(Path(training), training_splits, size)[1]
     return Items(items.ids, seed, items.pictures, items.prompts, **more), notes
 
 

@@ -16,11 +16,20 @@ from typing import Annotated, Any, Literal, get_type_hints
 import numpy as np
 import yaml
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+)
 
 from memlib.detectors import ALL as DETECTORS
 from memlib.files import suggest
 from memlib.study.digests import notebooks
+from memlib.study.sections import expanded
 from memlib.training.settings import AutoencoderConfig, JudgeConfig, Seed, TextConfig, TrainConfig
 
 CHOICES = ("growth", "loss", "random", "oracle")  # by what an arm of the retraining chooses pictures
@@ -180,7 +189,7 @@ class Truth(Section):
     split: Text
     samples: Count
     steps: Count
-    sampler: Literal["euler", "heun", "ancestral"]
+    sampler: Literal["heun", "ancestral"]
     mirrored: bool
     seed: Seed
 
@@ -188,8 +197,21 @@ class Truth(Section):
 class Items(Section):
     images: Text | None = None
     splits: Annotated[list[Text], Len(1, 100), AfterValidator(_distinct)] | None = None
-    samples: Text | None = None
     prompts: Text | None = None
+    samples: Text | None = None
+    training: Text | None = None
+    training_splits: Annotated[list[Text], Len(1, 100), AfterValidator(_distinct)] | None = None
+
+
+def _expanded(settings: Any) -> Any:
+    """Settings with those in their place that `each` stands for; what is no list of mappings is left to be refused."""
+    if not isinstance(settings, list) or not all(isinstance(setting, dict) for setting in settings):
+        return settings
+    for setting in settings:
+        each = setting.get("each", {})
+        if not isinstance(each, dict) or not all(isinstance(values, list) and values for values in each.values()):
+            raise ValueError("each must map names of the setting to lists of their values")
+    return [one for setting in settings for one in expanded(setting)]
 
 
 class Setting(Section, extra="allow"):
@@ -215,12 +237,17 @@ class Setting(Section, extra="allow"):
     prompt: bool = None
 
 
+class Table(Section):
+    detector: Text
+    settings: Annotated[list[Setting], Len(1, 1000), BeforeValidator(_expanded)]
+    seed: Seed
+
+
 class Scores(Section):
     model: Text
+    family: Text
     items: Items
-    detector: Text
-    settings: Annotated[list[Setting], Len(1, 1000)]
-    seed: Seed
+    tables: Annotated[dict[Name, Table], Len(1, 100)]
 
 
 class Sets(Section):
@@ -616,31 +643,30 @@ def _entries(section: str, entries: Mapping[str, Any], needed: Iterable[str]) ->
 def _scores(parameters: Mapping[str, Any]) -> None:
     run, models, levels = parameters["run"], _models(parameters), schedules(parameters)
     samples = [f"results/samples/{name}.safetensors" for name in parameters["truth"]]
-    for name, entry in parameters["scores"].items():
-        where, items = f"scores.{name}", entry["items"]
-        if entry["detector"] not in DETECTORS:
-            raise ValueError(f"{where}.detector is {entry['detector']!r}{suggest(entry['detector'], DETECTORS)}")
+    families = {name: place.partition(":")[0].rpartition(".")[2] for name, place in DETECTORS.items()}
+    for key, entry in parameters["scores"].items():
+        where, items = f"scores.{key}", entry["items"]
         _known(f"{where}.model", entry["model"], models)
-        _known(f"{where}.items.samples", items.get("samples", ""), samples)
+        _known(f"{where}.items.images", items.get("images", ""), (*samples, "results/data", "results/drawings/judged"))
         for split in items.get("splits", []) if items.get("images") == "results/data" else []:
             if split not in parameters["data"]["splits"]:
                 raise ValueError(f"{where}.items.splits holds {split!r}{suggest(split, parameters['data']['splits'])}")
         schedule = models.get(entry["model"])
-        for number, setting in enumerate(entry["settings"]):
-            if schedule is not None:
-                _levels_of(f"{where}.settings[{number}]", setting, schedule, *levels[schedule])
-            if setting.get("prompt") and schedule == "train":
-                raise ValueError(f"{where}.settings[{number}].prompt is true; {entry['model']} takes no prompts")
-    _entries(
-        "scores",
-        parameters["scores"],
-        (
-            "main-growth",
-            *(f"repeat-{seed}-{detector}" for seed in run["seeds"] for detector in ("growth", "loss")),
-            *(f"{arm}-loss" for arm in run["arms"]),
-            *(f"{arm}-magnitude" for arm in run["text_arms"]),
-        ),
-    )
+        for name, table in entry["tables"].items():
+            place, detector = f"{where}.tables.{name}", table["detector"]
+            if detector not in families:
+                raise ValueError(f"{place}.detector is {detector!r}{suggest(detector, families)}")
+            if families[detector] != entry["family"]:
+                raise ValueError(
+                    f"{place}.detector is {detector!r}, of the family {families[detector]}; {where}.family is {entry['family']!r}"
+                )
+            for number, setting in enumerate(one for each in table["settings"] for one in expanded(each)):
+                if schedule is not None:
+                    _levels_of(f"{place}.settings[{number}]", setting, schedule, *levels[schedule])
+                if setting.get("prompt") and schedule == "train":
+                    raise ValueError(f"{place}.settings[{number}].prompt is true; {entry['model']} takes no prompts")
+    repeats = [f"repeat-{seed}-{family}" for seed in run["seeds"] for family in ("volume", "denoising")]
+    _entries("scores", parameters["scores"], ("main-volume", *repeats, *(f"{arm}-text" for arm in run["text_arms"])))
 
 
 def _levels_of(where: str, setting: Mapping[str, Any], schedule: str, low: float, high: float) -> None:

@@ -1,8 +1,7 @@
 """Stage `scores`: tables of one model and one family of detectors, named in params.yaml: `python -m memlib.study.score KEY`."""
 
-import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from memlib.datasets.items import load_items
 from memlib.detectors import find
 from memlib.fields.load import load_field
 from memlib.score import score, weights_digest
-from memlib.study.sections import read_section
+from memlib.study.sections import expanded, read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
 
@@ -18,7 +17,7 @@ def score_tables(key: str, model: str | None, items: Mapping[str, Any], tables: 
     """Write tables/scores/KEY/NAME.parquet for every table, from an entry of the section `scores`.
 
     model: a folder, or None where no detector asks it. items: arguments of `memlib.datasets.items.load_items`. tables: by name
-    detector, settings (see `expanded`) and seed. `family`, the module of the detectors, is what the stage depends on.
+    detector, settings (see `memlib.study.sections.expanded`) and seed. `family`, the module of the detectors, is what the stage depends on.
     """
     field = None if model is None else load_field(model)
     digest = "" if field is None else weights_digest(field)
@@ -27,14 +26,6 @@ def score_tables(key: str, model: str | None, items: Mapping[str, Any], tables: 
         settings = [each for setting in table["settings"] for each in expanded(setting)]
         output = Path("tables/scores") / key / f"{name}.parquet"
         score(field, part, find(table["detector"]), settings, output, digest, replace=True, notes=notes)
-
-
-def expanded(setting: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A setting for each value, or combination of values, of the lists under `each`; the setting itself without it."""
-    each = setting.get("each", {})
-    rest = {name: value for name, value in setting.items() if name != "each"}
-    for values in itertools.product(*each.values()):
-        yield rest | dict(zip(each, values, strict=True))
 
 
 if __name__ == "__main__":

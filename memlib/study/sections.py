@@ -1,5 +1,7 @@
 """Sections of params.yaml as they stand there; what may stand there is checked before any stage runs (`parameters.py`)."""
 
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,3 +18,11 @@ def read_section(name: str) -> dict[str, Any]:
     if name not in sections:
         raise ValueError(f"{PARAMS} has no section {name!r}{suggest(name, sections)}")
     return sections[name]
+
+
+def expanded(setting: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A setting for each value, or combination of values, of the lists under `each`; the setting itself without it."""
+    each = setting.get("each", {})
+    rest = {name: value for name, value in setting.items() if name != "each"}
+    for values in itertools.product(*each.values()):
+        yield rest | dict(zip(each, values, strict=True))
