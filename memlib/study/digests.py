@@ -1,7 +1,7 @@
 """Digests of the code that each stage runs, so that a stage runs again when its code changes, and only then.
 
-An entry point (a program, a notebook, a detector) has one digest file: a line for each module that it imports, directly
-or through others, with the digest of the module's syntax tree. Comments, docstrings, formatting and positions are no
+An entry point (a program, a notebook, a family of detectors) has one digest file: a line for each module that it imports,
+directly or through others, with the digest of the module's syntax tree. Comments, docstrings, formatting and positions are no
 part of the tree, nor are imports under `TYPE_CHECKING`, which never happen.
 """
 
@@ -9,13 +9,15 @@ import ast
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 PACKAGE = "memlib"
 NOTEBOOKS = Path("notebooks")
-DETECTORS = "memlib.detectors"  # its ALL names every detector's module; the scores of one depend on its own module only
+DETECTORS = (
+    "memlib.detectors"  # its ALL names every detector's module, its family; scores depend on their own family only
+)
 SCORE = "memlib.study.score"
 RUNNER = {"memlib.progress", "memlib.study.stages"}  # tell how far a stage is and time it, but decide no result
 Modules = dict[
@@ -30,13 +32,14 @@ def digest_files() -> dict[str, str]:
     is not plain Python.
     """
     trees = {_name(path): _parse(path.read_text(), path) for path in Path(PACKAGE).rglob("*.py")}
-    detectors = _all_detectors(trees[DETECTORS])
+    families = _families(trees[DETECTORS])
+    _check(DETECTORS, families, trees)
     trees[DETECTORS].body = [node for node in trees[DETECTORS].body if not _assigns_all(node)]
     modules = {name: (_digest(tree), imports(tree, name)) for name, tree in trees.items()}
     programs = [name for name, tree in trees.items() if name.startswith(f"{PACKAGE}.study.") and _is_program(tree)]
     files = [
         *((name.rpartition(".")[2], lines([name], modules)) for name in programs),
-        *((f"score-{name}", _detector(place, modules)) for name, place in detectors.items()),
+        *((f"score-{name.rpartition('.')[2]}", lines([SCORE, name], modules)) for name in families),
         *((path.stem, _notebook(path, modules)) for path in notebooks()),
     ]
     names = [name for name, _ in files]
@@ -65,9 +68,7 @@ def lines(entries: Iterable[str], modules: Modules) -> str:
         name = todo.pop()
         if name not in found | RUNNER:
             found.add(name)
-            missing = modules[name][1] - modules.keys()
-            if missing:
-                raise ValueError(f"{name} imports {missing.pop()}, which does not exist")
+            _check(name, modules[name][1], modules)
             todo += modules[name][1]
     return "".join(f"{name} {modules[name][0]}\n" for name in sorted(found))
 
@@ -92,22 +93,18 @@ def tree_digest(sources: Iterable[str], where: str | Path) -> str:
     return _digest([_parse(source, where) for source in sources])
 
 
-def _detector(place: str, modules: Modules) -> str:
-    """Digest file of the scores of a detector, given by where it is defined, `module:ATTRIBUTE`."""
-    module = place.partition(":")[0]
-    if module not in modules:
-        raise ValueError(f"{_file(DETECTORS)} names {place!r}, but there is no module {module}")
-    return f"{place}\n{lines([SCORE, module], modules)}"
-
-
 def _notebook(path: Path, modules: Modules) -> str:
     """Digest file of a notebook: of its code cells, and of what they import."""
     cells = code_cells(path)
     imported = imports(_parse("\n".join(cells), path), "")
-    missing = imported - modules.keys()
-    if missing:
-        raise ValueError(f"{path} imports {missing.pop()}, which does not exist")
+    _check(path, imported, modules)
     return f"{path} {tree_digest(cells, path)}\n{lines(imported, modules)}"
+
+
+def _check(importer: str | Path, imported: Iterable[str], modules: Collection[str]) -> None:
+    for name in imported:
+        if name not in modules:
+            raise ValueError(f"{importer} imports {name}, which does not exist")
 
 
 def _parse(source: str, where: str | Path) -> ast.Module:
@@ -153,12 +150,12 @@ def _assigns_all(node: ast.stmt) -> bool:
     return any(isinstance(target, ast.Name) and target.id == "ALL" for target in targets)
 
 
-def _all_detectors(tree: ast.Module) -> dict[str, str]:
-    """The detectors' names and where each is defined, `module:ATTRIBUTE`."""
-    found = [node.value for node in tree.body if _assigns_all(node)]
+def _families(tree: ast.Module) -> set[str]:
+    """The modules that `memlib.detectors.ALL` names, of values `module:ATTRIBUTE`."""
+    found = [ast.literal_eval(node.value) for node in tree.body if _assigns_all(node)]
     if not found:
         raise ValueError(f"{_file(DETECTORS)} assigns no ALL, the detectors' names and where each is defined")
-    return ast.literal_eval(found[0])
+    return {place.partition(":")[0] for place in found[0].values()}
 
 
 def _name(path: Path) -> str:

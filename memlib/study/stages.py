@@ -18,6 +18,12 @@ from memlib.files import read_json, write_json
 TIMES = Path("results/times")  # STAGE.json: seconds, peak_memory_mib
 MADE = Path("results/made")  # STAGE.json: digest of each file under tables/ that the stage has written on this machine
 TABLES = Path("tables")
+WALL = Path(
+    "results/wall.json"
+)  # seconds that the runs of all stages, side by side, took until every stage had run once
+STUDY = Path(
+    "metrics/study.json"
+)  # of the last full run: seconds by stage, their sum, wall_seconds, peak memory, machine
 
 
 @contextmanager
