@@ -211,7 +211,7 @@ def _expanded(settings: Any) -> Any:
         each = setting.get("each", {})
         if not isinstance(each, dict) or not all(isinstance(values, list) and values for values in each.values()):
             raise ValueError("each must map names of the setting to lists of their values")
-    return [one for setting in settings for one in expanded(setting)]
+    return [single for setting in settings for single in expanded(setting)]
 
 
 class Setting(Section, extra="allow"):
@@ -660,7 +660,7 @@ def _scores(parameters: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"{place}.detector is {detector!r}, of the family {families[detector]}; {where}.family is {entry['family']!r}"
                 )
-            for number, setting in enumerate(one for each in table["settings"] for one in expanded(each)):
+            for number, setting in enumerate(_expanded(table["settings"])):
                 if schedule is not None:
                     _levels_of(f"{place}.settings[{number}]", setting, schedule, *levels[schedule])
                 if setting.get("prompt") and schedule == "train":
