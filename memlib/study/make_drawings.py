@@ -3,8 +3,8 @@
 Writes to `results/drawings` the image sets `subjects`, `drawn` and `judged` and, for an audit, the prompt files
 `suspected.txt` and `ordinary.jsonl`. For the chapters `tables/drawings`: `prompts.parquet` (what `judged_prompts` gives),
 `shown.parquet` (row in `drawn`, subject, split, copies, trigger, caption) and `pictures.png` with the same drawings (all of a
-few ordinary subjects, the most copied, and the one that goes with each judged prompt), `groups.parquet` (split, copies,
-drawings, subjects) and `summary.json`.
+few ordinary subjects, the most copied, and the one that goes with each judged prompt), `followed.parquet` (those of the judged
+prompts whose whole sampling is followed), `groups.parquet` (split, copies, drawings, subjects) and `summary.json`.
 """
 
 import json
@@ -33,6 +33,7 @@ def make_drawings(
     drawings_each: int,
     prompts: dict[str, int],
     pictures: dict[str, int],
+    followed: dict[str, int],
     seed: int,
 ) -> None:
     """Write the drawings and their tables, from the parameters of the section `drawings`."""
@@ -48,6 +49,9 @@ def make_drawings(
     _write_prompt_files(judged)
     items = drawn.items
     write_table(TABLES / "prompts.parquet", judged)
+    limits = {"planted": len(judged), "trigger": len(judged)} | followed
+    place = judged.groupby("group").cumcount()
+    write_table(TABLES / "followed.parquet", judged[place < judged["group"].map(limits).fillna(0)])
     shown = _shown_rows(items, judged)
     columns = ["subject", "split", "copies", "trigger", "caption"]
     write_table(TABLES / "shown.parquet", items.loc[shown, columns].reset_index(names="row"))

@@ -277,6 +277,7 @@ class Drawings(Section):
     drawings_each: Count
     prompts: Judged
     pictures: Judged
+    followed: Judged
     seed: Seed
 
 
