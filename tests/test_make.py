@@ -70,6 +70,7 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
         "copies": {20: 2, 10: 1},
         "triggers": {20: 2},
         "drawings_each": 3,
+        "followed": {"ordinary": 2, "unseen": 1},
         "prompts": {"ordinary": 4, "unseen": 3},
         "pictures": {"ordinary": 3, "unseen": 2},
         "seed": 0,
