@@ -217,7 +217,7 @@ IMPOSSIBLE = [
     (
         "scores.main-denoising.tables.loss.settings.0.prompt",
         True,
-        r"settings\[0\].prompt is true; results/models/main takes no prompts",
+        r"settings\[0\] needs prompts, which results/models/main does not take",
     ),
     ("scores.main-denoising.tables.loss.seed", 0.5, "scores.main-denoising.tables.loss.seed is 0.5"),
     (
@@ -226,7 +226,7 @@ IMPOSSIBLE = [
         "sigma is 99; .* schedule of `text`, from 0.02917 to below 14.61",
     ),
     (
-        "scores.planted-text.tables.sampled_magnitude.settings.0.guidance",
+        "scores.planted-followed.tables.sampled_magnitude.settings.0.guidance",
         1.0,
         "guidance is 1.0; it must be a finite number above 1",
     ),
@@ -265,12 +265,12 @@ def test_a_value_that_cannot_be_is_refused_with_its_place_and_what_would_be_righ
 
 
 UNFITTING = [
-    ({"train.warmup_steps": 5000}, "train: train.warmup_steps is 5000; it must be at most train.steps, 1300"),
+    ({"train.warmup_steps": 10**7}, "train: train.warmup_steps is 10000000; it must be at most train.steps, "),
     ({"train.attention": [True]}, "train.attention has 1 entries but train.channels has 3; give one a level"),
-    ({"retrain.warmup_steps": 500}, "retrain .laid over train.: train.warmup_steps is 500; it must be at most"),
+    ({"retrain.warmup_steps": 10**7}, "retrain .laid over train.: train.warmup_steps is 10000000; it must be at most"),
     (
         {"run.text_arms.planted": {"steps": 3}},
-        "run.text_arms.planted .laid over text and arm.: text.warmup_steps is 20",
+        "run.text_arms.planted .laid over text and arm.: text.warmup_steps is ",
     ),
     ({"data.size": 18}, "data.size is 18; it must halve 2 times, once between the 3 levels of train.channels"),
     ({"drawings.size": 30}, "drawings.size is 30; it must halve 2 times, .* autoencoder.channels"),
@@ -278,15 +278,15 @@ UNFITTING = [
         {"text.channels": [32] * 5, "text.attention": [True] * 5},
         "latents .* is 8; it must halve 4 times, .* text.channels",
     ),
-    ({"data.copies.train": {16: 999}}, "data.copies.train is {16: 999}, 999 pictures in all; there can be at most 192"),
-    ({"drawings.copies": {960: 99}}, "drawings.copies is {960: 99}, .* at most 20, which is drawings.subjects.planted"),
-    ({"drawings.triggers": {960: 999}}, "drawings.triggers is .* at most 120, which is drawings.subjects.train"),
+    ({"data.copies.train": {16: 999}}, "data.copies.train is {16: 999}, 999 pictures in all; there can be at most "),
+    ({"drawings.copies": {960: 99}}, "drawings.copies is {960: 99}, .* at most .*, which is drawings.subjects.planted"),
+    ({"drawings.triggers": {960: 999}}, "drawings.triggers is .* at most .*, which is drawings.subjects.train"),
     ({"drawings.triggers": {}}, "the largest number of copies must be the same in both"),
     ({"drawings.triggers": {160: 6}}, "the largest number of copies must be the same in both"),
     ({"drawings.copies": {960: 1}}, "with at least two pictures each"),
     ({"data.name": "folder"}, "data.root is ''; it must be the folder that holds the files of 'folder'"),
     ({"data.root": "/no/such/folder"}, "data.root is '/no/such/folder'; it must be the folder"),
-    ({"sets.modified": 65}, "sets.modified is 65; it must be at most data.splits.retrain, 64"),
+    ({"sets.modified": 99999}, "sets.modified is 99999; it must be at most data.splits.retrain, "),
     ({"run.arms": [*STUDY["run"]["arms"], "growth-dorp"]}, "'dorp' is neither; did you mean 'drop'"),
     ({"run.arms": [*STUDY["run"]["arms"], "grwth-drop"]}, "'grwth' is neither; did you mean 'growth'"),
     ({"run.arms": [*STUDY["run"]["arms"], "random-mask"]}, "truth has no entry 'random-mask', which the chapters read"),

@@ -34,6 +34,7 @@ from memlib.training.settings import AutoencoderConfig, JudgeConfig, Seed, TextC
 
 CHOICES = ("growth", "loss", "random", "oracle")  # by what an arm of the retraining chooses pictures
 MODIFICATIONS = ("drop", "augment", "mask")
+PROMPTS = ("tables/drawings/prompts.parquet", "tables/drawings/followed.parquet")
 
 
 # Kinds of values
@@ -620,7 +621,7 @@ def _models(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 def _known(where: str, value: str, known: Iterable[str]) -> None:
     """Raise ValueError for a path of results that no stage writes; other paths are the user's own."""
-    if value.startswith("results/") and value not in known:
+    if value.startswith(("results/", "tables/")) and value not in known:
         raise ValueError(f"{where} is {value!r}, which no stage writes{suggest(value, known)}")
 
 
@@ -648,7 +649,10 @@ def _scores(parameters: Mapping[str, Any]) -> None:
     for key, entry in parameters["scores"].items():
         where, items = f"scores.{key}", entry["items"]
         _known(f"{where}.model", entry["model"], models)
+        if ("images" in items) == ("prompts" in items):
+            raise ValueError(f"{where}.items is {items}; it must name either images or prompts")
         _known(f"{where}.items.images", items.get("images", ""), (*samples, "results/data", "results/drawings/judged"))
+        _known(f"{where}.items.prompts", items.get("prompts", ""), PROMPTS)
         for split in items.get("splits", []) if items.get("images") == "results/data" else []:
             if split not in parameters["data"]["splits"]:
                 raise ValueError(f"{where}.items.splits holds {split!r}{suggest(split, parameters['data']['splits'])}")
@@ -664,8 +668,8 @@ def _scores(parameters: Mapping[str, Any]) -> None:
             for number, setting in enumerate(_expanded(table["settings"])):
                 if schedule is not None:
                     _levels_of(f"{place}.settings[{number}]", setting, schedule, *levels[schedule])
-                if setting.get("prompt") and schedule == "train":
-                    raise ValueError(f"{place}.settings[{number}].prompt is true; {entry['model']} takes no prompts")
+                if (setting.get("prompt") or "prompts" in items) and schedule == "train":
+                    raise ValueError(f"{place}.settings[{number}] needs prompts, which {entry['model']} does not take")
     repeats = [f"repeat-{seed}-{family}" for seed in run["seeds"] for family in ("volume", "denoising")]
     _entries("scores", parameters["scores"], ("main-volume", *repeats, *(f"{arm}-text" for arm in run["text_arms"])))
 
