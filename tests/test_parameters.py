@@ -303,6 +303,17 @@ UNFITTING = [
         "scores.main-volume.tables.growth.detector is 'grwoth'; did you mean 'growth'",
     ),
     (
+        {"scores.main-volume.family": "denoising"},
+        "detector is 'growth', of the family volume; scores.main-volume.family",
+    ),
+    ({"scores.main-volume.items": {}}, "scores.main-volume.items is {}; it must name either images or prompts"),
+    ({"scores.main-volume.items.prompts": "mine.txt"}, "scores.main-volume.items is .* either images or prompts"),
+    (
+        {"scores.planted-text.items": {"prompts": "tables/drawings/prompt.parquet"}},
+        "which no stage writes; did you mean",
+    ),
+    ({"scores.planted-text.model": "results/models/main"}, "needs prompts, which results/models/main does not take"),
+    (
         {"scores.main-volume.items.splits": ["tran"]},
         "scores.main-volume.items.splits holds 'tran'; did you mean 'train'",
     ),
