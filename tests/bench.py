@@ -17,12 +17,15 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from memlib import data, optimisation, text, text_model, training
-from memlib.config import TrainConfig
-from memlib.models import NetworkNoise
-from memlib.p_laplace import p_laplacian
-from memlib.text_config import AutoencoderConfig, TextConfig
-from memlib.volume import divergence
+from memlib.detectors import find
+from memlib.detectors.api import Items
+from memlib.detectors.p_laplacian import p_laplacian
+from memlib.detectors.volume import divergence
+from memlib.fields.unet import UNetField
+from memlib.score import score
+from memlib.tensors import to_float
+from memlib.training import image_model, loop, text_model
+from memlib.training.settings import AutoencoderConfig, TextConfig, TrainConfig
 
 CONFIG = TrainConfig(**yaml.safe_load(Path("params.yaml").read_text())["train"])
 PICTURES = torch.randint(0, 256, (256, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -47,7 +50,7 @@ def training_seconds(config: TrainConfig, steps: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             run = replace(config, steps=count, checkpoint_every=10**6)
-            training.train(
+            image_model.train(
                 PICTURES, torch.ones(256, dtype=torch.long), run, Path(folder) / "model", Path(folder) / "checkpoint.pt"
             )
             times.append(time.perf_counter() - started)
@@ -56,8 +59,8 @@ def training_seconds(config: TrainConfig, steps: int) -> float:
 
 def forward_backward_seconds(compiled: bool) -> float:
     """Seconds of one forward and backward pass of a training batch at the study's precision."""
-    network = training.build_network(3, 16, CONFIG)
-    precision = optimisation.resolve_precision(CONFIG.precision, torch.device("cpu"))
+    network = image_model.build_network(3, 16, CONFIG)
+    precision = loop.resolve_precision(CONFIG.precision, torch.device("cpu"))
     model = torch.compile(network) if compiled else network
     x, t = torch.randn(CONFIG.batch, 3, 16, 16), torch.randint(0, 1000, (CONFIG.batch,))
 
@@ -73,12 +76,12 @@ def plain_loop_seconds(steps: int) -> float:
     """Seconds a step of the plain loop of diffusers' unconditional example: data loader, float32, one step after the other."""
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(mixed_precision="no")
-    model, scheduler = training.build_network(3, 16, CONFIG), DDPMScheduler(1000)
+    model, scheduler = image_model.build_network(3, 16, CONFIG), DDPMScheduler(1000)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=5, num_training_steps=steps)
     ema = EMAModel(model.parameters())
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(data.to_float(PICTURES)), batch_size=CONFIG.batch, shuffle=True
+        torch.utils.data.TensorDataset(to_float(PICTURES)), batch_size=CONFIG.batch, shuffle=True
     )
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     done, started = 0, 0.0
@@ -99,40 +102,58 @@ def plain_loop_seconds(steps: int) -> float:
             done += 1
 
 
-def text_to_image() -> StableDiffusionPipeline:
+def text_to_image() -> UNetField:
     """The study's text-to-image model, untrained."""
     parameters = yaml.safe_load(Path("params.yaml").read_text())
     vae = text_model.build_autoencoder(parameters["drawings"]["size"], AutoencoderConfig(**parameters["autoencoder"]))
     config = TextConfig(**parameters["text"])
-    return text_model.build_pipeline(vae, text_model.train_tokenizer(["one red apple"], config.length), config)
+    pipe: StableDiffusionPipeline = text_model.build_pipeline(
+        vae, text_model.train_tokenizer(["one red apple"], config.length), config
+    )
+    return UNetField(pipe.unet, pipe.scheduler, pipe)
+
+
+def scoring(field: UNetField, items: Items) -> None:
+    """Tables of the main detectors: network evaluations a second against bare forward passes in calls of the same size."""
+    x = items.pictures
+    bare = seconds(lambda: [field(part, 0.3) for part in x.split(field.rows)], 3) / len(x)
+    derivative = seconds(lambda: divergence(field, x, 0.3, 1, items.seeds), 3) / len(x)
+    print(f"one growth evaluation (a forward-mode derivative) takes {derivative / bare:.1f} times a forward pass")
+    for name, setting, cost in (
+        ("loss", {"sigma": 0.2, "draws": [4]}, 4 * bare),
+        ("flux", {"sigma": 0.2, "p": [1.0], "directions": 4}, 4 * bare),
+        ("growth", {"sigma_min": 0.02, "steps": 2, "directions": 1}, 4 * bare + 3 * derivative),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "table.parquet"
+            took = seconds(lambda n=name, s=setting, o=output: score(field, items, find(n), [s], o, replace=True), 3)
+        print(
+            f"memlib score, {name}, {len(x)} pictures: {len(x) / took:.0f} a second, "
+            f"{cost * len(x) / took:.0%} of the speed of its bare network evaluations"
+        )
 
 
 @torch.no_grad()
 def main() -> None:
-    eps = NetworkNoise(training.build_network(3, 16, CONFIG), DDPMScheduler(1000))
-    x = data.to_float(PICTURES[:64])
-    one = lambda y: divergence(eps, y, 0.3, 1, torch.Generator().manual_seed(0))  # noqa: E731
-    forward = seconds(lambda: eps(x, 0.3))
-    batched = seconds(lambda: one(x))
-    singly = seconds(lambda: [one(row[None]) for row in x], repeats=2)
-    print(
-        f"one growth evaluation (a forward-mode derivative) takes {batched / forward:.1f} times a forward pass, batch of 64"
-    )
-    print(f"64 growth evaluations one by one take {singly / batched:.1f} times as long as batched")
-    generator = torch.Generator().manual_seed(0)
-    published = seconds(lambda: p_laplacian(eps, x[:1], 0.3, [1.0], 128, generator, "flux", None, "independent"))
-    for name, arguments in {
-        "16 antithetic directions": (16, generator, "flux"),
-        "2 derivatives": (2, generator),
-    }.items():
-        ratio = 64 * published / seconds(lambda a=arguments: p_laplacian(eps, x, 0.3, [1.0], *a))
+    field = UNetField(image_model.build_network(3, 16, CONFIG), DDPMScheduler(1000))
+    items = Items([str(number) for number in range(256)], pictures=to_float(PICTURES))
+    scoring(field, items)
+    x, seeds = items.pictures[:64], items.seeds[:64]
+    published = seconds(lambda: p_laplacian(field, x[:1], 0.3, [1.0], 128, seeds[:1], "flux", None, "independent"))
+    for name, arguments in {"16 antithetic directions": (16, seeds, "flux"), "2 derivatives": (2, seeds)}.items():
+        ratio = 64 * published / seconds(lambda a=arguments: p_laplacian(field, x, 0.3, [1.0], *a))
         print(f"1-Laplacian, 64 pictures with {name}: {ratio:.1f} times the throughput of 128 directions one by one")
-    pipe, prompts = text_to_image(), ["one red apple"] * 256
-    noise = text.shared_noise(pipe, 4, generator)
-    whole = seconds(lambda: text.magnitudes(pipe, prompts, noise, 1), repeats=3)
-    ratio = whole / seconds(lambda: text.first_step(pipe, prompts, noise), repeats=3)
+    prompts = Items([f"one red apple {number}" for number in range(256)], prompts=["one red apple"] * 256)
+    text = text_to_image()
+    first, whole = (
+        seconds(lambda n=name, s=setting: find(n).score(text, prompts, **s), 3)
+        for name, setting in (
+            ("magnitude", {"noises": 4}),
+            ("sampled_magnitude", {"noises": 4, "guidance": 3.0, "steps": 1}),
+        )
+    )
     print(
-        f"magnitudes of 256 prompts at the first step, unconditional prediction once: {ratio:.2f} times as fast as twice each"
+        f"magnitudes at the first step, unconditional prediction once: {whole / first:.2f} times as fast as twice each"
     )
     with torch.enable_grad():
         steps = 30
