@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import joblib
 import psutil
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dvc.stage import Stage
 
 Graph = dict[str, set[str]]  # the stages that each stage needs
+Result = TypeVar("Result")
 Outcome = Literal["done", "unchanged", "failed"]
 CODE = "code"  # the stage that always runs, before all others
 BOOK = ("claims", "book")  # what a book needs besides the pages, which lie in PAGES
@@ -41,6 +42,7 @@ LOGS, LOCK = Path("results/logs"), Path("dvc.lock")
 GPUS = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 MOST_LANES = 8  # each takes about a GiB of memory, and the longest chain of stages leaves no work for more
 USUAL_SECONDS = 10.0  # of a stage that nothing is known of
+PATIENCE = 20  # seconds
 SHOWN_LINES = 15  # of the output of a stage that has failed
 
 
@@ -77,8 +79,12 @@ def book_stages(repo: Repo) -> set[str]:
 
 def outdated(repo: Repo, graph: Graph) -> set[str]:
     """The stages whose code, parameters, inputs or outputs have changed, and all that need one of them."""
-    with lock_repo(repo):
-        found = {stage.addressing for stage in repo.index.stages if stage.addressing in graph and stage.changed()}
+
+    def changed() -> set[str]:
+        with lock_repo(repo):
+            return {stage.addressing for stage in repo.index.stages if stage.addressing in graph and stage.changed()}
+
+    found = patiently(changed)
     while more := {name for name, needed in graph.items() if needed & found} - found:
         found |= more
     return found
@@ -191,6 +197,16 @@ def run_stages(graph: Graph, pool: ProcessPoolExecutor, lanes: int) -> Iterator[
             display.refresh()
 
 
+def patiently(attempt: Callable[[], Result]) -> Result:
+    """What an attempt gives, made again while another DVC process holds its files: one that was killed is gone in seconds."""
+    for _ in range(PATIENCE):
+        try:
+            return attempt()
+        except dvc_lock.LockError:
+            time.sleep(1)
+    return attempt()
+
+
 def enter_lane(parent: int, alone: bool) -> None:
     """Make this process a lane, which ends with the process that started it, and its stage with it."""
     if not alone:
@@ -221,13 +237,17 @@ def reproduce(name: str) -> Outcome:
     with (LOGS / f"{name}.txt").open("wb") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-    try:
+
+    def attempt() -> Outcome:
         with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
             (stage,) = repo.stage.collect(name)
             if not stage.reproduce():
                 return "unchanged"
             record(stage)
             return "done"
+
+    try:
+        return patiently(attempt)
     except Exception as error:
         if hasattr(error, "__pretty_exc__"):  # of a file of DVC: shows the line
             error.__pretty_exc__()
