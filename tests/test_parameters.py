@@ -297,7 +297,7 @@ UNFITTING = [
     ({"run.text_arms.single": GONE}, "scores.single-text.model is 'results/text/single', which no stage writes"),
     ({"truth.main.model": "results/models/mian"}, "truth.main.model is 'results/models/mian', .* did you mean"),
     ({"truth.main.split": "trian"}, "truth.main.split is 'trian'; did you mean 'train'"),
-    ({"truth.main": GONE}, "scores.samples-p_laplacian.items.images|truth has no entry 'main'"),
+    ({"truth.main": GONE}, "scores.samples-p_laplacian.items.source|truth has no entry 'main'"),
     (
         {"scores.main-volume.tables.growth.detector": "grwoth"},
         "scores.main-volume.tables.growth.detector is 'grwoth'; did you mean 'growth'",
@@ -306,10 +306,9 @@ UNFITTING = [
         {"scores.main-volume.family": "denoising"},
         "detector is 'growth', of the family volume; scores.main-volume.family",
     ),
-    ({"scores.main-volume.items": {}}, "scores.main-volume.items is {}; it must name either images or prompts"),
-    ({"scores.main-volume.items.prompts": "mine.txt"}, "scores.main-volume.items is .* either images or prompts"),
+    ({"scores.main-volume.items": {}}, "scores.main-volume.items.source is missing"),
     (
-        {"scores.planted-text.items": {"prompts": "tables/drawings/prompt.parquet"}},
+        {"scores.planted-text.items": {"source": "tables/drawings/prompt.parquet"}},
         "which no stage writes; did you mean",
     ),
     ({"scores.planted-text.model": "results/models/main"}, "needs prompts, which results/models/main does not take"),
@@ -318,8 +317,8 @@ UNFITTING = [
         "scores.main-volume.items.splits holds 'tran'; did you mean 'train'",
     ),
     (
-        {"scores.samples-denoising.items.images": "results/samples/man.safetensors"},
-        "images is .*, which no stage writes",
+        {"scores.samples-denoising.items.source": "results/samples/man.safetensors"},
+        "source is .*, which no stage writes",
     ),
     ({"scores.repeat-0-denoising": GONE}, "scores has no entry 'repeat-0-denoising'"),
 ]

@@ -196,9 +196,8 @@ class Truth(Section):
 
 
 class Items(Section):
-    images: Text | None = None
+    source: Text  # of pictures or prompts; DVC watches it
     splits: Annotated[list[Text], Len(1, 100), AfterValidator(_distinct)] | None = None
-    prompts: Text | None = None
     samples: Text | None = None
     training: Text | None = None
     training_splits: Annotated[list[Text], Len(1, 100), AfterValidator(_distinct)] | None = None
@@ -649,11 +648,9 @@ def _scores(parameters: Mapping[str, Any]) -> None:
     for key, entry in parameters["scores"].items():
         where, items = f"scores.{key}", entry["items"]
         _known(f"{where}.model", entry["model"], models)
-        if ("images" in items) == ("prompts" in items):
-            raise ValueError(f"{where}.items is {items}; it must name either images or prompts")
-        _known(f"{where}.items.images", items.get("images", ""), (*samples, "results/data", "results/drawings/judged"))
-        _known(f"{where}.items.prompts", items.get("prompts", ""), PROMPTS)
-        for split in items.get("splits", []) if items.get("images") == "results/data" else []:
+        sources = (*samples, "results/data", "results/drawings/judged", *PROMPTS)
+        _known(f"{where}.items.source", items["source"], sources)
+        for split in items.get("splits", []) if items["source"] == "results/data" else []:
             if split not in parameters["data"]["splits"]:
                 raise ValueError(f"{where}.items.splits holds {split!r}{suggest(split, parameters['data']['splits'])}")
         schedule = models.get(entry["model"])
@@ -668,7 +665,7 @@ def _scores(parameters: Mapping[str, Any]) -> None:
             for number, setting in enumerate(_expanded(table["settings"])):
                 if schedule is not None:
                     _levels_of(f"{place}.settings[{number}]", setting, schedule, *levels[schedule])
-                if (setting.get("prompt") or "prompts" in items) and schedule == "train":
+                if (setting.get("prompt") or items["source"] in PROMPTS) and schedule == "train":
                     raise ValueError(f"{place}.settings[{number}] needs prompts, which {entry['model']} does not take")
     repeats = [f"repeat-{seed}-{family}" for seed in run["seeds"] for family in ("volume", "denoising")]
     _entries("scores", parameters["scores"], ("main-volume", *repeats, *(f"{arm}-text" for arm in run["text_arms"])))

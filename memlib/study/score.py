@@ -16,13 +16,17 @@ from memlib.study.stages import reporting_errors, timed_stage
 def score_tables(key: str, model: str | None, items: Mapping[str, Any], tables: Mapping[str, Any], family: str) -> None:
     """Write tables/scores/KEY/NAME.parquet for every table, from an entry of the section `scores`.
 
-    model: a folder, or None where no detector asks it. items: arguments of `memlib.datasets.items.load_items`. tables: by name
+    model: a folder, or None where no detector asks it. items: arguments of `memlib.datasets.items.load_items`, of which
+    `source` is the prompts or the pictures, by what kind of file it is. tables: by name
     detector, settings (see `memlib.study.sections.expanded`) and seed. `family`, the module of the detectors, is what the stage depends on.
     """
+    source = Path(items["source"])
+    kind = "images" if source.is_dir() or source.suffix == ".safetensors" else "prompts"
+    named = {kind: source} | {name: value for name, value in items.items() if name != "source"}
     field = None if model is None else load_field(model)
     digest = "" if field is None else weights_digest(field)
     for name, table in tables.items():
-        part, notes = load_items(**items, size=None if field is None else field.picture_shape, seed=table["seed"])
+        part, notes = load_items(**named, size=None if field is None else field.picture_shape, seed=table["seed"])
         settings = [each for setting in table["settings"] for each in expanded(setting)]
         output = Path("tables/scores") / key / f"{name}.parquet"
         score(field, part, find(table["detector"]), settings, output, digest, replace=True, notes=notes)
