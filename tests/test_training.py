@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -180,6 +181,7 @@ def test_the_command_takes_split_section_seed_and_start(tmp_path: Path) -> None:
     assert (tmp_path / "results/model" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
     loss = pd.read_parquet(tmp_path / "tables/training/loss.parquet")
     assert loss.equals(pd.read_parquet(tmp_path / "expected/loss.parquet"))
+    assert loss["step"].tolist() == [1, 2, 3]
     model = read_json(tmp_path / "tables/training/model.json")
     weights = load_file(tmp_path / "expected" / name)
     assert model["parameters"] == sum(value.numel() for value in weights.values())
@@ -205,6 +207,16 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
     image_model.train(PICTURES, COPIES, other, tmp_path / "fresh", tmp_path / "no-checkpoint.pt")
     name = "unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("precision", "plain"), [("bf16", True), ("no", False)])
+def test_attention_in_bf16_is_the_plain_one_on_processors(precision: str, plain: bool) -> None:
+    query = torch.randn(2, 1, 4, 8, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision=precision)
+    with torch.profiler.profile() as profile, loop.attention(accelerator):
+        torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    called = {event.key for event in profile.key_averages()}
+    assert ("aten::_scaled_dot_product_attention_math" in called) == plain
 
 
 def test_a_comment_in_the_code_leaves_a_checkpoint_good(tmp_path: Path, monkeypatch) -> None:

@@ -4,7 +4,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-MAX_BATCH = 256  # pictures in one call of the autoencoder; more are taken in turn
+MAX_BATCH = (
+    64  # pictures in one call of the autoencoder; more are taken in turn, since large calls are slower on processors
+)
 
 
 @torch.no_grad()
