@@ -3,7 +3,7 @@
 Writes to `results/drawings` the image sets `subjects`, `drawn` and `judged` and, for an audit, the prompt files
 `suspected.txt` and `ordinary.jsonl`. For the chapters `tables/drawings`: `prompts.parquet` (what `judged_prompts` gives),
 `shown.parquet` (row in `drawn`, subject, split, copies, trigger, caption) and `pictures.png` with the same drawings (all of a
-few ordinary subjects, the most copied, and the one that goes with each judged prompt), `followed.parquet` (those of the judged
+few ordinary subjects, and the one that goes with each judged prompt), `followed.parquet` (those of the judged
 prompts whose whole sampling is followed), `groups.parquet` (split, copies, drawings, subjects) and `summary.json`.
 """
 
@@ -66,8 +66,7 @@ def _shown_rows(items: pd.DataFrame, judged: pd.DataFrame) -> list[int]:
     """Rows of the drawings that chapters show, each once."""
     train = items[items["split"] == "train"]
     ordinary = train.index[train["subject"].isin(train["subject"].unique()[:SHOWN_SUBJECTS])]
-    most = items.index[items["copies"] == items["copies"].max()]
-    return list(dict.fromkeys([*ordinary, *most, *judged["drawing"]]))
+    return list(dict.fromkeys([*ordinary, *judged["drawing"]]))
 
 
 def _write_prompt_files(judged: pd.DataFrame) -> None:
