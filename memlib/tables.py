@@ -46,6 +46,32 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     return pd.read_parquet(path).pivot(index="item", columns="setting", values="score")
 
 
+def read_score(path: str | Path, **setting: Any) -> pd.Series:
+    """The one column of a score table whose setting has these values, by item; None stands for a name that it does not have.
+
+    Raises ValueError, with the settings that there are, unless there is exactly one.
+    """
+    scores = read_scores(path)
+    found = [name for name in scores if setting.items() <= (dict.fromkeys(setting) | parse_setting(name)).items()]
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} has {len(found)} settings with {setting}; one is needed; known: {', '.join(scores.columns)}"
+        )
+    return scores[found[0]]
+
+
+def read_detectors(paths: Mapping[str, str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score tables side by side, and what each of their columns is; paths: the tables by the names of their detectors.
+
+    The first has a row an item and a column (detector, setting); the second a row for each of these columns, with its
+    `evaluations` and every key of the settings (nan where a setting does not have it).
+    """
+    scores = pd.concat({name: read_scores(path) for name, path in paths.items()}, axis=1, names=["detector", "setting"])
+    costs = {name: read_evaluations(path) for name, path in paths.items()}
+    about = [{"evaluations": costs[name][setting]} | parse_setting(setting) for name, setting in scores.columns]
+    return scores, pd.DataFrame(about, scores.columns)
+
+
 def read_evaluations(path: str | Path) -> dict[str, int]:
     """Network evaluations an item, by setting."""
     table = pd.read_parquet(path, columns=["setting", "evaluations"])
