@@ -119,3 +119,29 @@ def test_a_table_of_matches_says_the_same_as_the_tensors(generator: torch.Genera
     assert found["reproduced"].dtype == bool
     with pytest.raises(ValueError, match="matched with other pictures: 'picture 4' is none of the 3 ids"):
         outcomes.reproduced(written.iloc[:3], names(3))
+
+
+def test_what_is_held_out_stands_beside_a_split_as_not_reproduced() -> None:
+    items = pd.DataFrame(
+        {
+            "id": ["h", "t1", "r", "t2", "t3"],
+            "split": ["heldout", "train", "reference", "train", "train"],
+            "copies": [0, 16, 1, 1, 4],
+        }
+    )
+    matches = pd.DataFrame(
+        {"nearest": ["t3", "t1", "t3", "t1"], "distance": [1.0, 2, 1, 1], "second_distance": [9.0, 3, 4, 2]}
+    )
+    pictures = outcomes.judged(items, matches, "train")
+    assert pictures["generated_copies"].to_dict() == {"h": 0, "t1": 0, "t2": 0, "t3": 2}
+    assert pictures["reproduced"].to_dict() == {"h": False, "t1": False, "t2": False, "t3": True}
+    assert pictures["copies"].to_dict() == {"h": 0, "t1": 16, "t2": 1, "t3": 4}
+
+
+def test_examples_are_the_clearest_copies_and_the_hardest_cases() -> None:
+    matches = pd.DataFrame(
+        {"nearest": ["a", "a", "b", "c", "b"], "distance": [1.0, 2, 5, 9, 3.4], "second_distance": [10.0] * 5}
+    )
+    assert outcomes.clearest(matches, 2) == [0, 4]
+    assert outcomes.clearest(matches, 9) == [0, 4, 3], "one sample a training picture"
+    assert outcomes.borderline(matches, 3) == [4, 1, 2]

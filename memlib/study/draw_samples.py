@@ -19,9 +19,11 @@ from memlib.sampling.ode import sample
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 from memlib.tensors import item_seeds, to_uint8
+from memlib.truth.outcomes import borderline, clearest
 from memlib.truth.replication import match
 
 SHOWN = 64  # samples that a chapter can show
+EXAMPLES = 8  # of copies and of the hardest cases of the criterion
 BATCH = 256
 LOSS_SIGMA, LOSS_DRAWS = 0.2, 4  # of the held-out loss, which says how good a model is
 
@@ -40,8 +42,9 @@ def draw_samples(
     """Write results/samples/KEY.safetensors and tables/truth/KEY/, from an entry of the section `truth`.
 
     matches.parquet: of each sample the nearest picture of the split (its id), the distance to it and to the second nearest.
-    pictures.png: the first samples. quality.parquet: the denoising loss of every held-out picture. A seed starts every model
-    from the same noise.
+    pictures.png: the first samples. examples.png: the clearest copies and then the borderline cases, as
+    `memlib.truth.outcomes` names them. quality.parquet: the denoising loss of every held-out picture. A seed starts every
+    model from the same noise.
     """
     field = load_field(model)
     image_set = image_sets.load(images)
@@ -70,6 +73,8 @@ def draw_samples(
     write_table(output / "matches.parquet", matches)
     write_table(output / "quality.parquet", pd.DataFrame({"item": heldout.items["id"], "loss": losses.mean(0).cpu()}))
     write_pictures(output / "pictures.png", to_uint8(made[:SHOWN]))
+    examples = [*clearest(matches, EXAMPLES), *borderline(matches, EXAMPLES)]
+    write_pictures(output / "examples.png", to_uint8(made[examples]))
 
 
 def noise_levels(field: UNetField, sampler: str, steps: int) -> torch.Tensor:

@@ -36,3 +36,25 @@ def reproduced(matches: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
         raise ValueError(f"the samples were matched with other pictures: {name!r} is none of the {len(ids)} ids")
     counts = matches.loc[is_copy(matches), "nearest"].value_counts().reindex(pd.Index(ids, name="id"), fill_value=0)
     return pd.DataFrame({"generated_copies": counts, "reproduced": counts > 0})
+
+
+def judged(items: pd.DataFrame, matches: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The pictures of a split and those held out, with what the samples reproduce; the index holds their ids.
+
+    items: a row a picture of the study, with its `id` and `split`; matches: of samples with the pictures of the split.
+    """
+    pictures = items[items["split"].isin([split, "heldout"])].set_index("id")
+    counts = reproduced(matches, pictures.index[pictures["split"] == split])["generated_copies"]
+    counts = counts.reindex(pictures.index, fill_value=0)
+    return pictures.assign(generated_copies=counts, reproduced=counts > 0)
+
+
+def clearest(matches: pd.DataFrame, count: int) -> list[int]:
+    """Rows of the samples of the smallest ratio, one for each of at most `count` different training pictures."""
+    ordered = matches.assign(ratio=ratio(matches)).sort_values("ratio", kind="stable")
+    return ordered.drop_duplicates("nearest").index[:count].tolist()
+
+
+def borderline(matches: pd.DataFrame, count: int) -> list[int]:
+    """Rows of the samples whose ratio is nearest to the criterion of a copy, on either side."""
+    return (ratio(matches) - RATIO).abs().sort_values(kind="stable").index[:count].tolist()
