@@ -79,6 +79,9 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
     chosen, drawn, judged = (images.load(f"results/drawings/{name}") for name in ("subjects", "drawn", "judged"))
     prompts = pd.read_parquet("tables/drawings/prompts.parquet")
     assert prompts.equals(drawings.judged_prompts(chosen, drawn, 4, 3))
+    followed = pd.read_parquet("tables/drawings/followed.parquet")
+    assert followed["group"].value_counts().to_dict() == {"planted": 3, "trigger": 2, "ordinary": 2, "unseen": 1}
+    assert followed.equals(prompts[prompts["id"].isin(followed["id"])].reset_index(drop=True))
     assert judged.items["group"].value_counts().to_dict() == {
         "most copied": 4,
         "copied less": 1,
@@ -109,14 +112,14 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
     assert bytes_of("tables/drawings") == first
 
 
-def write_scores(key: str, score: pd.Series, settings: tuple[str, ...] = ("steps=2",)) -> None:
+def write_scores(table: str, score: pd.Series, settings: tuple[str, ...] = ("steps=2",)) -> None:
     tables = [
         pd.DataFrame(
             {"item": score.index, "setting": s, "score": score.to_numpy("float32"), "evaluations": 2, "note": ""}
         )
         for s in settings
     ]
-    write_table(f"tables/scores/{key}.parquet", pd.concat(tables).sort_values(["setting", "item"]))
+    write_table(f"tables/scores/{table}.parquet", pd.concat(tables).sort_values(["setting", "item"]))
 
 
 def test_sets_take_the_pictures_of_the_largest_scores(tmp_path: Path, monkeypatch) -> None:
@@ -127,10 +130,13 @@ def test_sets_take_the_pictures_of_the_largest_scores(tmp_path: Path, monkeypatc
     )
     images.save(images.ImageSet(found.images, items), "results/data")
     score = pd.Series(0.0, index=pd.Index(items["id"]).sort_values(ascending=False))
-    write_scores("main-growth", score + (score.index == "s1") + 2 * (score.index == "s2") + 9 * (score.index == "s9"))
+    write_scores(
+        "main-volume/growth", score + (score.index == "s1") + 2 * (score.index == "s2") + 9 * (score.index == "s9")
+    )
     retrain = score[[f"s{i}" for i in (8, 7, 6, 5, 4)]]
-    write_scores("repeat-0-growth", retrain + (retrain.index == "s7") + (retrain.index == "s5"))
-    write_scores("repeat-0-loss", retrain + (retrain.index == "s4") + (retrain.index == "s8"))
+    growth = retrain + (retrain.index == "s7") + (retrain.index == "s5")
+    write_scores("repeat-0-volume/growth", growth, ("steps=2", "rate_at=0.1 steps=2"))
+    write_scores("repeat-0-denoising/loss", retrain + (retrain.index == "s4") + (retrain.index == "s8"))
     make_sets.make_sets(modified=2, seed=3)
     chosen = pd.read_parquet("tables/sets/chosen.parquet").set_index("id")
     named = {choice: chosen.index[marks].tolist() for choice, marks in chosen.items()}
@@ -149,8 +155,9 @@ def test_sets_take_the_pictures_of_the_largest_scores(tmp_path: Path, monkeypatc
     pictures = read_pictures("tables/sets/pictures.png")
     sheets = [as_shown(images.load(f"results/sets/oracle-{how}").images) for how in ("augment", "mask")]
     assert (pictures == np.concatenate(sheets)).all()
-    write_scores("repeat-0-loss", retrain, ("steps=2", "steps=4"))
+    write_scores("repeat-0-denoising/loss", retrain, ("steps=2", "steps=4"))
     with pytest.raises(
-        ValueError, match=r"repeat-0-loss.parquet holds 2 settings; pictures are chosen by the scores of one"
+        ValueError,
+        match=r"repeat-0-denoising/loss.parquet has 2 settings with .*; one is needed; known: steps=2, steps=4",
     ):
         make_sets.make_sets(modified=2, seed=3)

@@ -19,7 +19,7 @@ from memlib.files import write_json, write_pictures, write_table
 from memlib.mitigation.data import Modification, modify
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
-from memlib.tables import read_scores
+from memlib.tables import read_score
 
 SHOWN = 32
 SCORES, RESULTS, TABLES = Path("tables/scores"), Path("results/sets"), Path("tables/sets")
@@ -32,8 +32,8 @@ def make_sets(modified: int, seed: int) -> None:
     items = training.items
     uniform = torch.rand(len(items), generator=torch.Generator().manual_seed(seed))
     ranking = {
-        "growth": _scores("repeat-0-growth", items["id"]),
-        "loss": _scores("repeat-0-loss", items["id"]),
+        "growth": _scores("repeat-0-volume/growth", items["id"]),
+        "loss": _scores("repeat-0-denoising/loss", items["id"]),
         "random": pd.Series(uniform.numpy()),
         "oracle": items["copies"],
     }
@@ -43,7 +43,7 @@ def make_sets(modified: int, seed: int) -> None:
         for choice, rows in chosen.items()
         for how in get_args(Modification)
     }
-    suspected = _largest(_scores("main-growth", main.items["id"]), int((main.items["copies"] > 1).sum()))
+    suspected = _largest(_scores("main-volume/growth", main.items["id"]), int((main.items["copies"] > 1).sum()))
     plans["main"] = ImageSet(*modify(main.images, main.items, suspected, "drop", torch.Generator()))
     both = torch.cat([training.images, training.images.flip(-1)])
     plans["mirrored"] = ImageSet(both, pd.concat([items] * 2, ignore_index=True).assign(copies=1))
@@ -60,13 +60,9 @@ def make_sets(modified: int, seed: int) -> None:
     write_json(TABLES / "summary.json", {"modified": modified, "chosen": summary})
 
 
-def _scores(key: str, ids: pd.Series) -> pd.Series:
-    """Scores of these items, in their order, from a table of one setting."""
-    path = SCORES / f"{key}.parquet"
-    table = read_scores(path)
-    if table.shape[1] != 1:
-        raise ValueError(f"{path} holds {table.shape[1]} settings; pictures are chosen by the scores of one")
-    return table.iloc[:, 0].loc[ids].reset_index(drop=True)
+def _scores(table: str, ids: pd.Series) -> pd.Series:
+    """Scores of these items, in their order, from a table of one setting; the rates of growth at single levels count not."""
+    return read_score(SCORES / f"{table}.parquet", rate_at=None).loc[ids].reset_index(drop=True)
 
 
 def _largest(values: pd.Series, count: int) -> list[int]:
