@@ -42,6 +42,20 @@ def test_contrasts_are_given_by_name_and_left_out_where_a_side_is_too_small() ->
         contrasts.of_pictures(PICTURES, ["x1 against unseen"])
 
 
+def test_a_measure_is_taken_of_every_score_over_every_contrast() -> None:
+    scores = pd.DataFrame({"growth": [5.0, 4.0, 1.0, 0.0], "loss": [0.0, 2.0, 1.0, 3.0]}, index=list("wxyz"))
+    groups = {
+        "upper half": (np.array([1, 1, 0, 0], dtype=bool), np.array([0, 0, 1, 1], dtype=bool)),
+        "inner": (np.array([0, 1, 1, 0], dtype=bool), np.array([1, 0, 0, 1], dtype=bool)),
+    }
+    measured = contrasts.over_contrasts(lambda p, n, factor: factor * (p.max() - n.max()), scores, groups, 10)
+    assert measured.to_dict() == {
+        "growth": {"upper half": 40.0, "inner": -10.0},
+        "loss": {"upper half": -10.0, "inner": -10.0},
+    }
+    assert measured.index.name == "contrast"
+
+
 PROMPTS = pd.DataFrame(
     [
         *[("planted", 200)] * 3,

@@ -164,3 +164,15 @@ def test_every_false_alarm_of_two_scores_is_of_one_kind() -> None:
         "stay": [1],
         "are new": [2],
     }
+
+
+def test_differences_are_those_of_each_pair_over_each_contrast() -> None:
+    scores = pd.DataFrame(np.random.default_rng(3).normal(size=(40, 3)), columns=["a", "b", "c"])
+    positive = np.arange(40) < 15
+    groups = {"first against others": (positive, ~positive), "others against first": (~positive, positive)}
+    found = roc.auroc_differences(scores, {"a minus b": ("a", "b"), "c minus a": ("c", "a")}, groups, 5)
+    assert found.loc["others against first", "c minus a"] == roc.auroc_difference(
+        (scores["c"][~positive], scores["a"][~positive]), (scores["c"][positive], scores["a"][positive]), 5
+    )
+    aurocs = {name: roc.auroc_value(scores[name][positive], scores[name][~positive]) for name in scores}
+    assert found.loc["first against others", "a minus b"].value == pytest.approx(aurocs["a"] - aurocs["b"])

@@ -1,6 +1,7 @@
 """The named contrasts of the study: which items are compared with which."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,6 +67,20 @@ def of_prompts(prompts: pd.DataFrame) -> dict[str, Contrast]:
     groups = prompt_groups(prompts)
     found = {f"{first} against {second}": (groups[first], groups[second]) for first, second in PROMPT_CONTRASTS}
     return _large_enough(found, found)
+
+
+def over_contrasts(
+    measure: Callable[..., Any], scores: pd.DataFrame, contrasts: Mapping[str, Contrast], *arguments: Any
+) -> pd.DataFrame:
+    """`measure(positives, negatives, *arguments)` of every column of scores, by contrast (a row) and score (a column).
+
+    scores: a row an item, in the order of the masks.
+    """
+    found = {}
+    for name in scores:
+        values = scores[name].to_numpy()
+        found[name] = {contrast: measure(values[p], values[n], *arguments) for contrast, (p, n) in contrasts.items()}
+    return pd.DataFrame(found).rename_axis("contrast")
 
 
 def _large_enough(found: Mapping[str, Contrast], names: Iterable[str]) -> dict[str, Contrast]:

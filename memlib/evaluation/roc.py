@@ -1,10 +1,13 @@
 """How well scores separate two groups, with 95 % confidence intervals. Larger scores mean more memorised."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
+from memlib.evaluation.contrasts import Contrast
 from memlib.evaluation.intervals import (
     RESAMPLES,
     Estimate,
@@ -122,6 +125,23 @@ def auroc_difference(
         (low_a, high_a), (low_b, high_b) = (_newcombe(value, len(pos_a), len(neg_a)) for value in (a, b))
         low, high = a - b - np.hypot(a - low_a, high_b - b), a - b + np.hypot(high_a - a, b - low_b)
     return Estimate(a - b, float(low), float(high))
+
+
+def auroc_differences(
+    scores: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], contrasts: Mapping[str, Contrast], seed: int = 0
+) -> pd.DataFrame:
+    """`auroc_difference` of the two scores of each pair, by contrast (a row) and the pair's name (a column).
+
+    scores: a row an item, in the order of the masks; pairs: names of a first and a second score.
+    """
+    found = {}
+    for name, pair in pairs.items():
+        both = scores[list(pair)].to_numpy()
+        found[name] = {
+            contrast: auroc_difference(tuple(both[p].T), tuple(both[n].T), seed)
+            for contrast, (p, n) in contrasts.items()
+        }
+    return pd.DataFrame(found).rename_axis("contrast")
 
 
 def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float, seed: int = 0) -> Estimate:
