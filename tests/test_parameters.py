@@ -89,7 +89,7 @@ IMPOSSIBLE = [
     ("train.beta_schedule", "cosine", "train.beta_schedule is 'cosine'; it must be one of linear, scaled_linear"),
     ("retrain.steps", 0, "retrain.steps is 0; it must be a whole number from 1"),
     ("mirrored.ema_decay", 2, "mirrored.ema_decay is 2; it must be"),
-    ("arm.steps", 0, "arm.steps is 0"),
+    ("text_arm.steps", 0, "text_arm.steps is 0"),
     ("autoencoder.kl_weight", -1.0, "autoencoder.kl_weight is -1.0; it must be a finite number from 0"),
     ("autoencoder.kl_weight", INF, "autoencoder.kl_weight is inf"),
     ("autoencoder.latent_channels", 0, "autoencoder.latent_channels is 0"),
@@ -270,7 +270,7 @@ UNFITTING = [
     ({"retrain.warmup_steps": 10**7}, "retrain .laid over train.: train.warmup_steps is 10000000; it must be at most"),
     (
         {"run.text_arms.planted": {"steps": 3}},
-        "run.text_arms.planted .laid over text and arm.: text.warmup_steps is ",
+        "run.text_arms.planted .laid over text and text_arm.: text.warmup_steps is ",
     ),
     ({"data.size": 18}, "data.size is 18; it must halve 2 times, once between the 3 levels of train.channels"),
     ({"drawings.size": 30}, "drawings.size is 30; it must halve 2 times, .* autoencoder.channels"),

@@ -229,7 +229,7 @@ def test_an_arm_is_trained_on_its_regime_with_its_settings(arm, regime, settings
     pipe.save_pretrained("start")
     sections = {
         "text": asdict(TEXT),
-        "arm": {"steps": 5},
+        "text_arm": {"steps": 5},
         "run": {"text_arms": {"threshold": {"threshold": 0.5}, "two-words": {"random_words": 2}}},
     }
     monkeypatch.setattr(train_text, "read_section", sections.get)

@@ -293,7 +293,7 @@ SECTIONS: dict[str, Any] = {
     "drawings": Drawings,
     "autoencoder": settings(AutoencoderConfig),
     "text": settings(TextConfig),
-    "arm": settings(TextConfig, laid_over=True),
+    "text_arm": settings(TextConfig, laid_over=True),
     "judge": settings(JudgeConfig),
 }
 
@@ -537,7 +537,7 @@ def _trainings(parameters: Mapping[str, Any]) -> None:
         "text": (TextConfig, text),
         "judge": (JudgeConfig, parameters["judge"]),
     } | {
-        f"run.text_arms.{arm} (laid over text and arm)": (TextConfig, text | parameters["arm"] | changes)
+        f"run.text_arms.{arm} (laid over text and text_arm)": (TextConfig, text | parameters["text_arm"] | changes)
         for arm, changes in parameters["run"]["text_arms"].items()
     }
     for where, (config, content) in trainings.items():

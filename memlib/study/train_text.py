@@ -80,7 +80,7 @@ def _train_model(
 ) -> tuple[StableDiffusionPipeline, Optimised, dict[str, Any]]:
     """A pipeline trained as an arm is, from new weights or from those of the pipeline `start`, and its numbers of weights."""
     known = get_args(Regime)
-    settings = read_section("text") | (read_section("arm") if start else {})
+    settings = read_section("text") | (read_section("text_arm") if start else {})
     arms = read_section("run")["text_arms"]
     if arm not in known and arm not in arms:
         raise ValueError(f"there is no arm {arm!r}{suggest(arm, [*known, *arms])}")
