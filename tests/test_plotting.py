@@ -40,6 +40,17 @@ def test_pictures_stand_row_by_row_with_a_line_between() -> None:
     assert np.asarray(ax.images[1].get_array()).shape == (2, 14)
 
 
+def test_sheets_have_their_titles_and_one_size_of_pictures() -> None:
+    groups = {title: [np.full((4, 4, 3), count, np.uint8)] * count for title, count in (("few", 2), ("many", 7))}
+    fig = plotting.sheets(groups, 3)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["few", "many"]
+    assert [np.asarray(ax.images[0].get_array()).shape[:2] for ax in fig.axes] == [(4, 14), (14, 14)]
+    fig.canvas.draw()
+    pixels = [ax.get_window_extent().height / shape for ax, shape in zip(fig.axes, (4, 14), strict=True)]
+    plt.close(fig)
+    assert pixels[0] == pytest.approx(pixels[1], rel=0.15)
+
+
 @pytest.mark.parametrize(
     "pictures", [np.zeros((2, 4, 4, 3)), np.zeros((2, 3, 4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)]
 )
@@ -86,3 +97,15 @@ def test_groups_have_a_name_and_a_colour_each() -> None:
     colours = plotting.group_colours([4, 0, 4, 1])
     assert list(colours) == [0, 1, 4]
     assert len(set(colours.values())) == 3
+
+
+def test_a_curve_has_the_intervals_as_its_band() -> None:
+    fig, ax = plt.subplots()
+    plotting.curve(ax, [1, 2], [Estimate(0.5, 0.4, 0.8), Estimate(0.6, 0.1, 0.7)], color="red", label="rate")
+    (line,), (band,) = ax.lines, ax.collections
+    plt.close(fig)
+    assert line.get_xydata().tolist() == [[1, 0.5], [2, 0.6]]
+    assert line.get_label() == "rate"
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert {(1, 0.4), (1, 0.8), (2, 0.1), (2, 0.7)} <= corners
+    assert tuple(band.get_facecolor()[0]) == (1, 0, 0, 0.15)

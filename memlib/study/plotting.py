@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,24 @@ def error_bars(
         ax.errorbar(values, list(positions), xerr=lengths, **style)
     else:
         ax.errorbar(list(positions), values, yerr=lengths, **style)
+
+
+def curve(ax: Axes, x: Iterable[float], estimates: Sequence[Estimate], **style: Any) -> None:
+    """Estimates along x as a line through points, with their intervals as a band; style: that of `Axes.plot`."""
+    x = list(x)
+    (line,) = ax.plot(x, [e.value for e in estimates], **{"marker": "o", "markersize": 3} | style)
+    low, high = ([e.low for e in estimates], [e.high for e in estimates])
+    ax.fill_between(x, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+
+
+def sheets(pictures: Mapping[str, Sequence[NDArray[np.uint8]]], columns: int) -> Figure:
+    """Sheets of uint8 pictures [H, W, C] below one another, each under its title, all pictures of one size."""
+    rows = [-(-len(group) // columns) for group in pictures.values()]
+    height = sum(rows) * 7 / columns + 0.35 * len(rows)
+    fig, axes = plt.subplots(len(rows), 1, figsize=(7, height), height_ratios=rows, squeeze=False)
+    for ax, (title, group) in zip(axes[:, 0], pictures.items(), strict=True):
+        show_pictures(ax, np.stack(group), columns, title)
+    return fig
 
 
 def show_pictures(ax: Axes, pictures: NDArray[np.uint8], columns: int, title: str = "") -> None:
