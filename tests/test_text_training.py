@@ -1,19 +1,23 @@
 """Training of the text-to-image model: what it is given to learn it can do, and ordinary diffusers code loads it."""
 
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, TEXT, small_pipeline, subjects
-from diffusers import DiffusionPipeline
+from conftest import AUTOENCODER, LOOP, TEXT, small_pipeline, subjects
+from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from memlib.datasets import drawings
+from memlib.datasets import drawings, images
+from memlib.datasets.items import read_samples
 from memlib.fields.latents import decode, encode, reconstruct
 from memlib.fields.unet import UNetField
 from memlib.files import read_json
-from memlib.study import train_text
+from memlib.study import train_judge, train_text
 from memlib.tensors import to_float, to_uint8
 from memlib.training import loop, text_model, text_to_image
 
@@ -227,6 +231,9 @@ def test_an_arm_is_trained_on_its_regime_with_its_settings(arm, regime, settings
     pipe = small_pipeline()
     pipe.vae.save_pretrained("vae")
     pipe.save_pretrained("start")
+    encoded = torch.rand(len(drawn.images), 4, 8, 8)
+    Path("results").mkdir()
+    save_file({"latents": encoded}, train_text.LATENTS)
     sections = {
         "text": asdict(TEXT),
         "text_arm": {"steps": 5},
@@ -246,7 +253,7 @@ def test_an_arm_is_trained_on_its_regime_with_its_settings(arm, regime, settings
     shown = drawings.regime(drawn, regime)
     assert captions == shown["caption"].tolist()
     assert copies.tolist() == shown["copies"].tolist()
-    torch.testing.assert_close(latents, encode(pipe.vae, drawn.floats)[shown["row"].tolist()])
+    assert torch.equal(latents, encoded[shown["row"].tolist()])
     assert config == replace(TEXT, **settings, **({"steps": 5} if start else {}))
     same = torch.equal(trained.unet.conv_in.weight, pipe.unet.conv_in.weight)
     assert same == (start is not None), "an arm goes on from the model it is given"
@@ -277,3 +284,28 @@ def test_the_autoencoder_learns_no_unseen_drawing_and_is_shown_on_them(tmp_path,
     sheet = np.asarray(Image.open("tables/pictures.png")).reshape(4, 32, 32, 3)
     expected = torch.cat([unseen.images, to_uint8(restored)]).permute(0, 2, 3, 1)
     assert (sheet == expected.numpy()).all(), "the drawings, then what is given back of them"
+
+
+def test_latents_of_all_drawings_and_the_training_pictures_are_made_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = subjects()
+    drawn = drawings.captioned(found, 2, {200: 2}, 0)
+    images.save(found, "results/drawings/subjects")
+    images.save(drawn, "results/drawings/drawn")
+    judge = LOOP | {"steps": 2, "warmup_steps": 0, "learning_rate": 1e-3}
+    sections = {"autoencoder": asdict(replace(AUTOENCODER, steps=5)), "judge": judge}
+    for program in (train_text, train_judge):
+        monkeypatch.setattr(program, "read_section", sections.get)
+    monkeypatch.setattr(sys, "argv", ["train_text", "results/drawings/drawn", "results/autoencoder"])
+    train_text.main()
+    train_judge.main()
+    vae = AutoencoderKL.from_pretrained("results/autoencoder")
+    latents = load_file("results/latents.safetensors")["latents"]
+    torch.testing.assert_close(latents, encode(vae, drawn.floats), rtol=1e-4, atol=1e-5)
+    pictures, ids = read_samples("results/samples/training.safetensors")
+    rows = drawings.training_rows(drawn)
+    assert [int(name) for name in ids] == rows.tolist()
+    expected = to_uint8(reconstruct(vae, drawn.floats[rows.tolist()]))
+    assert (pictures[:, 0].int() - expected.int()).abs().max() <= 1, "only what rounding changes"
+    right = read_json("tables/judge.json")
+    assert [len(shares) for shares in right.values()] == [8, 8], "a share for each subject that is not unseen"

@@ -1,7 +1,9 @@
-"""Stage `judge`: a classifier of subjects, which judges whether a picture shows what its prompt asks for.
+"""Stage `judge`: what samples are judged by.
 
-Writes `results/judge.safetensors` and `tables/judge.json`: the share of further fresh drawings of each subject that it knows,
-sharp and as the autoencoder gives them back.
+A classifier of subjects says whether a picture shows what its prompt asks for: `results/judge.safetensors`, and in
+`tables/judge.json` the share of further fresh drawings of each subject that it knows, sharp and as the autoencoder gives them
+back. Copies are looked for among the training pictures as the autoencoder gives them back, which is all that a model of its
+latents has seen: `results/samples/training.safetensors`, in the order of `memlib.datasets.drawings.training_rows`.
 """
 
 import os
@@ -9,15 +11,16 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from memlib.datasets import images
-from memlib.datasets.drawings import render
-from memlib.fields.latents import reconstruct
+from memlib.datasets.drawings import render, training_rows
+from memlib.datasets.items import write_samples
+from memlib.fields.latents import decode, reconstruct
 from memlib.files import atomic_write, write_json
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
-from memlib.tensors import to_float
+from memlib.tensors import to_float, to_uint8
 from memlib.training.classifier import train_judge
 from memlib.training.settings import JudgeConfig
 from memlib.truth.classifier import build_judge, subject_classes
@@ -52,6 +55,9 @@ def main() -> None:
                 )
             }
         write_json("tables/judge.json", right)
+        rows = training_rows(images.load("results/drawings/drawn"))
+        restored = decode(vae, load_file("results/latents.safetensors")["latents"][rows.tolist()])
+        write_samples("results/samples/training.safetensors", to_uint8(restored)[:, None], [str(row) for row in rows])
 
 
 if __name__ == "__main__":

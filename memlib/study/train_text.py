@@ -1,7 +1,8 @@
 """Stages that train the text-to-image model: `python -m memlib.study.train_text DATA OUTPUT`, or under `accelerate launch`.
 
-First its autoencoder, then a base model without planted copies, then the arms, short trainings that go on from the base:
-one a regime (`memlib.datasets.drawings.regime`), and those that mitigate.
+First its autoencoder, which also writes the latents [N, ...] of all drawings, so that nothing encodes them again; then a base
+model without planted copies, then the arms, short trainings that go on from the base: one a regime
+(`memlib.datasets.drawings.regime`), and those that mitigate.
 """
 
 import argparse
@@ -12,12 +13,13 @@ from typing import Any, get_args
 import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from memlib.datasets import images
 from memlib.datasets.drawings import Regime, regime
 from memlib.datasets.images import ImageSet
 from memlib.fields.latents import encode, reconstruct
-from memlib.files import suggest, write_pictures
+from memlib.files import atomic_write, suggest, write_pictures
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 from memlib.tensors import to_uint8
@@ -26,6 +28,7 @@ from memlib.training.settings import AutoencoderConfig, TextConfig
 from memlib.training.text_model import build_autoencoder, build_pipeline, train_tokenizer
 from memlib.training.text_to_image import train_autoencoder, train_denoiser
 
+LATENTS = "results/latents.safetensors"
 SHOWN = 16  # pictures that a chapter shows as they are and as the autoencoder gives them back
 
 
@@ -45,6 +48,9 @@ def main() -> None:
         drawn = images.load(arguments.data)
         if arguments.autoencoder is None:
             trained, run, numbers = _train_autoencoder(drawn, checkpoint, arguments.tables)
+            if run.main:
+                with atomic_write(LATENTS) as temporary:
+                    save_file({"latents": encode(trained, drawn.floats)}, temporary)
         else:
             start = arguments.autoencoder, arguments.start
             trained, run, numbers = _train_model(drawn, *start, arguments.arm, checkpoint)
@@ -92,7 +98,7 @@ def _train_model(
     else:
         pipe = StableDiffusionPipeline.from_pretrained(start, use_safetensors=True, local_files_only=True)
     shown = regime(drawn, arm if arm in known else "planted")
-    latents = encode(vae, drawn.floats)[shown["row"].tolist()]
+    latents = load_file(LATENTS)["latents"][shown["row"].tolist()]
     copies = torch.tensor(shown["copies"].tolist())
     run = train_denoiser(pipe, latents, shown["caption"].tolist(), copies, config, checkpoint)
     parts = {name: parameter_count(getattr(pipe, name)) for name in ("vae", "text_encoder", "unet")}
