@@ -1,16 +1,18 @@
-# make study: the whole study and its book; make test: the tests; make smoke: every stage at toy size in a scratch copy;
+# make study: the whole study and its book; make book: the book from the tables in git, without training;
+# make test: the tests; make smoke: every stage at toy size in a scratch copy; make bench: what things cost;
 # make profile NAME=edges STAGES=estimators: a profile of profiles/ beside the default study.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: study test profile smoke bench lint
+.PHONY: study book test profile smoke bench lint
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 study: $(READY)
-	python -m memlib.pipeline check
-	dvc repro
-	@echo "The book is at $(CURDIR)/book/_build/html/index.html"
+	python -m memlib.study.run
+
+book: $(READY)
+	python -m memlib.study.run --book
 
 test: $(READY)
 	ruff check .
@@ -18,7 +20,7 @@ test: $(READY)
 	python -m pytest
 
 profile: $(READY)
-	python -m memlib.profiles $(NAME) $(if $(STAGES),--stages $(STAGES))
+	python -m memlib.study.profiles $(NAME) $(if $(STAGES),--stages $(STAGES))
 
 smoke: $(READY)
 	python tests/smoke.py
@@ -33,5 +35,5 @@ lint: $(READY)
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11 to 3.13 is needed, this is ' + sys.version.split()[0] + '; name another with: make PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.txt -e .
+	$(BIN)/python -m pip install --quiet -r requirements.txt -e '.[study,test]'
 	touch $@
