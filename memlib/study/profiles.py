@@ -15,9 +15,11 @@ from typing import Any
 
 import yaml
 
-from memlib.files import atomic_write, suggest
+from memlib.files import atomic_write, suggest, write_json
+from memlib.study.book import study
 from memlib.study.parameters import lay_over, read
 from memlib.study.sections import PARAMS
+from memlib.study.stages import STUDY, stage_times
 
 PROFILES = Path("profiles")
 COPIES = Path("results/profiles")
@@ -99,6 +101,7 @@ def run_profile(names: Sequence[str], stages: Sequence[str]) -> None:
     with atomic_write(Path("metrics") / name) as temporary:
         shutil.copytree(folder / "metrics", temporary)
         shutil.copy2(folder / PARAMS, temporary)
+        write_json(temporary / STUDY.name, study(stage_times(folder)))
     print(f"The metrics are in metrics/{name}")
 
 

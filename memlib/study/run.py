@@ -27,7 +27,7 @@ from rich.live import Live
 from rich.table import Table
 
 from memlib.files import atomic_write, read_json, suggest, write_json
-from memlib.study.stages import STUDY, TIMES, WALL
+from memlib.study.stages import STUDY, WALL, stage_times
 
 if TYPE_CHECKING:
     from dvc.stage import Stage
@@ -93,7 +93,7 @@ def outdated(repo: Repo, graph: Graph) -> set[str]:
 def expected_seconds(graph: Graph) -> dict[str, float]:
     """Seconds that each stage took when it last ran, here or where the committed results were made."""
     known = read_json(STUDY)["seconds"] if STUDY.exists() else {}
-    known |= {path.stem: read_json(path)["seconds"] for path in TIMES.glob("*.json")}
+    known |= {name: time["seconds"] for name, time in stage_times().items()}
     return {name: known.get(name, USUAL_SECONDS) for name in graph}
 
 
@@ -300,7 +300,7 @@ def run(targets: Collection[str], book_only: bool, lanes: int) -> None:
         everything = read_graph(repo)
         graph = only(everything, book_stages(repo)) if book_only else with_needed(everything, targets or everything)
         graph = only(graph, outdated(repo, only(graph, graph.keys() - {CODE})))
-    full = not targets and not book_only and any(not (TIMES / f"{name}.json").exists() for name in everything)
+    full = not targets and not book_only and not everything.keys() <= stage_times().keys()
     earlier = read_json(WALL)["seconds"] if full and WALL.exists() else 0.0
     outcomes = {}
     for name, outcome in run_stages(graph, pool, lanes):

@@ -18,12 +18,10 @@ from memlib.files import read_json, write_json
 TIMES = Path("results/times")  # STAGE.json: seconds, peak_memory_mib
 MADE = Path("results/made")  # STAGE.json: digest of each file under tables/ that the stage has written on this machine
 TABLES = Path("tables")
-WALL = Path(
-    "results/wall.json"
-)  # seconds that the runs of all stages, side by side, took until every stage had run once
+WALL = Path("results/wall.json")  # seconds of the runs side by side until every stage had run once
 STUDY = Path(
     "metrics/study.json"
-)  # of the last full run: seconds by stage, their sum, wall_seconds, peak memory, machine
+)  # seconds by stage, their sum and on the clock, peak memory and machine of a full run
 
 
 @contextmanager
@@ -54,6 +52,11 @@ def reporting_errors(name: str) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError) as error:
         sys.exit(f"stage {os.environ.get('DVC_STAGE', name)}: {error}")
+
+
+def stage_times(root: str | Path = ".") -> dict[str, dict[str, float]]:
+    """Seconds and peak memory of the last run of each stage that has run on this machine."""
+    return {path.stem: read_json(path) for path in sorted(Path(root, TIMES).glob("*.json"))}
 
 
 def made_here(paths: Iterable[str | Path]) -> bool | None:
