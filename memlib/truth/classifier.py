@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from memlib.truth.replication import RATIO, own_ratio
+from memlib.truth.replication import RATIO, is_copy, match, own_ratio
 
 MAX_BATCH = 256  # pictures in one call
 
@@ -65,3 +66,36 @@ def judge_samples(judge: nn.Module, samples: Tensor, subject: Tensor, own: Tenso
     agreed = agreement(judge, flat, subject.repeat_interleave(n))
     values = ((1 - ratio).clamp_min(0), agreed, ratio < RATIO)
     return Judged(*(value.unflatten(0, samples.shape[:2]) for value in values))
+
+
+def sample_table(
+    judge: nn.Module, samples: Tensor, prompts: pd.DataFrame, classes: Tensor, training: Tensor, shown: Tensor
+) -> pd.DataFrame:
+    """Judge samples [N, n, 3, H, W] in [-1, 1] of N prompts, a row a sample.
+
+    prompts: as `memlib.datasets.drawings.judged_prompts` gives them. classes: class in the judge of every subject (-1 for one
+    that it does not know). training: training pictures [M, 3, H, W]; shown: the subject of each [M].
+
+    Columns: id (of the prompt), noise (number of the sample); copies_any, whether it copies a training picture; copies_own,
+    whether that is the prompt's planted picture or, for a prompt without one, any of its subject; similarity to the planted
+    picture (nan without) and agreement with the prompt (nan for a subject that the judge does not know), as in `Judged`.
+    """
+    n, flat = samples.shape[1], samples.flatten(0, 1)
+    row, own, subject = (
+        torch.tensor(prompts[name].tolist()).repeat_interleave(n) for name in ("row", "own", "subject")
+    )
+    matches = match(flat, training)
+    copies, has_own, known = is_copy(matches), row >= 0, classes[subject] >= 0
+    is_own = torch.where(has_own, matches.nearest == own, shown[matches.nearest] == subject)
+    similarity = (1 - own_ratio(flat, own.clamp_min(0), training)).clamp_min(0)
+    agreed = agreement(judge, flat, classes[subject].clamp_min(0))
+    return pd.DataFrame(
+        {
+            "id": prompts["id"].repeat(n).to_numpy(),
+            "noise": list(range(n)) * len(prompts),
+            "copies_any": copies.numpy(),
+            "copies_own": (copies & is_own).numpy(),
+            "similarity": similarity.where(has_own, float("nan")).numpy(),
+            "agreement": agreed.where(known, float("nan")).numpy(),
+        }
+    )
