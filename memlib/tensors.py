@@ -66,6 +66,29 @@ def signs(items: Sequence[torch.Generator], count: int, x: Tensor) -> Tensor:
     return torch.stack([2 * torch.randint(0, 2, shape, generator=item) - 1 for item in items], 1).to(x)
 
 
+def total(x: Tensor, dim: int = -1) -> Tensor:
+    """Sum along one axis, by halves: in an order that the length of this axis decides alone.
+
+    A kernel's own sum groups the terms by the shape of the whole tensor, so an item's last digits would depend on its neighbours.
+    """
+    x = x.movedim(dim, 0)
+    while len(x) > 1:
+        half = len(x) // 2
+        paired = x[:half] + x[half : 2 * half]
+        x = torch.cat([paired, x[-1:]]) if len(x) % 2 else paired
+    return x[0]
+
+
+def average(x: Tensor, dim: int = -1) -> Tensor:
+    """Mean along one axis, added up as in `total`."""
+    return total(x, dim) / x.shape[dim]
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean length along the last axis, added up as in `total`."""
+    return total(x.square()).sqrt()
+
+
 def standard_error(samples: Tensor, exhaustive: bool) -> Tensor:
     """Standard error of the mean over samples [k, ...]: nan for a single one, 0 where they are all that there are."""
     if exhaustive:

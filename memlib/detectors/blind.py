@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields import Field
-from memlib.tensors import to_uint8
+from memlib.tensors import average, to_uint8
 
 
 def compressed_size(images: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def compressed_size(images: Tensor) -> Tensor:
 def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring pixels of float pictures [N, C, H, W], both ways [N]."""
     down, right = images.diff(dim=-2).abs(), images.diff(dim=-1).abs()
-    return (down.flatten(1).mean(1) + right.flatten(1).mean(1)) / 2
+    return (average(down.flatten(1)) + average(right.flatten(1))) / 2
 
 
 def flat_share(images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from memlib.detectors.api import Detector, Items, Scores, calibrated, conditione
 from memlib.fields import Field, NoisePredictor
 from memlib.sampling.grids import sigma_grid
 from memlib.sampling.ode import integrate, solver_step
-from memlib.tensors import check_images, check_seeds, generators, normal
+from memlib.tensors import average, check_images, check_seeds, generators, norm, normal, total
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def denoising_loss(eps: NoisePredictor, x: Tensor, sigma: float, draws: int, see
         check_images(x)
     noise = normal(generators(check_seeds(seeds, x)), draws, x)
     predicted = eps((x + sigma * noise).flatten(0, 1), sigma).reshape(noise.shape)
-    return (predicted - noise).square().flatten(2).mean(2)
+    return average((predicted - noise).square().flatten(2))
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def secmi(eps: NoisePredictor, x: Tensor, sigmas: Tensor) -> Tensor:
     start = integrate(eps, x, sigmas.sort().values[:-1], "euler")
     end = solver_step(eps, start, here, there, "euler")
     back = solver_step(eps, end, there, here, "euler")
-    return (back - start).square().flatten(1).sum(1)
+    return total((back - start).square().flatten(1))
 
 
 @torch.no_grad()
@@ -53,20 +53,20 @@ def pia(eps: NoisePredictor, x: Tensor, sigma: float, sigma_min: float) -> Tenso
     """
     check_images(x)
     noise = eps(x, sigma_min)
-    return (eps(x + sigma * noise, sigma) - noise).flatten(1).norm(p=4, dim=1)
+    return norm((eps(x + sigma * noise, sigma) - noise).flatten(1).square()).sqrt()
 
 
 @torch.no_grad()
 def length(eps: NoisePredictor, x: Tensor, sigma: float) -> Tensor:
     """Length of the noise prediction at the item itself [N]: sigma times that of the score. One network evaluation."""
-    return eps(x, sigma).flatten(1).norm(dim=1)
+    return norm(eps(x, sigma).flatten(1))
 
 
 def score_loss(field: Field, items: Items, *, sigma: float, draws: list[int], prompt: bool = False) -> list[Scores]:
     """Minus the denoising loss, the mean over the first draws of one run: a membership score (Matsumoto et al., 2302.03262)."""
     x = field.to_latents(items.pictures)
     losses = denoising_loss(conditioned(field, items, prompt), x, sigma, max(draws), items.seeds)
-    return [Scores(-losses[:count].mean(0), count, {"draws": count}) for count in draws]
+    return [Scores(-average(losses[:count], 0), count, {"draws": count}) for count in draws]
 
 
 def score_length(field: Field, items: Items, *, sigma: float, prompt: bool = False) -> Scores:

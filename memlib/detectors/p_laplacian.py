@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from memlib.detectors.api import Detector, Items, Scores, conditioned
 from memlib.detectors.derivatives import directional_derivatives
 from memlib.fields import Field, NoisePredictor
-from memlib.tensors import check_seeds, generators, signs, standard_error
+from memlib.tensors import average, check_seeds, generators, norm, signs, standard_error, total
 
 Estimator = Literal["autodiff", "flux", "ball", "cosine"]
 Scheme = Literal["independent", "antithetic", "orthogonal"]
@@ -84,10 +84,10 @@ def p_laplacian(
         else:
             normals = _normals(x, directions, scheme, random)
             field = _scores_around(eps, x, radius * normals, sigma)
-            length = field.norm(dim=2)
-            cosine = (field * normals).sum(2) / length.clamp_min(torch.finfo(x.dtype).tiny)
+            length = norm(field)
+            cosine = total(field * normals) / length.clamp_min(torch.finfo(x.dtype).tiny)
             scale = 1 if estimator == "cosine" else d / radius
-            terms = scale * length ** (powers - 1) * cosine
+            terms = scale * _raised(length, powers - 1) * cosine
     by_direction = terms.transpose(0, 1)  # [k, P, N]
     bad = (~by_direction.isfinite().all(0).all(0)).nonzero()
     if len(bad):
@@ -104,7 +104,7 @@ def p_laplacian(
         error[powers[:, 0, 0] != 2] = float("nan")
     along = 2 if estimator == "autodiff" else 0  # the derivative along the score
     cost = len(by_direction) * (2 if estimator in ("autodiff", "ball") else 1) + along
-    return PLaplacian(by_direction.mean(0), error, cost)
+    return PLaplacian(average(by_direction, 0), error, cost)
 
 
 def _check(
@@ -167,12 +167,12 @@ def _autodiff(
         tangents = signs(random, directions, x.flatten(1))
     score_at = partial(_score, eps, sigma=sigma)
     score, derivatives = directional_derivatives(score_at, x, tangents.reshape(-1, *x.shape))
-    curvatures = (tangents * derivatives.flatten(2)).sum(2)  # v'Hv [k, N]
+    curvatures = total(tangents * derivatives.flatten(2))  # v'Hv [k, N]
     score = score.flatten(1)
-    length = score.norm(dim=1)
+    length = norm(score)
     unit = score / length.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
     _, derivatives = directional_derivatives(score_at, x, unit.reshape(1, *x.shape))
-    along = (unit * derivatives[0].flatten(1)).sum(1)
+    along = total(unit * derivatives[0].flatten(1))
     trace = curvatures * (d if directions is None else 1)
     return _power(length, powers - 2, d, sigma) * (trace + (powers - 2) * along)
 
@@ -195,28 +195,34 @@ def _ball(
 
     def flow(field: Tensor) -> Tensor:
         """|s|^(p-2) s along the signs [P, k, N]."""
-        return _power(field.norm(dim=2), powers - 2, d, sigma) * (field * along).sum(2)
+        return _power(norm(field), powers - 2, d, sigma) * total(field * along)
 
     return (flow(ahead) - flow(behind)) / (2 * STEP * sigma)
 
 
 def _power(length: Tensor, exponents: Tensor, d: int, sigma: float) -> Tensor:
     """Lengths [k, N] of scores to powers [P, 1, 1]: [P, k, N]; where a power is negative, of a least length."""
-    return torch.where(exponents < 0, length.clamp_min(FLOOR * d**0.5 / sigma), length) ** exponents
+    return _raised(torch.where(exponents < 0, length.clamp_min(FLOOR * d**0.5 / sigma), length), exponents)
+
+
+def _raised(length: Tensor, exponents: Tensor) -> Tensor:
+    """Lengths to powers [P, 1, 1]; `torch.pow` rounds an element differently by its place in the tensor."""
+    return (exponents * length.clamp_min(torch.finfo(length.dtype).tiny).log()).exp()
 
 
 def _normals(x: Tensor, directions: int, scheme: Scheme, random: list[torch.Generator]) -> Tensor:
     """Unit vectors [k, N, d] of a scheme, each item's from its own generator; opposites lie half of k apart."""
     d = x[0].numel()
     half = directions if scheme == "independent" else directions // 2
-    normal = torch.stack([torch.randn(half, d, generator=item, dtype=x.dtype) for item in random]).to(x.device)
+    normal = torch.stack([torch.randn(half, d, generator=item, dtype=x.dtype) for item in random])
     if scheme == "orthogonal":
         frames = normal.reshape(len(x), -1, min(half, d), d).mT
         q, r = torch.linalg.qr(frames)
         q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
         unit = q.mT.reshape(len(x), half, d).transpose(0, 1)
     else:
-        unit = (normal / normal.norm(dim=2, keepdim=True)).transpose(0, 1)
+        unit = (normal / norm(normal)[..., None]).transpose(0, 1)
+    unit = unit.to(x.device)
     return unit if scheme == "independent" else torch.cat([unit, -unit])
 
 

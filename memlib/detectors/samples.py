@@ -5,6 +5,7 @@ from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields import Field
+from memlib.tensors import average
 
 
 def between_generations(samples: Tensor, tiles: int = 4) -> Tensor:
@@ -22,12 +23,14 @@ def between_generations(samples: Tensor, tiles: int = 4) -> Tensor:
     cut = samples.unflatten(4, (tiles, -1)).unflatten(3, (tiles, -1))  # [N, n, C, rows, h, columns, w]
     cut = cut.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)  # [N, n, tiles^2, pixels]
     first, second = torch.triu_indices(n, n, 1)
-    return (cut[:, first] - cut[:, second]).square().mean(3).sqrt().amax(2).mean(1)
+    return average(average((cut[:, first] - cut[:, second]).square()).sqrt().amax(2))
 
 
 def nearest_training(samples: Tensor, training: Tensor) -> Tensor:
     """Distance [N, n] (L2 over pixels) of each generation [N, n, C, H, W] to the nearest training picture [M, C, H, W]."""
-    distances = torch.cdist(samples.flatten(2).flatten(0, 1), training.flatten(1))
+    distances = torch.cdist(
+        samples.flatten(2).flatten(0, 1), training.flatten(1), compute_mode="donot_use_mm_for_euclid_dist"
+    )
     return distances.amin(1).unflatten(0, samples.shape[:2])
 
 
@@ -39,7 +42,7 @@ def score_between(field: Field | None, items: Items, *, generations: list[int]) 
 def score_nearest(field: Field | None, items: Items, *, generations: list[int]) -> list[Scores]:
     """Minus the mean distance of the first generations to their nearest training pictures: an upper bound, with the truth."""
     distances = nearest_training(items.samples, items.training)
-    return [Scores(-distances[:, :n].mean(1), 0, {"generations": n}) for n in generations]
+    return [Scores(-average(distances[:, :n]), 0, {"generations": n}) for n in generations]
 
 
 BETWEEN = Detector("between_generations", {"samples"}, ({"generations": [4]},), score_between)

@@ -15,6 +15,7 @@ from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields.load import check_single_encoder
 from memlib.fields.unet import UNetField
 from memlib.sampling.pipeline import check_prompts, chunks, shared_noise, timesteps, trajectory, warn_of_cuts
+from memlib.tensors import norm
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def first_step(field: UNetField, prompts: Sequence[str], noise: Tensor, sampling
     without = field.data_at(noise, t, field.unconditional())
     cond = field.encode_prompts(prompts)
     found = field.data_at(noise.repeat_interleave(len(prompts), 0), t, cond).unflatten(0, (len(noise), -1))
-    return (found - without[:, None]).flatten(2).norm(dim=2).T.cpu()
+    return norm((found - without[:, None]).flatten(2)).T.cpu()
 
 
 class FirstStep:

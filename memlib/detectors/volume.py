@@ -19,11 +19,14 @@ from memlib.fields import Field, NoisePredictor
 from memlib.sampling.grids import ratio_grid, sigma_grid
 from memlib.sampling.ode import EVALUATIONS, Method, check_method, integrate, solver_step
 from memlib.tensors import (
+    average,
     check_images,
     check_seeds,
     generators,
+    norm,
     signs,
     standard_error,
+    total,
     trapezoid_weights,
 )
 
@@ -48,7 +51,7 @@ class Growth(NamedTuple):
     @property
     def rate(self) -> Tensor:
         """Growth per unit of log sigma, the mean over directions: [N, S + 1] or [N, S]."""
-        return self.by_direction.mean(0)
+        return average(self.by_direction, 0)
 
 
 def growth(
@@ -105,7 +108,7 @@ def divergence(
     """
     items = None if directions is None else generators(check_seeds(seeds, x))
     samples = _divergences(eps, x, sigma, directions, items)
-    return samples.mean(0), standard_error(samples, directions is None)
+    return average(samples, 0), standard_error(samples, directions is None)
 
 
 def _divergences(
@@ -121,7 +124,7 @@ def _divergences(
         tangents = signs(items, directions, x)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         _, derivatives = directional_derivatives(lambda y: eps(y, sigma), x, tangents)
-    return (tangents * derivatives).flatten(2).sum(2) * (d if directions is None else 1)
+    return total((tangents * derivatives).flatten(2)) * (d if directions is None else 1)
 
 
 def _trace_growth(
@@ -144,7 +147,8 @@ def _trace_growth(
     weights = trapezoid_weights(levels.log()).to(by_direction)
     error = standard_error(by_direction, directions is None)
     cost = (len(levels) - 1) * EVALUATIONS[method] + len(levels) * 2 * (directions or x[0].numel())
-    return Growth(by_direction.mean(0) @ weights, (error.square() @ weights.square()).sqrt(), by_direction, cost)
+    value, error = total(average(by_direction, 0) * weights), (error.square() @ weights.square()).sqrt()
+    return Growth(value, error, by_direction, cost)
 
 
 def _carried_growth(
@@ -159,7 +163,7 @@ def _carried_growth(
     n, d = len(x), x[0].numel()
     k = directions or d
     start = torch.stack([torch.randn(d, k, generator=item, dtype=x.dtype) for item in generators(seeds)])
-    axes = torch.linalg.qr(start.to(x.device)).Q
+    axes = torch.linalg.qr(start).Q.to(x.device)
     steps = []
     for here, there in pairwise(levels.tolist()):
         edge = EDGE * (1 + here**2) ** 0.5 if edges else None
@@ -168,16 +172,16 @@ def _carried_growth(
             lambda y, a=here, b=there: solver_step(eps, y, a, b, method), x, tangents, edge
         )
         pushed = pushed.reshape(k, n, d).permute(1, 2, 0)
-        axes, r = torch.linalg.qr(pushed)
+        axes, r = (part.to(x.device) for part in torch.linalg.qr(pushed.cpu()))  # a GPU's way depends on their number
         diagonal = r.diagonal(dim1=-2, dim2=-1)
         axes = axes * diagonal.sign()[:, None]  # as Gram-Schmidt has it; a finite difference sees the sign
-        lengths = pushed.norm(dim=1) if edges else diagonal.abs()
+        lengths = norm(pushed.mT) if edges else diagonal.abs()
         steps.append(lengths.log())
     per_step = d * torch.stack(steps).permute(2, 1, 0)  # [k, N, S]
-    total = per_step.sum(2)
-    error = torch.zeros_like(total[0]) if k == d else torch.full_like(total[0], float("nan"))
+    grown = total(per_step)
+    error = torch.zeros_like(grown[0]) if k == d else torch.full_like(grown[0], float("nan"))
     cost = (len(levels) - 1) * EVALUATIONS[method] * ((k + 1) if edges else 2 * k)
-    return Growth(total.mean(0), error, per_step / levels.log().diff().to(x), cost)
+    return Growth(average(grown, 0), error, per_step / levels.log().diff().to(x), cost)
 
 
 def noise_levels(
@@ -245,7 +249,7 @@ def score_carried(
     growths = run.by_direction * levels.log().diff().to(x)
     cost = {k: EVALUATIONS[method] * ((k + 1) if estimator == "edges" else 2 * k) for k in axes}
     return [
-        Scores(growths[:k, :, :s].mean(0).sum(1), cost[k] * s, {"axes": k, "steps": s}) for k in axes for s in steps
+        Scores(total(average(growths[:k, :, :s], 0)), cost[k] * s, {"axes": k, "steps": s}) for k in axes for s in steps
     ]
 
 
@@ -257,7 +261,7 @@ def score_rate(
     samples = sigma * _divergences(
         conditioned(field, items, prompt), x, sigma, max(directions), generators(items.seeds)
     )
-    return [Scores(samples[:k].mean(0), 2 * k, {"directions": k}) for k in directions]
+    return [Scores(average(samples[:k], 0), 2 * k, {"directions": k}) for k in directions]
 
 
 GROWTH = Detector("growth", {"picture"}, ({"sigma_min": 0.02, "steps": 16, "directions": 2},), score_growth)

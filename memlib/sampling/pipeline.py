@@ -16,7 +16,7 @@ from torch import Tensor
 
 from memlib.fields.load import check_text
 from memlib.fields.parameterisation import check_prediction, expected_data, expected_noise
-from memlib.tensors import generators, item_seeds
+from memlib.tensors import generators, item_seeds, norm
 
 ROWS = 256  # items in one call of the network
 
@@ -119,7 +119,7 @@ def trajectory(
             without, conditional = output.chunk(2)
             change = expected_data(kind, conditional - without, torch.zeros_like(without), s, b)
             bare = expected_noise(kind, without, x_t.chunk(2)[0], s, b)
-            lengths.append(torch.stack([change.flatten(1).norm(dim=1), bare.flatten(1).norm(dim=1)]).cpu())
+            lengths.append(torch.stack([norm(change.flatten(1)), norm(bare.flatten(1))]).cpu())
         value, bare = torch.stack(lengths, 2).unflatten(1, (len(filled), n))
         found.append([part[: len(chunk)] for part in (value, bare, reached.float().cpu().unflatten(0, (-1, n)))])
     value, bare, latents = map(torch.cat, zip(*found, strict=True))
