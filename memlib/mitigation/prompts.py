@@ -10,6 +10,7 @@ from torch import Tensor
 from memlib.detectors.text import FirstStep
 from memlib.fields.unet import UNetField
 from memlib.sampling.pipeline import check_prompts, chunks, warn_of_cuts
+from memlib.words import put_in
 
 Perturbation = Literal["random tokens", "random numbers", "repeated words"]
 
@@ -88,10 +89,3 @@ def perturb(prompt: str, how: Perturbation, count: int, words: Sequence[str], rn
         added = str(rng.integers(1000)) if number else str(rng.choice(words if how == "random tokens" else own))
         prompt = put_in(prompt, added, rng)
     return prompt
-
-
-def put_in(caption: str, word: str, rng: np.random.Generator) -> str:
-    """A caption with a word put in at a random place ("" changes nothing)."""
-    words = caption.split()
-    words.insert(int(rng.integers(len(words) + 1)), word)
-    return " ".join(filter(None, words))

@@ -1,0 +1,77 @@
+"""What a mitigation saves and what it costs, read from tables of judged samples.
+
+samples: a row a sample, with the `id` of its prompt, its `similarity` to the prompt's training picture, its `agreement` with
+the prompt, whether it `copies_own` picture, and columns that name what was done, such as `method` and `strength`.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from memlib.evaluation.intervals import (
+    Estimate,
+    common_range,
+    difference_of_curves,
+    mean,
+    mean_share,
+    proportion,
+    proportion_difference,
+)
+
+UNCHANGED = "unchanged"  # the method that every curve begins with
+
+
+def summarise(samples: pd.DataFrame, keys: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Estimates over prompts for each combination of the keys, in order of appearance.
+
+    similarity, agreement: means over the prompts' means. copies: mean share of a prompt's samples that copy its picture.
+    drawn at all: share of prompts with such a sample.
+    """
+    rows = []
+    for names, group in samples.groupby(list(keys), sort=False):
+        prompts = group.groupby("id")[["similarity", "agreement", "copies_own"]].mean()
+        rows.append(
+            {
+                **dict(zip(keys, names, strict=True)),
+                "similarity": mean(prompts["similarity"]),
+                "agreement": mean(prompts["agreement"]),
+                "copies": mean_share(prompts["copies_own"], seed),
+                "drawn at all": proportion(int((prompts["copies_own"] > 0).sum()), len(prompts)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def at_equal_similarity(samples: pd.DataFrame, pairs: Iterable[tuple[str, str]], seed: int = 0) -> pd.DataFrame:
+    """How much more agreement a method keeps than another at equal similarity; columns method, minus, difference, low, high.
+
+    A method's curve goes through its strengths and the unchanged prompts; `difference` is the mean over the range of
+    similarity from `low` to `high` that both curves cover. Pairs whose curves share no range are left out.
+    """
+    means = samples.groupby(["method", "strength", "id"])[["similarity", "agreement"]].mean()
+
+    def curve(method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        points = pd.concat([means.loc[UNCHANGED], means.loc[method]])
+        return tuple(points[name].unstack().to_numpy() for name in ("similarity", "agreement"))
+
+    rows = []
+    for pair in pairs:
+        first, second = map(curve, pair)
+        covered = common_range(first[0].mean(1), second[0].mean(1))
+        if covered:
+            rows.append((*pair, difference_of_curves(first, second, seed), *covered))
+    return pd.DataFrame(rows, columns=["method", "minus", "difference", "low", "high"])
+
+
+def shares_saved(samples: pd.DataFrame, plain: str) -> dict[str, Estimate]:
+    """Share of prompts drawn at all in the arm `plain` minus that in each other arm, paired over the prompts.
+
+    samples: with the column `arm`. Raises ValueError where an arm has other prompts.
+    """
+    drawn = samples.groupby(["id", "arm"])["copies_own"].any().unstack()
+    if drawn.isna().any(axis=None):
+        raise ValueError(f"the arm {drawn.columns[drawn.isna().any()][0]!r} lacks prompts that others have")
+    arms = [arm for arm in samples["arm"].unique() if arm != plain]
+    return {arm: proportion_difference(drawn[plain].astype(bool), drawn[arm].astype(bool)) for arm in arms}
