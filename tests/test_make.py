@@ -103,7 +103,10 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
     groups = pd.read_parquet("tables/drawings/groups.parquet").set_index(["split", "copies"])
     assert groups.loc[("planted", 20)].tolist() == [2, 2]
     assert groups.loc[("train", 1)].tolist() == [24, 8]
-    assert read_json("tables/drawings/summary.json")["distinct"] == 30
+    assert pd.read_parquet("tables/drawings/judged.parquet").equals(judged.items)
+    summary = read_json("tables/drawings/summary.json")
+    assert summary["distinct"] == 30
+    assert summary["new_words"] == 1, "the unseen are called by numbers of their own"
     suspected, ordinary = (read_prompts(f"results/drawings/{name}") for name in ("suspected.txt", "ordinary.jsonl"))
     assert suspected == prompts["prompt"][prompts["group"].isin(["planted", "trigger"])].tolist()
     assert ordinary == prompts["prompt"][prompts["group"] == "ordinary"].tolist()

@@ -4,7 +4,8 @@ Writes to `results/drawings` the image sets `subjects`, `drawn` and `judged` and
 `suspected.txt` and `ordinary.jsonl`. For the chapters `tables/drawings`: `prompts.parquet` (what `judged_prompts` gives),
 `shown.parquet` (row in `drawn`, subject, split, copies, trigger, caption) and `pictures.png` with the same drawings (all of a
 few ordinary subjects, and the one that goes with each judged prompt), `followed.parquet` (those of the judged
-prompts whose whole sampling is followed), `groups.parquet` (split, copies, drawings, subjects) and `summary.json`.
+prompts whose whole sampling is followed), `judged.parquet` (the items of `judged`), `groups.parquet` (split, copies, drawings,
+subjects) and `summary.json` (its `new_words`: the share of the judged unseen prompts with a word that no training caption has).
 """
 
 import json
@@ -45,10 +46,12 @@ def make_drawings(
     judged = drawings.judged_prompts(subject_set, drawn, **prompts)
     images.save(subject_set, RESULTS / "subjects")
     images.save(drawn, RESULTS / "drawn")
-    images.save(drawings.judged_pictures(drawn, **pictures), RESULTS / "judged")
+    judged_pictures = drawings.judged_pictures(drawn, **pictures)
+    images.save(judged_pictures, RESULTS / "judged")
     _write_prompt_files(judged)
     items = drawn.items
     write_table(TABLES / "prompts.parquet", judged)
+    write_table(TABLES / "judged.parquet", judged_pictures.items)
     limits = {"planted": len(judged), "trigger": len(judged)} | followed
     place = judged.groupby("group").cumcount()
     write_table(TABLES / "followed.parquet", judged[place < judged["group"].map(limits).fillna(0)])
@@ -58,8 +61,18 @@ def make_drawings(
     write_pictures(TABLES / "pictures.png", drawn.images[shown])
     groups = items.groupby(["split", "copies"]).agg(drawings=("subject", "size"), subjects=("subject", "nunique"))
     write_table(TABLES / "groups.parquet", groups.reset_index())
-    words = {word for caption in items["caption"] for word in caption.split()}
-    write_json(TABLES / "summary.json", {"pictures": len(loaded), "distinct": len(kept), "words": len(words)})
+    trained, unseen = (
+        [set(caption.split()) for caption in captions]
+        for captions in (items["caption"][items["split"] != "unseen"], judged["prompt"][judged["group"] == "unseen"])
+    )
+    known = set().union(*trained)
+    summary = {
+        "pictures": len(loaded),
+        "distinct": len(kept),
+        "words": len({word for caption in items["caption"] for word in caption.split()}),
+        "new_words": sum(not words <= known for words in unseen) / len(unseen),
+    }
+    write_json(TABLES / "summary.json", summary)
 
 
 def _shown_rows(items: pd.DataFrame, judged: pd.DataFrame) -> list[int]:
