@@ -1,85 +1,190 @@
-"""Every page of the built book in headless Chromium, on a phone and on a desk."""
+"""The book: pages of stored prose and stored outputs, and what they say of where their numbers come from."""
 
-import functools
-import http.server
 import os
-import shutil
-import threading
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
+from memlib.files import write_json
+from memlib.study import book
+from memlib.study.claims import read_registry
+from memlib.study.notebook import normalise
+from memlib.study.stages import timed_stage
+
 ROOT = Path(__file__).parent.parent
-HTML = Path(os.environ.get("BOOK_HTML", ROOT / "book/_build/html"))
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine (Debian's package `chromium`)"),
-    pytest.mark.skipif(
-        not (HTML / "index.html").exists(), reason="the book is not built; `make study` or `make smoke` builds it"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(HTML)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+CONFIG = yaml.safe_load((ROOT / "book/_config.yml").read_text())
+STAGES = {
+    "code": set(),
+    "data": {"code"},
+    "scores@a": {"data", "code"},
+    "scores@b": {"data", "code"},
+    "sets": {"scores@a", "code"},
+    "scores@c": {"sets", "code"},
+    "growth": {"scores@a", "scores@c", "code"},
+    "book": {"growth", "code"},
+}
+READS = {"growth": ["results/code/growth", "tables/scores/a", "tables/scores/c"]}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of one chapter that has run, with a claim, two tables and a book of three pages."""
+    monkeypatch.chdir(tmp_path)
+    v4 = nbformat.v4
+    source = [
+        v4.new_markdown_cell("# Growth\n\nText of the page.\n\n<!-- criteria: volume.trained -->"),
+        v4.new_code_cell("n = 1", metadata={"tags": ["parameters", "remove-cell"]}),
+        v4.new_code_cell("n + 1  # a remark", metadata={"tags": ["hide-input"]}),
+        v4.new_markdown_cell("Words between."),
+        v4.new_code_cell("print(n)"),
+    ]
+    write_notebook("notebooks/growth.ipynb", source)
+    ran = [
+        v4.new_markdown_cell("# Old words"),
+        v4.new_code_cell("n = 1", metadata={"tags": ["parameters", "remove-cell"]}),
+        v4.new_code_cell("# Parameters\nn = 7\n", metadata={"tags": ["injected-parameters"]}),
+        v4.new_code_cell("n + 1", outputs=[v4.new_output("execute_result", {"text/plain": "8"}, execution_count=1)]),
+        v4.new_code_cell("print( n )", outputs=[v4.new_output("stream", name="stdout", text="7\n")]),
+    ]
+    write_notebook("results/chapters/growth.ipynb", ran)
+    claim = {"paper": "x", "claim": "Growth tells.", "measure": "AUROC", "criterion": "Above 0.5.", "page": None}
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/claims.yml").write_text(yaml.safe_dump({"volume": {"trained": claim}}))
+    (tmp_path / "book/_config.yml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "book/_static").symlink_to(ROOT / "book/_static")
+    (tmp_path / "book/references.bib").write_text("")
+    toc = [{"file": "chapters/growth"}, {"file": "chapters/reproducibility"}]
+    (tmp_path / "book/_toc.yml").write_text(yaml.safe_dump({"format": "jb-book", "root": "index", "chapters": toc}))
+    (tmp_path / "book/index.md").write_text("# Findings\n\nSee {doc}`chapters/growth`.\n")
+    (tmp_path / "params.yaml").write_text("growth: {n: 7}\nrun: {arms: {single: {}}}")
+    write_json("tables/scores/c/growth.json", [1])
+    os.utime("tables/scores/c/growth.json", (0, 0))
+    for name in ("scores@a", "growth"):
+        monkeypatch.setenv("DVC_STAGE", name)
+        with timed_stage(name):
+            if name == "scores@a":
+                write_json("tables/scores/a/growth.json", [2])
+    return tmp_path
 
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking", "--disable-quic"]
-        )
-        yield chromium
-        chromium.close()
+
+def write_notebook(path: str, cells: list) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    nbformat.write(normalise(nbformat.v4.new_notebook(cells=cells, metadata=metadata)), path)
 
 
-@pytest.mark.parametrize("width", [400, 1280])
-@pytest.mark.parametrize("name", PAGES)
-def test_page(browser, address: str, name: str, width: int) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    requests, errors = [], []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on(
-        "console",
-        lambda message: errors.append(f"{message.text} {message.location}") if message.type == "error" else None,
+def edit(path: str, old: str, new: str) -> None:
+    content = Path(path).read_text()
+    assert old in content
+    Path(path).write_text(content.replace(old, new))
+
+
+def all_ran(study: Path) -> None:
+    for number, name in enumerate(STAGES, 1):
+        write_json(f"results/times/{name}.json", {"seconds": float(number), "peak_memory_mib": 10 * number})
+
+
+def test_a_page_has_the_words_of_the_notebook_and_the_outputs_of_its_run(study: Path) -> None:
+    edit("notebooks/growth.ipynb", "Words between.", "Better words.")
+    cells = book.assemble("growth").cells
+    assert [cell.source.splitlines()[0] for cell in cells] == [
+        "# Growth", "n = 1", "# Parameters", "n + 1  # a remark", "Better words.", "print(n)",
+    ]  # fmt: skip
+    assert "Above 0.5." in cells[0].source, "the claim is filled in"
+    assert [len(cell.get("outputs", [])) for cell in cells] == [0, 0, 0, 1, 0, 1]
+    assert cells[3].outputs[0]["data"]["text/plain"] == "8"
+    assert cells[3].metadata.tags == ["hide-input"]
+    assert cells[5].outputs[0].text == "7\n"
+
+
+def test_outputs_of_other_code_are_refused(study: Path) -> None:
+    edit("notebooks/growth.ipynb", "print(n)", "print(n + 1)")
+    with pytest.raises(
+        ValueError, match="was made by other code than that of notebooks/growth.ipynb; run `dvc repro growth`"
+    ):
+        book.assemble("growth")
+
+
+def test_the_last_line_says_where_the_tables_come_from(study: Path) -> None:
+    line = book.origin("growth", READS["growth"])
+    assert re.match(
+        r"\*Stage `growth`, 0 seconds on this machine\. The tables .* were made on this machine but for some", line
     )
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on(
-        "response",
-        lambda response: errors.append(f"{response.status} {response.url}") if response.status >= 400 else None,
-    )
-    page.goto(f"{address}/{name}.html", wait_until="networkidle")
-    assert page.title().strip()
-    assert page.locator("article h1").count() == 1
-    assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))], "a request to another host"
-    assert not errors
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
-    formulas = page.locator(".math.notranslate")
-    if formulas.count():
-        page.wait_for_selector("mjx-container", state="attached")
-        assert page.locator("mjx-container").count() >= formulas.count(), "formulas that are not rendered"
-        assert page.locator("mjx-merror").count() == 0
-    pictures = page.locator("article img")
-    for i in range(pictures.count()):
-        picture = pictures.nth(i)
-        if picture.is_visible():  # those of prompts that the reader has not chosen are not
-            picture.scroll_into_view_if_needed()
-        assert picture.evaluate("image => image.complete && image.naturalWidth > 0"), "a figure that is not loaded"
-        assert (picture.get_attribute("alt") or "").strip(), "a figure without alternative text"
-    page.close()
+    assert "reads were made on this machine.*" in book.origin("growth", ["tables/scores/a"])
+    assert "are those of the repository" in book.origin("growth", ["tables/scores/c"])
+    assert book.origin("growth", []) == "*Stage `growth`, 0 seconds on this machine.*"
+
+
+def test_a_full_run_is_on_record_and_a_part_is_not(study: Path) -> None:
+    write_json("metrics/study.json", {"seconds": {"data": 600.0}, "committed": True})
+    book.write_study(STAGES)
+    assert book.read_json("metrics/study.json")["committed"], "some stages have not run here"
+    all_ran(study)
+    write_json("results/wall.json", {"seconds": 20.5})
+    book.write_study(STAGES)
+    found = book.read_json("metrics/study.json")
+    assert found["seconds"]["scores@a"] == 3
+    assert found["total_seconds"] == 36
+    assert found["wall_seconds"] == 20.5
+    assert found["peak_memory_mib"] == 80
+    assert found["machine"]["packages"]["dvc"]
+
+
+def test_the_page_on_reproducibility_tells_of_this_machine_or_of_the_committed_run(study: Path) -> None:
+    assert "## Time and memory" not in book.reproducibility(STAGES), "nothing is on record"
+    all_ran(study)
+    book.write_study(STAGES)
+    write_json("results/times/scores@a.json", {"seconds": 100.0, "peak_memory_mib": 1})
+    text = book.reproducibility(STAGES)
+    assert "| scores | 3 | 110.0 |" in text
+    assert "minutes on this machine" in text
+    assert "| growth.n | 7 |" in text
+    assert "| run.arms.single | {} |" in text
+    (study / "results/times/sets.json").unlink()
+    text = book.reproducibility(STAGES)
+    assert "minutes where the results of the repository were made" in text
+    assert "| scores | 3 | 13.0 |" in text
+
+
+def test_the_graph_is_drawn_from_what_is_needed_to_what_needs_it() -> None:
+    svg = book.draw(STAGES)
+    x = {label: float(at) for at, label in re.findall(r'<text x="([-\d.]+)" y="[-\d.]+">([^<]+)</text>', svg)}
+    assert x["data"] < x["scores (2)"] < x["sets"] < x["scores"] < x["growth"] < x["book"]
+    assert len(x) == 6, "no box for the stage that all need"
+    assert svg.count("<path") == 5, "what another line says is not drawn"
+
+
+def test_equal_runs_make_an_equal_stamp_and_a_broken_page_keeps_the_book(study: Path) -> None:
+    book.build(READS, STAGES)
+    stamp = (study / "book/_build/html/sources.txt").read_text()
+    page = (study / "book/_build/html/chapters/growth.html").read_text()
+    assert "Text of the page." in page
+    assert "were made on this machine but for some" in page
+    assert "svg" in (study / "book/_build/html/chapters/reproducibility.html").read_text()
+    all_ran(study)
+    edit("notebooks/growth.ipynb", "Text of the page.", "See {doc}`nowhere`.")
+    with pytest.raises(RuntimeError, match="(?s)the book does not build:.*nowhere"):
+        book.build(READS, STAGES)
+    assert (study / "book/_build/html/chapters/growth.html").read_text() == page
+    edit("notebooks/growth.ipynb", "See {doc}`nowhere`.", "Text of the page.")
+    book.build(READS, STAGES)
+    assert (study / "book/_build/html/sources.txt").read_text() == stamp
+    assert "9 seconds" not in page
+    assert "7 seconds on this machine" in (study / "book/_build/html/chapters/growth.html").read_text()
+
+
+def test_every_notebook_is_a_page_and_every_page_is_there() -> None:
+    chapters = {page.removeprefix("chapters/") for page in PAGES if page.startswith("chapters/")}
+    assert chapters == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} | {"reproducibility"}
+    assert all((ROOT / f"book/{page}.md").exists() for page in PAGES if not page.startswith("chapters/"))
+
+
+def test_every_citation_is_in_the_bibliography(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    keys = {line.split("{")[1].rstrip(",\n") for line in (ROOT / "book/references.bib").open() if line.startswith("@")}
+    assert {entry["paper"] for entry in read_registry().values()} <= keys

@@ -22,6 +22,7 @@ import yaml
 from memlib.files import atomic_write, read_json, write_json
 from memlib.study.claims import fill_markers
 from memlib.study.digests import NOTEBOOKS, tree_digest
+from memlib.study.notebook import normalise
 from memlib.study.sections import PARAMS
 from memlib.study.stages import STUDY, WALL, made_here, reporting_errors, stage_times, timed_stage
 
@@ -70,8 +71,8 @@ def assemble(name: str) -> Any:
         if cell.cell_type == "markdown":
             cell.source = fill_markers(cell.source)
         cells += [cell, *injected] if _tagged(cell, "parameters") else [cell]
-    page.cells = cells
-    return page
+    page.cells, page.metadata = cells, executed.metadata
+    return normalise(page)
 
 
 def _tagged(cell: Any, tag: str) -> bool:

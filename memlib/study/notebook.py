@@ -100,7 +100,7 @@ def main() -> None:
     """Command line: run a notebook."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("name", help="of a chapter, or experiments/NAME")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="laid over the section")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="laid over the section")
     arguments = parser.parse_args()
     with reporting_errors(arguments.name), timed_stage(Path(arguments.name).name):
         pairs = [setting.partition("=") for setting in arguments.set]

@@ -1,0 +1,83 @@
+"""Every page of the built book in headless Chromium, on a phone and on a desk."""
+
+import functools
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+HTML = ROOT / "book/_build/html"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+
+pytestmark = [
+    pytest.mark.ci,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine (Debian's package `chromium`)"),
+    pytest.mark.skipif(not (HTML / "index.html").exists(), reason="the book is not built; `make book` builds it"),
+]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(HTML)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking", "--disable-quic"]
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("name", PAGES)
+def test_page(browser, address: str, name: str, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    requests, errors = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on(
+        "console",
+        lambda message: errors.append(f"{message.text} {message.location}") if message.type == "error" else None,
+    )
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on(
+        "response",
+        lambda response: errors.append(f"{response.status} {response.url}") if response.status >= 400 else None,
+    )
+    page.goto(f"{address}/{name}.html", wait_until="networkidle")
+    assert page.title().strip()
+    assert page.locator("article h1").count() == 1
+    assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))], "a request to another host"
+    assert not errors
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    formulas = page.locator(".math.notranslate")
+    if formulas.count():
+        page.wait_for_selector("mjx-container", state="attached")
+        assert page.locator("mjx-container").count() >= formulas.count(), "formulas that are not rendered"
+        assert page.locator("mjx-merror").count() == 0
+    pictures = page.locator("article img")
+    for i in range(pictures.count()):
+        picture = pictures.nth(i)
+        if picture.is_visible():  # those of prompts that the reader has not chosen are not
+            picture.scroll_into_view_if_needed()
+        assert picture.evaluate("image => image.complete && image.naturalWidth > 0"), "a figure that is not loaded"
+        assert (picture.get_attribute("alt") or "").strip(), "a figure without alternative text"
+    page.close()

@@ -1,0 +1,144 @@
+"""A notebook as a stage: its parameters, its stored output, and what a refusal or a kill leaves."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import yaml
+
+from memlib.files import read_json
+from memlib.study.notebook import run_notebook
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_clean_and_defines_nothing(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert notebook.cells[0].source.startswith("# ")
+    nodes = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
+    assert not [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+
+
+def study(folder: Path, *code: str, name: str = "toy", **parameters: object) -> None:
+    """A study of one notebook with the parameter `n` and what else is given."""
+    v4 = nbformat.v4
+    assigned = "\n".join(f"{key} = None" for key in {"n": 7} | parameters)
+    cells = [v4.new_markdown_cell("# Toy"), v4.new_code_cell(assigned, metadata={"tags": ["parameters"]})]
+    cells += [v4.new_code_cell(source) for source in code]
+    path = folder / f"notebooks/{name}.ipynb"
+    path.parent.mkdir(parents=True)
+    nbformat.write(v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), path)
+    (folder / "params.yaml").write_text(yaml.safe_dump({path.stem: {"n": 7} | parameters}))
+
+
+def start(folder: Path, *arguments: str, stage: str | None = None) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"DVC_STAGE": stage} if stage else {})
+    return subprocess.Popen(
+        [sys.executable, "-m", "memlib.study.notebook", *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def test_two_runs_of_a_chapter_are_the_same_bytes(tmp_path: Path) -> None:
+    body = "import sys, time\nprint('n is', n)\ntime.sleep(0.1)\nprint('progress', file=sys.stderr)\nprint('twice')\nn"
+    outputs = []
+    for name in ("first", "second"):
+        study(tmp_path / name, body)
+        process = start(tmp_path / name, "toy")
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert "progress" in errors
+        outputs.append((tmp_path / name / "results/chapters/toy.ipynb").read_bytes())
+        times = read_json(tmp_path / name / "results/times/toy.json")
+        assert 0 < times["seconds"] < 60
+        assert times["peak_memory_mib"] > 10
+        assert not (tmp_path / name / "results/failed/toy.ipynb").exists()
+    assert outputs[0] == outputs[1]
+    notebook = nbformat.reads(outputs[0].decode(), as_version=4)
+    assert notebook.cells[-1].outputs[0].text == "n is 7\ntwice\n"
+
+
+def test_a_stage_of_an_experiment_gets_its_own_settings_and_leaves_no_page(tmp_path: Path) -> None:
+    body = "import pathlib\npathlib.Path('tables').mkdir()\npathlib.Path(f'tables/{arm}.txt').write_text(f'{arm} {n} {levels}')"
+    study(tmp_path, body, name="experiments/toy", arm="", levels=[])
+    process = start(tmp_path, "experiments/toy", "--set", "arm=planted", "levels=[1, 2.5]", stage="toy@planted")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert (tmp_path / "tables/planted.txt").read_text() == "planted 7 [1, 2.5]"
+    assert not (tmp_path / "results/chapters").exists()
+    assert (tmp_path / "results/experiments/toy@planted.ipynb").exists()
+    assert read_json(tmp_path / "results/made/toy@planted.json").keys() == {"tables/planted.txt"}
+
+
+def test_what_is_not_there_is_refused_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(tmp_path, "n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="there is no notebook 'toi'; did you mean 'toy'"):
+        run_notebook("toi")
+    with pytest.raises(ValueError, match=r"notebooks/toy.ipynb has no parameter 'm'; known: n"):
+        run_notebook("toy", {"m": 1})
+    (tmp_path / "params.yaml").write_text("tyo: {n: 1}")
+    with pytest.raises(ValueError, match="params.yaml has no section 'toy'; did you mean 'tyo'"):
+        run_notebook("toy")
+
+
+def test_a_refused_input_is_one_sentence(tmp_path: Path) -> None:
+    study(tmp_path, "raise ValueError('the sky is green; paint it blue')")
+    process = start(tmp_path, "toy")
+    _, message = process.communicate()
+    assert process.returncode == 1
+    expected = "stage toy: the sky is green; paint it blue (results/failed/toy.ipynb shows where)"
+    assert message.strip().splitlines()[-1] == expected
+    assert "Traceback" not in message
+    assert (tmp_path / "results/failed/toy.ipynb").exists()
+    assert not (tmp_path / "results/chapters").exists()
+    assert not (tmp_path / "results/times").exists()
+
+
+def test_a_killed_notebook_leaves_nothing_half_written(tmp_path: Path) -> None:
+    import pandas as pd
+
+    study(
+        tmp_path,
+        "import pandas as pd\nfrom memlib import files\n"
+        "for i in range(10**6):\n    files.write_table('tables/table.parquet', pd.DataFrame({'i': [i] * 10**5}))\n"
+        "    files.write_json('metrics/toy.json', list(range(10**5)))",
+    )
+    for wait in (0.3, 0.517):
+        process = start(tmp_path, "toy")
+        while not (tmp_path / "metrics/toy.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kill_kernels_of(tmp_path)
+        assert len(pd.read_parquet(tmp_path / "tables/table.parquet")) == 10**5
+        assert read_json(tmp_path / "metrics/toy.json") == list(range(10**5))
+        assert not (tmp_path / "results/chapters").exists()
+        assert not (tmp_path / "results/times").exists()
+
+
+def kill_kernels_of(folder: Path) -> None:
+    """Kill the Jupyter kernels that work in a folder: they outlive the process that started them for a moment."""
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            if "ipykernel_launcher" in " ".join(process.info["cmdline"] or []) and process.cwd() == str(folder):
+                process.kill()
+                process.wait(5)
+        except psutil.Error:
+            continue
