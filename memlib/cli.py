@@ -26,6 +26,7 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, help="prompt file: one a line, or .jsonl with a caption a line")
     parser.add_argument("--samples", type=Path, help="samples of every item (safetensors)")
     parser.add_argument("--training", type=Path, help="folder of the pictures that the model was trained on")
+    parser.add_argument("--training-splits", nargs="*", default=[], help="its splits, if that is an image set")
     parser.add_argument("--reference", help="model that was trained without the items")
     parser.add_argument("--detectors", nargs="+", required=True, help="names, see `memlib detectors`")
     parser.add_argument(
@@ -53,31 +54,35 @@ def _score(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
 
     import torch
+    from accelerate import PartialState
 
     from memlib.datasets.items import load_items
     from memlib.fields.load import load_field
     from memlib.score import score, weights_digest
 
-    field = load_field(options.model, getattr(torch, options.dtype), options.rows)
+    dtype = getattr(torch, options.dtype)
+    field = load_field(options.model, dtype, options.rows)
     items, notes = load_items(
-        options.images,
-        options.splits,
-        options.prompts,
-        options.samples,
-        options.training,
-        field.picture_shape,
-        options.seed,
-        load_field(options.reference, getattr(torch, options.dtype), options.rows) if options.reference else None,
+        images=options.images,
+        splits=options.splits,
+        prompts=options.prompts,
+        samples=options.samples,
+        training=options.training,
+        training_splits=options.training_splits,
+        size=field.picture_shape,
+        seed=options.seed,
+        reference=load_field(options.reference, dtype, options.rows) if options.reference else None,
     )
     for detector in detectors:
         for each in setting or detector.settings:
             detector.check(field, items, each)
-    model = weights_digest(field)
+    model, first = weights_digest(field), PartialState().is_main_process
     for detector in detectors:
         path = options.output / f"{detector.name}.parquet"
         score(field, items, detector, setting, path, model, options.batch, options.replace, notes)
-        print(path)
-    for name, note in notes.items():
+        if first:
+            print(path)
+    for name, note in notes.items() if first else ():
         print(f"not scored: {name}: {note}", file=sys.stderr)
 
 

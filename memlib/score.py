@@ -3,16 +3,20 @@
 A score table is a parquet file with a row an item and setting: `item`, `setting` (`key=value` pairs, sorted), `score` (float32,
 larger for what is more likely memorised), `evaluations` (of the network, for this item) and `note` (why a score is missing).
 Its metadata says of which model, detector, settings and items it is. Equal runs give equal bytes, whatever the number of items
-in a batch, their order, or the number of processes: an item's randomness depends on its id and the seed, and every call of a
-network has the same number of rows.
+in a batch, their order, or the number of processes: an item's randomness depends on its id and the seed, every call of a
+network has the same number of rows, and on a processor it has one thread (more of them round by how they share the rows: start
+more processes instead).
 """
 
+import glob
 import hashlib
 import inspect
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, as_list
 from memlib.fields.unet import UNetField
 from memlib.files import atomic_write
 from memlib.progress import progress
 from memlib.tables import KEY, SCHEMA, setting_name
+
+DIFFERENT = {
+    "model": "of another model",
+    "detector": "by another detector",
+    "settings": "at other settings",
+    "seed": "with another seed",
+    "items": "of other items",
+}
 
 
 def score(
@@ -47,40 +60,47 @@ def score(
     `notes`: items that could not be read, by their id, with the reason; their rows have no score.
 
     Raises ValueError, before any work, for settings that the detector does not know, items that lack what it needs, ids
-    that are there twice, and an output that holds another table (unless `replace`).
+    that are there twice, no items at all, and an output that holds another table (unless `replace`); and for scores that are
+    not one finite number an item.
     """
     settings = [dict(setting) for setting in settings] or [dict(setting) for setting in detector.settings]
     for setting in settings:
         detector.check(field, items, setting)
-    ids = list(items.ids)
-    doubled = pd.Index(ids)[pd.Index(ids).duplicated()]
-    if len(doubled):
-        raise ValueError(f"the item {doubled[0]!r} is there twice; every item needs an id of its own")
+    ids = sorted(items.ids)
+    doubled = next((first for first, second in pairwise(ids) if first == second), None)
+    if doubled is not None:
+        raise ValueError(f"the item {doubled!r} is there twice; every item needs an id of its own")
+    if not ids:
+        raise ValueError("there are no items to be scored")
+    items = items.rows(sorted(range(len(ids)), key=items.ids.__getitem__))
     output = Path(output)
     about = {
         "model": model,
         "detector": detector.name,
         "settings": settings,
         "seed": items.seed,
-        "items": _digest(sorted(ids)),
+        "items": _items_digest(items, {*detector.needs, *("prompt" for setting in settings if setting.get("prompt"))}),
     }
     check_output(output, about, replace)
-    code = inspect.getsource(sys.modules[detector.score.__module__])
-    parts = output.with_name(f"{output.stem}.{_digest([about, ids, batch, code])[:12]}.parts")
+    code = inspect.getsource(sys.modules[getattr(detector.score, "func", detector.score).__module__])
+    rows = None if field is None else field.rows
+    parts = output.with_name(f"{output.stem}.{_digest([about, batch, rows, code])[:12]}.parts")
     state = PartialState()
-    field = field if field is None else field.with_rows(field.rows, pad=True)
+    field = field if field is None else field.with_rows(rows, pad=True)
     starts = list(range(0, len(ids), batch))[state.process_index :: state.num_processes]
     todo = [start for start in starts if not (parts / f"{start}.parquet").exists()]
     what = f"{detector.name} of {len(ids)} items"
     for start in progress(todo, what, len(starts) - len(todo)) if state.is_main_process else todo:
-        part = items.rows(start, start + batch)
-        _write(parts / f"{start}.parquet", _table(field, part, detector, settings), {})
+        with one_thread():
+            table = _table(field, items.rows(range(len(ids))[start : start + batch]), detector, settings)
+        _write(parts / f"{start}.parquet", table, {})
     state.wait_for_everyone()
     if state.is_main_process:
         found = [pd.read_parquet(parts / f"{start}.parquet") for start in range(0, len(ids), batch)]
         table = pd.concat([*found, _unread(notes or {}, found)], ignore_index=True)
         _write(output, table.sort_values(["setting", "item"], ignore_index=True), about)
-        shutil.rmtree(parts)
+        for left in output.parent.glob(f"{glob.escape(output.stem)}.{'[0-9a-f]' * 12}.parts"):
+            shutil.rmtree(left)
     state.wait_for_everyone()
     return pd.read_parquet(output)
 
@@ -94,8 +114,19 @@ def check_output(output: Path, about: Mapping[str, Any], replace: bool) -> None:
     different = [name for name in about if there.get(name) != json.loads(json.dumps(about[name]))]
     if different:
         raise ValueError(
-            f"{output} holds scores with another {different[0]}; name another output, or replace it with --replace"
+            f"{output} holds scores {DIFFERENT[different[0]]}; name another output, or replace it with --replace"
         )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let the processor compute with a single thread for a while."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _table(field: UNetField | None, items: Items, detector: Detector, settings: list[dict[str, Any]]) -> pd.DataFrame:
@@ -125,7 +156,13 @@ def _table(field: UNetField | None, items: Items, detector: Detector, settings: 
                     }
                 )
             )
-    return pd.concat(rows, ignore_index=True)
+    table = pd.concat(rows, ignore_index=True)
+    doubled = table.loc[table.duplicated(["item", "setting"]), "setting"]
+    if len(doubled):
+        raise ValueError(
+            f"two settings of the detector {detector.name} give the same scores, {doubled.iloc[0]!r}; name one"
+        )
+    return table
 
 
 def _unread(notes: Mapping[str, str], scored: list[pd.DataFrame]) -> pd.DataFrame:
@@ -145,10 +182,31 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _items_digest(items: Items, needs: set[str]) -> str:
+    """Digest of the items, sorted, with what of them and beside them is needed."""
+    given = {
+        "picture": items.pictures,
+        "prompt": items.prompts,
+        "samples": items.samples,
+        "training": items.training,
+        "reference": items.reference,
+    }
+    contents = [_content(given[need]) for need in sorted(needs & given.keys())]
+    return _digest([list(items.ids), contents])
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).hexdigest()
+    return weights_digest(value) if isinstance(value, UNetField) else list(value)
+
+
 def weights_digest(field: UNetField) -> str:
-    """Digest of a network's weights, which names the model in a table."""
-    digest = hashlib.sha256()
-    for name, value in sorted(field.unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    """Digest of a model's weights, noise levels and kind of prediction, which names it in a table."""
+    parts = {"unet": field.unet} if field.pipe is None else field.pipe.components
+    digest = hashlib.sha256(field.prediction_type.encode() + field.sigmas.numpy().tobytes())
+    for part, module in sorted(parts.items()):
+        for name, value in sorted(module.state_dict().items()) if isinstance(module, torch.nn.Module) else ():
+            digest.update(f"{part}.{name}".encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

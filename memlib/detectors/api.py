@@ -1,10 +1,12 @@
 """What a detector is: a plain function of a field and items, with what it must be given and its usual settings."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from memlib.files import suggest
 from memlib.tensors import item_seeds
 
 NEEDS = {  # what a detector can ask for, and what gives it
+    "model": "a model",
     "picture": "pictures: an image set or a folder of images",
     "prompt": "prompts: a prompt file, or pictures with captions, and a text-to-image model",
     "samples": "samples of each prompt",
@@ -55,10 +58,15 @@ class Items:
         """A seed an item, from its id and the common seed."""
         return item_seeds(self.ids, self.seed)
 
-    def rows(self, start: int, stop: int) -> "Items":
-        """The items from `start` to before `stop`."""
-        parts = {name: getattr(self, name) for name in ("ids", "pictures", "prompts", "samples")}
-        return replace(self, **{name: None if part is None else part[start:stop] for name, part in parts.items()})
+    def rows(self, rows: Sequence[int]) -> "Items":
+        """The items of these rows, in this order."""
+        texts = {"ids": self.ids, "prompts": self.prompts}
+        tensors = {"pictures": self.pictures, "samples": self.samples}
+        return replace(
+            self,
+            **{name: None if part is None else [part[row] for row in rows] for name, part in texts.items()},
+            **{name: None if part is None else part[list(rows)] for name, part in tensors.items()},
+        )
 
 
 Score = Callable[..., Scores | list[Scores]]
@@ -77,8 +85,9 @@ class Detector:
     score: Score = field(repr=False)
 
     def check(self, model: Field | None, items: Items, setting: Mapping[str, Any]) -> None:
-        """Raise ValueError where items or model lack what is needed, or a setting has an unknown name or lacks one."""
+        """Raise ValueError where items or model lack what is needed, or a setting has an unknown name or kind or lacks one."""
         given = {
+            "model": model is not None,
             "picture": items.pictures is not None,
             "prompt": items.prompts is not None and (model is None or model.takes_prompts),
             "samples": items.samples is not None,
@@ -90,17 +99,37 @@ class Detector:
                 raise ValueError(f"the detector {self.name} needs {NEEDS[need]}; nothing of the kind is given")
         known = {
             name: parameter
-            for name, parameter in inspect.signature(self.score).parameters.items()
+            for name, parameter in inspect.signature(self.score, eval_str=True).parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
         for name in setting:
             if name not in known:
                 raise ValueError(f"the detector {self.name} has no setting {name!r}{suggest(name, known)}")
+            if not _fits(setting[name], known[name].annotation):
+                kind = inspect.formatannotation(known[name].annotation)
+                raise ValueError(
+                    f"the detector {self.name}: {name} is {setting[name]!r}; it must be of the kind {kind}"
+                )
         for name, parameter in known.items():
             if parameter.default is inspect.Parameter.empty and name not in setting:
                 raise ValueError(f"a setting of the detector {self.name} lacks {name!r}; it takes {', '.join(known)}")
         if setting.get("prompt") and not (items.prompts is not None and model is not None and model.takes_prompts):
             raise ValueError(f"the detector {self.name} with prompt: true needs {NEEDS['prompt']}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind: int (0 or more), float (finite), bool, None, or a Literal, list or union of these."""
+    if kind is inspect.Parameter.empty:
+        return True
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and bool(value) and all(_fits(each, *get_args(kind)) for each in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind and (kind is not int or value >= 0)
 
 
 def conditioned(model: Field, items: Items, prompt: bool) -> Field:

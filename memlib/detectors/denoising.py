@@ -7,7 +7,7 @@ from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, Scores, calibrated, conditioned
 from memlib.fields import Field, NoisePredictor
-from memlib.sampling.grids import sigma_grid
+from memlib.sampling.grids import check_timesteps, sigma_grid
 from memlib.sampling.ode import integrate, solver_step
 from memlib.tensors import average, check_images, check_seeds, generators, norm, normal, total
 
@@ -64,6 +64,8 @@ def length(eps: NoisePredictor, x: Tensor, sigma: float) -> Tensor:
 
 def score_loss(field: Field, items: Items, *, sigma: float, draws: list[int], prompt: bool = False) -> list[Scores]:
     """Minus the denoising loss, the mean over the first draws of one run: a membership score (Matsumoto et al., 2302.03262)."""
+    if min(draws) < 1:
+        raise ValueError(f"a denoising loss needs at least one draw; got {min(draws)}")
     x = field.to_latents(items.pictures)
     losses = denoising_loss(conditioned(field, items, prompt), x, sigma, max(draws), items.seeds)
     return [Scores(-average(losses[:count], 0), count, {"draws": count}) for count in draws]
@@ -86,7 +88,10 @@ def score_secmi(
 ) -> Scores:
     """Minus SecMI's t-error of the step from `sigma` to `ratio` times it, after `below` steps up to it, or through timesteps."""
     if timesteps is not None:
+        check_timesteps(field, max(timesteps))
         levels = field.sigmas[timesteps]
+    elif sigma is None or ratio is None:
+        raise ValueError("a setting of the detector secmi names timesteps, or sigma and ratio")
     else:
         last = torch.tensor([sigma, sigma * ratio], dtype=torch.float64)
         up = sigma_grid(field.sigma_min, sigma, below, float("inf"))[:-1] if below else last[:0]
@@ -101,8 +106,8 @@ def score_pia(field: Field, items: Items, *, sigma: float, prompt: bool = False)
     return Scores(-pia(conditioned(field, items, prompt), x, sigma, field.sigma_min), 2)
 
 
-LOSS = Detector("loss", {"picture"}, ({"sigma": 0.2, "draws": [4]},), score_loss)
-LENGTH = Detector("length", {"picture"}, ({"sigma": 0.2},), score_length)
-SECMI = Detector("secmi", {"picture"}, ({"timesteps": list(range(0, 111, 10))},), score_secmi)
-PIA = Detector("pia", {"picture"}, ({"sigma": 0.2},), score_pia)
+LOSS = Detector("loss", {"model", "picture"}, ({"sigma": 0.2, "draws": [4]},), score_loss)
+LENGTH = Detector("length", {"model", "picture"}, ({"sigma": 0.2},), score_length)
+SECMI = Detector("secmi", {"model", "picture"}, ({"timesteps": list(range(0, 111, 10))},), score_secmi)
+PIA = Detector("pia", {"model", "picture"}, ({"sigma": 0.2},), score_pia)
 CALIBRATED_LOSS = calibrated("calibrated_loss", LOSS)

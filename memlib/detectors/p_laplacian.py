@@ -246,16 +246,16 @@ def score_p_laplacian(
     return [Scores(-value, run.evaluations, {"p": power}) for power, value in zip(p, run.value, strict=True)]
 
 
-FLUX = Detector("flux", {"picture"}, ({"sigma": 0.2, "p": [1.0], "directions": 16},), score_p_laplacian)
+FLUX = Detector("flux", {"model", "picture"}, ({"sigma": 0.2, "p": [1.0], "directions": 16},), score_p_laplacian)
 DERIVATIVES = Detector(
     "derivatives",
-    {"picture"},
+    {"model", "picture"},
     ({"sigma": 0.2, "p": [1.0], "directions": 2},),
     partial(score_p_laplacian, estimator="autodiff"),
 )
 BALL = Detector(
     "ball",
-    {"picture"},
+    {"model", "picture"},
     ({"sigma": 0.2, "p": [1.0], "directions": 16},),
     partial(score_p_laplacian, estimator="ball"),
 )

@@ -36,13 +36,21 @@ def nearest_training(samples: Tensor, training: Tensor) -> Tensor:
 
 def score_between(field: Field | None, items: Items, *, generations: list[int]) -> list[Scores]:
     """Minus the mean distance between the first generations of each prompt."""
+    _check_generations(items, generations)
     return [Scores(-between_generations(items.samples[:, :n]), 0, {"generations": n}) for n in generations]
 
 
 def score_nearest(field: Field | None, items: Items, *, generations: list[int]) -> list[Scores]:
     """Minus the mean distance of the first generations to their nearest training pictures: an upper bound, with the truth."""
+    _check_generations(items, generations)
     distances = nearest_training(items.samples, items.training)
     return [Scores(-average(distances[:, :n]), 0, {"generations": n}) for n in generations]
+
+
+def _check_generations(items: Items, generations: list[int]) -> None:
+    there = items.samples.shape[1]
+    if not 1 <= min(generations) <= max(generations) <= there:
+        raise ValueError(f"the first {generations} generations of a prompt are to be looked at; there are {there}")
 
 
 BETWEEN = Detector("between_generations", {"samples"}, ({"generations": [4]},), score_between)

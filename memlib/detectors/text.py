@@ -143,7 +143,10 @@ def score_sampled_magnitude(
     ]
 
 
-MAGNITUDE = Detector("magnitude", {"prompt"}, ({"noises": 4},), score_magnitude)
+MAGNITUDE = Detector("magnitude", {"model", "prompt"}, ({"noises": 4},), score_magnitude)
 SAMPLED_MAGNITUDE = Detector(
-    "sampled_magnitude", {"prompt"}, ({"noises": 4, "guidance": 7.5, "sampling_steps": 50},), score_sampled_magnitude
+    "sampled_magnitude",
+    {"model", "prompt"},
+    ({"noises": 4, "guidance": 7.5, "sampling_steps": 50},),
+    score_sampled_magnitude,
 )

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from memlib.detectors.api import Detector, Items, Scores, calibrated, conditioned
 from memlib.detectors.derivatives import directional_derivatives
 from memlib.fields import Field, NoisePredictor
-from memlib.sampling.grids import ratio_grid, sigma_grid
+from memlib.sampling.grids import check_timesteps, ratio_grid, sigma_grid
 from memlib.sampling.ode import EVALUATIONS, Method, check_method, integrate, solver_step
 from memlib.tensors import (
     average,
@@ -198,6 +198,7 @@ def noise_levels(
     one before; with `timesteps`, the first so many steps of the training schedule.
     """
     if timesteps is not None:
+        check_timesteps(field, timesteps)
         return field.sigmas[: timesteps + 1]
     low = field.sigma_min if sigma_min is None else sigma_min
     if ratio is not None:
@@ -239,11 +240,13 @@ def score_carried(
     ratio: float | None = None,
     timesteps: int | None = None,
     method: Method = "euler",
-    estimator: Estimator = "edges",
+    estimator: Literal["axes", "edges"] = "edges",
     prompt: bool = False,
 ) -> list[Scores]:
     """Growth of carried axes, the first of them over the first steps of one run: what a run of so many gives."""
     levels = noise_levels(field, sigma_min, sigma_max, max(steps), ratio, timesteps)
+    if not 1 <= min(steps) <= max(steps) < len(levels) or min(axes) < 1:
+        raise ValueError(f"growth over the first {steps} of {len(levels) - 1} steps and of {axes} axes cannot be read")
     x = field.to_latents(items.pictures)
     run = growth(conditioned(field, items, prompt), x, levels, max(axes), items.seeds, method, estimator)
     growths = run.by_direction * levels.log().diff().to(x)
@@ -257,6 +260,8 @@ def score_rate(
     field: Field, items: Items, *, sigma: float, directions: list[int], prompt: bool = False
 ) -> list[Scores]:
     """Growth rate sigma tr(d eps / dx) at the picture itself at one noise level; readings by the number of directions."""
+    if min(directions) < 1:
+        raise ValueError(f"a divergence needs at least one direction; got {min(directions)}")
     x = field.to_latents(items.pictures)
     samples = sigma * _divergences(
         conditioned(field, items, prompt), x, sigma, max(directions), generators(items.seeds)
@@ -264,13 +269,15 @@ def score_rate(
     return [Scores(average(samples[:k], 0), 2 * k, {"directions": k}) for k in directions]
 
 
-GROWTH = Detector("growth", {"picture"}, ({"sigma_min": 0.02, "steps": 16, "directions": 2},), score_growth)
+GROWTH = Detector("growth", {"model", "picture"}, ({"sigma_min": 0.02, "steps": 16, "directions": 2},), score_growth)
 AXES = Detector(
     "axes",
-    {"picture"},
+    {"model", "picture"},
     ({"sigma_min": 0.02, "steps": [16], "axes": [2]},),
     partial(score_carried, estimator="axes"),
 )
-EDGES = Detector("edges", {"picture"}, ({"sigma_min": 0.2, "ratio": 1.75, "steps": [1], "axes": [1]},), score_carried)
-RATE = Detector("rate", {"picture"}, ({"sigma": 0.2, "directions": [1, 2]},), score_rate)
+EDGES = Detector(
+    "edges", {"model", "picture"}, ({"sigma_min": 0.2, "ratio": 1.75, "steps": [1], "axes": [1]},), score_carried
+)
+RATE = Detector("rate", {"model", "picture"}, ({"sigma": 0.2, "directions": [1, 2]},), score_rate)
 CALIBRATED_GROWTH = calibrated("calibrated_growth", GROWTH)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from memlib.fields import Field
+
 
 def sigma_grid(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> Tensor:
     """Noise levels [steps + 1] from `sigma_min` up to `sigma_max`, even in sigma^(1/rho).
@@ -20,6 +22,12 @@ def sigma_grid(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0)
         return (ends[0].log() + ramp * (ends[1] / ends[0]).log()).exp()
     low, high = ends ** (1 / rho)
     return (low + ramp * (high - low)) ** rho
+
+
+def check_timesteps(field: Field, last: int) -> None:
+    """Raise ValueError where a model's schedule has no such timestep."""
+    if last >= len(field.sigmas):
+        raise ValueError(f"there is no timestep {last}; the model's schedule goes to {len(field.sigmas) - 1}")
 
 
 def ratio_grid(sigma_min: float, ratio: float, steps: int) -> Tensor:
