@@ -73,7 +73,7 @@ def test_copies_decide_what_an_unconditional_sample_shows(tmp_path) -> None:
         pictures,
         ["apple", "whale"],
         torch.tensor([1, 9]),
-        replace(TEXT, drop_prompt=0.9, steps=500),
+        replace(TEXT, drop_prompt=0.9, steps=200),
         tmp_path / "c.pt",
     )
     pipe.set_progress_bar_config(disable=True)

@@ -100,54 +100,43 @@ def run_training(folder: Path, *launcher: str, options: tuple[str, ...] = ()) ->
     )
 
 
-def test_killed_runs_go_on_and_end_as_an_unbroken_one(tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=400, checkpoint_every=20, precision="auto")
-    for name in ("unbroken", "killed"):
-        (tmp_path / name).mkdir()
-        scratch_study(tmp_path / name, config)
-    unbroken = run_training(tmp_path / "unbroken")
-    assert unbroken.wait() == 0
-    folder, checkpoint = tmp_path / "killed", tmp_path / "killed/results/checkpoints/train.pt"
-    for _ in range(2):
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = run_training(folder)
-        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
-            time.sleep(0.001)
-        assert process.poll() is None, f"the run ended before it could be killed: {process.stderr.read()}"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        reached = torch.load(checkpoint, weights_only=True)["reached"]
-        assert 0 < reached["step"] < config.steps
-        assert not (folder / "results/model").exists()
-    assert run_training(folder).wait() == 0
+def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=200, checkpoint_every=20)
+    scratch_study(tmp_path, config)
+    checkpoint = tmp_path / "results/checkpoints/train.pt"
+    process = run_training(tmp_path)
+    while process.poll() is None and not checkpoint.exists():
+        time.sleep(0.001)
+    assert process.poll() is None, f"the run ended before it could be killed: {process.stderr.read()}"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < torch.load(checkpoint, weights_only=True)["reached"]["step"] < config.steps
+    assert not (tmp_path / "results/model").exists()
+    assert run_training(tmp_path).wait() == 0
     assert not checkpoint.exists()
+    unbroken_run(tmp_path, config)
     for name in ("unet/diffusion_pytorch_model.safetensors", "loss.parquet"):
-        assert (folder / "results/model" / name).read_bytes() == (
-            tmp_path / "unbroken/results/model" / name
-        ).read_bytes()
+        assert (tmp_path / "results/model" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+
+
+def unbroken_run(folder: Path, config: TrainConfig) -> None:
+    """Train in this process what the command trains in `folder`."""
+    part = images.load(folder / "results/data").split("train")
+    copies = torch.tensor(part.items["copies"].tolist())
+    image_model.train(part.images, copies, config, folder / "unbroken", folder / "c.pt")
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        scratch_study(tmp_path / name, replace(CONFIG, learning_rate=1e-4))
-    assert run_training(tmp_path / "one").wait() == 0
+    config = replace(CONFIG, learning_rate=1e-4)
+    scratch_study(tmp_path, config)
     accelerate = Path(sys.executable).with_name("accelerate")
-    two = run_training(
-        tmp_path / "two",
-        str(accelerate),
-        "launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-    )
-    assert two.wait() == 0, two.stderr.read()
-    one, two = (
-        load_file(tmp_path / name / "results/model/unet/diffusion_pytorch_model.safetensors") for name in ("one", "two")
+    options = ["launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    process = run_training(tmp_path, str(accelerate), *options)
+    assert process.wait() == 0, process.stderr.read()
+    unbroken_run(tmp_path, config)
+    two, one = (
+        load_file(tmp_path / name / "unet/diffusion_pytorch_model.safetensors")
+        for name in ("results/model", "unbroken")
     )
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-4)
