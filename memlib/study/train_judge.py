@@ -41,6 +41,8 @@ def main() -> None:
         judge = build_judge(len(shown), shown.shape[-1])
         run = train_judge(judge, shown, lambda pictures: reconstruct(vae, pictures), config, checkpoint)
         timed.earlier_seconds = run.earlier_seconds
+        if not run.main:
+            return
         with atomic_write("results/judge.safetensors") as temporary:
             save_file(judge.state_dict(), temporary)
         checkpoint.unlink(missing_ok=True)
