@@ -15,15 +15,23 @@ from hypothesis import strategies as st
 
 from memlib.datasets import sources
 from memlib.mitigation.data import Modification
-from memlib.study import parameters
+from memlib.study import parameters, schema
 from memlib.training.settings import TextConfig, TrainConfig
 from memlib.training.text_model import build_scheduler
 
 ROOT = Path(__file__).parent.parent
 ALL = parameters.read(ROOT / "params.yaml")
-STUDY = {name: ALL[name] for name in parameters.SECTIONS}
+STUDY = {name: ALL[name] for name in schema.SECTIONS} | {
+    name: ALL[name] for name, model in schema.NOTEBOOKS.items() if ALL.get(name, {}).keys() == model.model_fields.keys()
+}
 GONE = object()
 NAN, INF = math.nan, math.inf
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without notebooks, so that no more sections are needed than there are."""
+    monkeypatch.chdir(tmp_path)
 
 
 def edited(changes: dict[str, Any]) -> dict[str, Any]:
@@ -414,7 +422,7 @@ def test_the_schedules_are_those_of_the_schedulers() -> None:
 
 def test_names_that_the_schema_knows_are_those_of_the_modules() -> None:
     assert get_args(Modification) == parameters.MODIFICATIONS
-    assert get_args(parameters.Pictures) == sources.NAMES
+    assert get_args(schema.Pictures) == sources.NAMES
 
 
 def test_the_check_is_fast_and_loads_no_networks() -> None:

@@ -1,303 +1,31 @@
-"""What may stand in params.yaml: the type and the range of every parameter, and what must fit together.
+"""What may stand in params.yaml: every section as `memlib.study.schema` has it, and all of them fitting together.
 
-`check` raises ValueError with one sentence that says where, what stands there and what would be right. The settings of the
-trainings are those of `memlib.training.settings`. A section without a model here takes its names and types from the cell
-tagged `parameters` of the notebook of its name.
+`check` raises ValueError with one sentence that says where, what stands there and what would be right. A section without a
+model takes its names and types from the cell tagged `parameters` of the notebook of its name.
 """
 
 import ast
-import dataclasses
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any
 
 import numpy as np
 import yaml
-from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    ValidationError,
-    ValidationInfo,
-    create_model,
-)
+from pydantic import ValidationError, create_model
 
+from memlib.datasets.prompts import read_prompts
 from memlib.detectors import ALL as DETECTORS
 from memlib.files import suggest
 from memlib.study.digests import notebooks
-from memlib.study.sections import expanded
+from memlib.study.schema import NOTEBOOKS, SECTIONS, Section, every_setting, section
 from memlib.training.settings import AutoencoderConfig, JudgeConfig, Seed, TextConfig, TrainConfig
 
+ENTRIES = ("truth", "scores")  # sections of which every entry is a stage
 CHOICES = ("growth", "loss", "random", "oracle")  # by what an arm of the retraining chooses pictures
 MODIFICATIONS = ("drop", "augment", "mask")
 PROMPTS = ("tables/drawings/prompts.parquet", "tables/drawings/followed.parquet")
-
-
-# Kinds of values
-
-
-def _name(value: str) -> str:
-    if not value or not value[0].isalnum() or not all(char.isalnum() or char in "-_." for char in value):
-        raise ValueError("must begin with a letter or digit and hold nothing but these, hyphens, underscores and dots")
-    return value
-
-
-def _filled(value: str) -> str:
-    if not value.strip():
-        raise ValueError("must not be empty")
-    return value
-
-
-def _rising(values: list) -> list:
-    if values != sorted(set(values)):
-        raise ValueError("must be in rising order, without repetitions")
-    return values
-
-
-def _distinct(values: list) -> list:
-    repeated = [value for number, value in enumerate(values) if value in values[:number]]
-    if repeated:
-        raise ValueError(f"must not hold {repeated[0]!r} twice")
-    return values
-
-
-def _holding(*needed: float | str) -> AfterValidator:
-    def check(values: list) -> list:
-        for value in needed:
-            if value not in values:
-                raise ValueError(f"must hold {value!r}, with which the chapters compare the others")
-        return values
-
-    return AfterValidator(check)
-
-
-def _in_schedule(training: str) -> AfterValidator:
-    def check(sigma: float, info: ValidationInfo) -> float:
-        low, high = info.context[training]
-        if not low <= sigma < high:
-            raise ValueError(
-                f"must be a noise level of the schedule of `{training}`, from {low:.4g} to below {high:.4g}"
-            )
-        return sigma
-
-    return AfterValidator(check)
-
-
-def _plain(value: Any) -> Any:
-    for part in value if isinstance(value, list) else [value]:
-        if not isinstance(part, (bool, int, float, str)) or (isinstance(part, float) and not math.isfinite(part)):
-            raise ValueError("must be a finite number, a text, true or false, or a list of these")
-    return value
-
-
-def _times(value: Any) -> Any:
-    if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 10**6:
-        raise ValueError("must be a number of copies, a whole number from 2 to 1000000")
-    return value
-
-
-def _counts(value: Any) -> Any:
-    for part in value if isinstance(value, list) and value else [value]:
-        if not isinstance(part, int) or isinstance(part, bool) or not 1 <= part <= 10**6:
-            raise ValueError("must be a whole number from 1 to 1000000, or a list of these")
-    return value
-
-
-def _timesteps(value: Any) -> Any:
-    for part in value if isinstance(value, list) and value else [value]:
-        if not isinstance(part, int) or isinstance(part, bool) or not 0 <= part < 1000:
-            raise ValueError(
-                "must be a whole number from 0 to 999, a step of the training schedule, or a list of these"
-            )
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]  # of a file
-Text = Annotated[str, AfterValidator(_filled)]
-Count = Annotated[int, Ge(1), Le(10**6)]
-Share = Annotated[float, Ge(0), Le(1)]
-Above = Annotated[float, Gt(0), Le(10**6)]
-Pixels = Annotated[int, Ge(4), Le(4096)]  # a side
-Distance = Annotated[float, Ge(0), Lt(2)]  # root mean square over pixels on [-1, 1]
-Copies = dict[Annotated[Any, AfterValidator(_times)], Annotated[int, Ge(0), Le(10**6)]]  # number of copies: pictures
-Level = Annotated[float, Gt(0), _in_schedule("train")]
-LatentLevel = Annotated[float, Gt(0), _in_schedule("text")]
-Levels = Annotated[list[Level], Len(1, 100), AfterValidator(_rising)]
-LatentLevels = Annotated[list[LatentLevel], Len(1, 100), AfterValidator(_rising)]
-Counts = Annotated[Any, AfterValidator(_counts)]
-Powers = Annotated[list[Annotated[float, Ge(1), Le(100)]], Len(1, 100), AfterValidator(_rising)]  # p of the p-Laplacian
-Pictures = Literal["openmoji", "fashion_mnist", "cifar10", "folder"]
-
-
-# Sections
-
-
-class Section(BaseModel):
-    """A section, or a mapping in one: nothing but its own names, and every value of the very type that is wanted."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-def settings(config: type, laid_over: bool = False) -> type[Section]:
-    """The model of a section that holds the settings of a training or, `laid_over` another section, some of them."""
-    hints = get_type_hints(config, include_extras=True)
-    fields = {field.name: (hints[field.name], None if laid_over else ...) for field in dataclasses.fields(config)}
-    return create_model(config.__name__, __base__=Section, **fields)
-
-
-class Run(Section):
-    launcher: Text
-    seeds: Annotated[list[Seed], Len(1, 100), AfterValidator(_distinct), _holding(0)]
-    arms: Annotated[
-        list[Name],
-        Len(1, 100),
-        AfterValidator(_distinct),
-        _holding("growth-drop", "random-drop", "oracle-drop", "loss-drop"),
-    ]
-    text_arms: dict[Name, settings(TextConfig, laid_over=True)]
-
-
-class Splits(Section):
-    train: Count
-    heldout: Count
-    reference: Count
-    retrain: Count
-
-
-class SplitCopies(Section):
-    train: Copies
-    reference: Copies
-    retrain: Copies
-
-
-class Data(Section):
-    name: Pictures
-    root: str
-    size: Pixels
-    min_distance: Distance
-    splits: Splits
-    copies: SplitCopies
-    seed: Seed
-
-
-class Truth(Section):
-    model: Text
-    images: Text
-    split: Text
-    samples: Count
-    steps: Count
-    sampler: Literal["heun", "ancestral"]
-    mirrored: bool
-    seed: Seed
-
-
-class Items(Section):
-    source: Text  # of pictures or prompts; DVC watches it
-    splits: Annotated[list[Text], Len(1, 100), AfterValidator(_distinct)] | None = None
-    samples: Text | None = None
-    training: Text | None = None
-    training_splits: Annotated[list[Text], Len(1, 100), AfterValidator(_distinct)] | None = None
-
-
-def _expanded(settings: Any) -> Any:
-    """Settings with those in their place that `each` stands for; what is no list of mappings is left to be refused."""
-    if not isinstance(settings, list) or not all(isinstance(setting, dict) for setting in settings):
-        return settings
-    for setting in settings:
-        each = setting.get("each", {})
-        if not isinstance(each, dict) or not all(isinstance(values, list) and values for values in each.values()):
-            raise ValueError("each must map names of the setting to lists of their values")
-    return [single for setting in settings for single in expanded(setting)]
-
-
-class Setting(Section, extra="allow"):
-    """A setting of a detector; these names mean the same in all of them, and others may be of any plain kind."""
-
-    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain)]]
-
-    sigma: Above = None
-    sigma_min: Above = None
-    sigma_max: Above = None
-    ratio: Annotated[float, Gt(1), Le(1000)] = None
-    timesteps: Annotated[Any, AfterValidator(_timesteps)] = None
-    steps: Counts = None
-    below: Annotated[int, Ge(0), Le(1000)] = None
-    directions: Counts = None
-    axes: Counts = None
-    draws: Counts = None
-    noises: Counts = None
-    generations: Counts = None
-    sampling_steps: Annotated[int, Ge(1), Le(1000)] = None
-    guidance: Annotated[float, Gt(1), Le(100)] = None  # the magnitude needs a guidance above 1
-    p: Powers = None
-    prompt: bool = None
-
-
-class Table(Section):
-    detector: Text
-    settings: Annotated[list[Setting], Len(1, 1000), BeforeValidator(_expanded)]
-    seed: Seed
-
-
-class Scores(Section):
-    model: Text
-    family: Text
-    items: Items
-    tables: Annotated[dict[Name, Table], Len(1, 100)]
-
-
-class Sets(Section):
-    modified: Count
-    seed: Seed
-
-
-class Subjects(Section):
-    train: Count
-    planted: Count
-    unseen: Count
-
-
-class Judged(Section):
-    ordinary: Count
-    unseen: Count
-
-
-class Drawings(Section):
-    name: Pictures
-    root: str
-    size: Pixels
-    min_distance: Distance
-    subjects: Subjects
-    copies: Copies
-    triggers: Copies
-    drawings_each: Count
-    prompts: Judged
-    pictures: Judged
-    followed: Judged
-    seed: Seed
-
-
-SECTIONS: dict[str, Any] = {
-    "run": Run,
-    "data": Data,
-    "train": settings(TrainConfig),
-    "retrain": settings(TrainConfig, laid_over=True),
-    "mirrored": settings(TrainConfig, laid_over=True),
-    "truth": dict[Name, Truth],
-    "scores": dict[Name, Scores],
-    "sets": Sets,
-    "drawings": Drawings,
-    "autoencoder": settings(AutoencoderConfig),
-    "text": settings(TextConfig),
-    "text_arm": settings(TextConfig, laid_over=True),
-    "judge": settings(JudgeConfig),
-}
-
-ENTRIES = ("truth", "scores")  # sections of which every entry is a stage
 
 
 # The check
@@ -315,8 +43,10 @@ def check(path: str | Path = "params.yaml") -> dict[str, Any]:
 
 def check_content(parameters: dict[str, Any]) -> None:
     """Raise ValueError for the first parameter that cannot be, or does not fit the others."""
-    of_notebooks = {file.stem: file for file in notebooks() if file.stem in parameters.keys() - SECTIONS.keys()}
-    models = SECTIONS | {name: _notebook_section(name, file) for name, file in of_notebooks.items()}
+    files = {file.stem: file for file in notebooks()}
+    models = SECTIONS | {name: model for name, model in NOTEBOOKS.items() if name in files.keys() | parameters.keys()}
+    others = (files.keys() & parameters.keys()) - models.keys()
+    models |= {name: _notebook_section(files[name]) for name in sorted(others)}
     study = create_model("Study", __base__=Section, **{name: (model, ...) for name, model in models.items()})
     try:
         study.model_validate(parameters, context=schedules(parameters))
@@ -359,11 +89,11 @@ def lay_over(parameters: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[
     An entry that is null is taken out, such as that of an arm which the profile does not train.
     """
     laid = dict(parameters)
-    for section, content in profile.items():
-        known = parameters.get(section, {})
-        if section in ENTRIES:
-            content = {name: entry and known.get(name, {}) | entry for name, entry in content.items()}
-        laid[section] = {name: value for name, value in (known | content).items() if value is not None}
+    for name, content in profile.items():
+        known = parameters.get(name, {})
+        if name in ENTRIES:
+            content = {key: entry and known.get(key, {}) | entry for key, entry in content.items()}
+        laid[name] = {key: value for key, value in (known | content).items() if value is not None}
     return laid
 
 
@@ -406,14 +136,13 @@ def schedules(parameters: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return {name: tuple(np.sqrt(1 / (1 - b).cumprod() - 1)[[0, -1]].tolist()) for name, b in levels.items()}
 
 
-def _notebook_section(name: str, file: Path) -> type[Section]:
+def _notebook_section(file: Path) -> type[Section]:
     """The model of a section from the cell of its notebook that is tagged `parameters`."""
     import papermill
 
     found = papermill.inspect_notebook(str(file))
     defaults = {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
-    kinds = {name: Seed if name == "seed" else _kind(default) for name, default in defaults.items()}
-    return create_model(name, __base__=Section, **{name: (kind, ...) for name, kind in kinds.items()})
+    return section(**{name: Seed if name == "seed" else _kind(default) for name, default in defaults.items()})
 
 
 def _kind(default: Any) -> Any:
@@ -643,13 +372,16 @@ def _entries(section: str, entries: Mapping[str, Any], needed: Iterable[str]) ->
 
 def _scores(parameters: Mapping[str, Any]) -> None:
     run, models, levels = parameters["run"], _models(parameters), schedules(parameters)
-    samples = [f"results/samples/{name}.safetensors" for name in parameters["truth"]]
+    drawn = [*parameters["truth"], *(f"text/{arm}" for arm in run["text_arms"])]
+    samples = [f"results/samples/{name}.safetensors" for name in (*drawn, "training")]
     families = {name: place.partition(":")[0].rpartition(".")[2] for name, place in DETECTORS.items()}
     for key, entry in parameters["scores"].items():
         where, items = f"scores.{key}", entry["items"]
         _known(f"{where}.model", entry["model"], models)
         sources = (*samples, "results/data", "results/drawings/judged", *PROMPTS)
         _known(f"{where}.items.source", items["source"], sources)
+        for name in ("samples", "training"):
+            _known(f"{where}.items.{name}", items.get(name, ""), sources)
         for split in items.get("splits", []) if items["source"] == "results/data" else []:
             if split not in parameters["data"]["splits"]:
                 raise ValueError(f"{where}.items.splits holds {split!r}{suggest(split, parameters['data']['splits'])}")
@@ -662,7 +394,7 @@ def _scores(parameters: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"{place}.detector is {detector!r}, of the family {families[detector]}; {where}.family is {entry['family']!r}"
                 )
-            for number, setting in enumerate(_expanded(table["settings"])):
+            for number, setting in enumerate(every_setting(table["settings"])):
                 if schedule is not None:
                     _levels_of(f"{place}.settings[{number}]", setting, schedule, *levels[schedule])
                 if (setting.get("prompt") or items["source"] in PROMPTS) and schedule == "train":
@@ -687,4 +419,39 @@ def _levels_of(where: str, setting: Mapping[str, Any], schedule: str, low: float
             )
 
 
-RULES: tuple[Callable[[Mapping[str, Any]], None], ...] = (_trainings, _pictures, _arms, _truth, _scores)
+def _chapters(parameters: Mapping[str, Any]) -> None:
+    """What experiments and chapters need of other sections, as far as they are there."""
+    arms = parameters["run"]["text_arms"]
+    at_most = (
+        ("late_steps", "levels", "sampling_steps"),
+        ("carried_axes", "axes", "dimensions"),
+    )
+    for section_name, name, limit in at_most:
+        content = parameters.get(section_name)
+        if content and content[name] > content[limit]:
+            raise ValueError(
+                f"{section_name}.{name} is {content[name]}; it must be at most {section_name}.{limit}, {content[limit]}"
+            )
+    for place, values in (
+        ("arm.arm", [parameters["arm"]["arm"]] if "arm" in parameters else []),
+        ("arm.main", [parameters["arm"]["main"]] if "arm" in parameters else []),
+        ("detection.arms", parameters.get("detection", {}).get("arms", [])),
+        ("mitigation.arms", parameters.get("mitigation", {}).get("arms", [])),
+    ):
+        for arm in values:
+            if arm not in arms:
+                raise ValueError(f"{place} names {arm!r}, which is no arm of run.text_arms{suggest(arm, arms)}")
+    audit = parameters.get("prompt_audit")
+    if audit:
+        if max(audit["runs"], default=0) > audit["sampling_steps"]:
+            raise ValueError(
+                f"prompt_audit.runs is {audit['runs']}; its numbers of steps must be at most prompt_audit.sampling_steps, "
+                f"{audit['sampling_steps']}"
+            )
+        _known("prompt_audit.pipeline", audit["pipeline"], _models(parameters))
+        for name in ("suspected", "ordinary"):
+            if not audit[name].startswith("results/"):
+                read_prompts(audit[name])
+
+
+RULES: tuple[Callable[[Mapping[str, Any]], None], ...] = (_trainings, _pictures, _arms, _truth, _scores, _chapters)
