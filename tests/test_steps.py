@@ -25,6 +25,7 @@ def test_magnitudes_are_divided_by_their_noise_level() -> None:
     assert values.columns.tolist() == [(0, 0), (0, 2), (0, 10), (1, 0), (1, 2), (1, 10)], "by number, not by name"
     assert values.loc["a"].tolist() == [3, 3, 2, 2, 2, 1]
     assert values.loc["b"].tolist() == [5, 1, 4, 1, 0, 6]
+    assert steps.mean_of_first_steps(values, 2).loc["b"].tolist() == [5, 1], "two steps are those of number 0 and 1"
     assert steps.mean_of_first_steps(values, 3).loc["b"].tolist() == [3, 0.5]
     assert steps.mean_of_first_steps(values, 11).loc["a"].tolist() == pytest.approx([8 / 3, 5 / 3])
 
