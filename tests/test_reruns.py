@@ -1,0 +1,231 @@
+"""What runs again after an edit: by the digests of the code, the parameters and DVC's graph, without running anything.
+
+`make smoke` asks `dvc status` the same of a study that has run.
+"""
+
+import contextlib
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from memlib.study.digests import digest_files
+
+ROOT = Path(__file__).parent.parent
+STUDY = yaml.safe_load((ROOT / "params.yaml").read_text())
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+PAGES = {*CHAPTERS, "claims", "book"}
+EVALUATION = sorted(path.name for path in (ROOT / "memlib/evaluation").glob("*.py") if path.name != "__init__.py")
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The sources of the project, without anything that a stage makes."""
+    for folder in ("memlib", "notebooks", "book"):
+        ignored = shutil.ignore_patterns("__pycache__", "_build", "chapters", "generated")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    for name in ("dvc.yaml", "params.yaml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Plan(NamedTuple):
+    """What DVC knows of the stages: the parameters and files that each reads, and the stages that it needs."""
+
+    params: dict[str, list[tuple[str, str]]]
+    files: dict[str, list[str]]
+    needs: dict[str, set[str]]
+
+
+def plan() -> Plan:
+    graph = Repo().index.graph
+    params = {
+        stage.addressing: [(dep.def_path, key) for dep in stage.deps for key in getattr(dep, "params", ())]
+        for stage in graph
+    }
+    files = {
+        stage.addressing: [dep.def_path for dep in stage.deps if not getattr(dep, "params", ())] for stage in graph
+    }
+    return Plan(
+        params, files, {stage.addressing: {need.addressing for need in graph.successors(stage)} for stage in graph}
+    )
+
+
+def reads(stages: Plan) -> dict[str, Any]:
+    """What each stage reads of the sources: digests of its code, files, and values of parameters."""
+    digests = digest_files()
+    loaded = {
+        file: yaml.safe_load(Path(file).read_text())
+        for file in {file for each in stages.params.values() for file, _ in each}
+    }
+    content: dict[str, Any] = {}
+    for path in {path for paths in stages.files.values() for path in paths}:
+        if path.startswith("results/code/"):
+            content[path] = digests[Path(path).name]
+        else:
+            files = [Path(path), *sorted(Path(path).rglob("*"))]
+            content[path] = [file.read_bytes() for file in files if file.is_file()]
+    return {
+        name: ([value_of(loaded[file], key) for file, key in stages.params[name]], [content[path] for path in paths])
+        for name, paths in stages.files.items()
+    }
+
+
+def value_of(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        values = values[name]
+    return values
+
+
+@functools.cache
+def as_it_is() -> tuple[Plan, dict[str, Any]]:
+    """The plan of the project and what its stages read before any edit."""
+    with contextlib.chdir(ROOT):
+        return plan(), reads(plan())
+
+
+def would_run(edit: Callable[[], object], new_stages: bool = False) -> tuple[set[str], set[str]]:
+    """Stages that read something else after an edit, and these with all that may read something else of theirs."""
+    stages, before = as_it_is()
+    edit()
+    stages = plan() if new_stages else stages
+    after = reads(stages)
+    first = {name for name, content in after.items() if before.get(name) != content}
+    found = set(first)
+    while more := {name for name, needs in stages.needs.items() if needs & found} - found:
+        found |= more
+    return first, found
+
+
+def append(path: str, text: str) -> Callable[[], object]:
+    return lambda: Path(path).write_text(Path(path).read_text() + text)
+
+
+def change_cell(name: str, kind: str, text: str) -> Callable[[], object]:
+    """Add text to the last cell of a kind of a notebook."""
+
+    def edit() -> None:
+        path = Path(f"notebooks/{name}.ipynb")
+        notebook = json.loads(path.read_text())
+        cell = [cell for cell in notebook["cells"] if cell["cell_type"] == kind][-1]
+        cell["source"] = ["".join(cell["source"]) + text]
+        path.write_text(json.dumps(notebook))
+
+    return edit
+
+
+def set_parameters(**values: Any) -> Callable[[], object]:
+    """Lay values over sections of params.yaml."""
+
+    def edit() -> None:
+        study = yaml.safe_load(Path("params.yaml").read_text())
+        for section, content in values.items():
+            study[section] |= content
+        Path("params.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+    return edit
+
+
+def test_a_comment_anywhere_runs_nothing(tree: Path) -> None:
+    def edit() -> None:
+        for path in [*tree.rglob("memlib/**/*.py")]:
+            path.write_text(f"# A comment.\n{path.read_text()}\n\n# Another.\n")
+        append("README.md", "More.\n")()
+
+    assert would_run(edit) == (set(), set())
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_words_of_a_page_run_the_book_and_its_code_the_page(tree: Path, name: str) -> None:
+    assert would_run(change_cell(name, "markdown", " More words."))[1] == {"book"}
+    assert would_run(change_cell(name, "code", "\n1 + 1"))[0] - {"book"} == {name}
+
+
+@pytest.mark.parametrize("name", [f"memlib/evaluation/{name}" for name in EVALUATION] + ["memlib/study/plotting.py"])
+def test_statistics_and_figures_run_pages_and_the_book(tree: Path, name: str) -> None:
+    first, found = would_run(append(name, "\nMORE = 1\n"))
+    assert first, "nothing uses it"
+    assert found <= PAGES
+
+
+@pytest.mark.parametrize("family", sorted({entry["family"] for entry in STUDY["scores"].values()}))
+def test_a_detector_runs_its_own_scores_again(tree: Path, family: str) -> None:
+    first, _ = would_run(append(f"memlib/detectors/{family}.py", "\nMORE = 1\n"))
+    scores = {f"scores@{key}" for key, entry in STUDY["scores"].items() if entry["family"] == family}
+    assert {name for name in first if name.startswith("scores@")} == scores
+    assert not {name for name in first if name.split("@")[0] in TRAININGS}
+
+
+TRAININGS = {
+    "train",
+    "reference",
+    "repeat",
+    "retrain",
+    "mirrored",
+    "scratch",
+    "autoencoder",
+    "text_base",
+    "judge",
+    "sets",
+}
+
+
+def test_reading_other_pictures_trains_and_scores_nothing_by_itself(tree: Path) -> None:
+    assert would_run(append("memlib/datasets/sources.py", "\nMORE = 1\n"))[0] == {"data", "drawings"}
+
+
+def test_a_new_arm_runs_by_itself_and_where_arms_are_shown(tree: Path) -> None:
+    scored = {
+        "scores": STUDY["scores"] | {"more-text": STUDY["scores"]["single-text"] | {"model": "results/text/more"}}
+    }
+    run = {"run": STUDY["run"] | {"text_arms": STUDY["run"]["text_arms"] | {"more": {"random_words": 4}}}}
+    first, found = would_run(set_parameters(**scored, **run), new_stages=True)
+    assert {"text_arm@more", "scores@more-text", "arm@more"} <= first
+    assert {name for name in found if not name.endswith(("@more", "@more-text"))} <= PAGES
+
+
+def test_the_wording_of_a_claim_runs_claims_and_book(tree: Path) -> None:
+    def edit() -> None:
+        path = Path("book/claims.yml")
+        path.write_text(path.read_text().replace("claim: ", "claim: Indeed, "))
+
+    assert would_run(edit)[1] == {"claims", "book"}
+
+
+@pytest.mark.parametrize("name", [name for name in CHAPTERS if STUDY.get(name)])
+def test_a_parameter_of_a_chapter_runs_it_and_the_book(tree: Path, name: str) -> None:
+    assert would_run(set_parameters(**{name: {"seed": 12345}}))[1] - {"claims"} == {name, "book"}
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/experiments/*.ipynb")], ids=lambda path: path.stem
+)
+def test_every_notebook_is_a_stage_with_its_code_and_its_section(path: Path) -> None:
+    stages = as_it_is()[0]
+    names = [name for name in stages.files if name.split("@")[0] == path.stem]
+    assert names
+    for name in names:
+        assert f"results/code/{path.stem}" in stages.files[name]
+        assert ("params.yaml", path.stem) in stages.params[name] or path.stem not in STUDY
+
+
+def test_a_chapter_reads_tables_and_no_models() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name in CHAPTERS:
+        other = [dep for dep in stages[name]["deps"] if not dep.startswith(("results/code/", "tables/", "metrics/"))]
+        assert not other, name
+
+
+def test_the_pipeline_is_short_and_names_no_module() -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    assert len(text.splitlines()) < 250
+    assert ".py" not in text
