@@ -240,3 +240,12 @@ def test_scales_are_inverse() -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     assert torch.equal(to_uint8(to_float(images)), images)
     assert (float(to_float(images).min()), float(to_float(images).max())) == (-1.0, 1.0)
+
+
+def test_pictures_are_taken_of_each_number_of_copies_in_turn() -> None:
+    image_set = planted({16: 1, 4: 2})
+    taken = image_set.in_turn(["train", "heldout"], 6)
+    assert taken.items["copies"].tolist() == [16, 4, 1, 0, 4, 1]
+    assert set(taken.items["split"]) == {"train", "heldout"}
+    assert taken.items["id"].is_unique
+    assert len(image_set.in_turn(["train"], 99).items) == 10

@@ -42,6 +42,14 @@ class ImageSet:
             raise ValueError(f"there is no split {name!r} in this image set{suggest(name, known)}")
         return self.rows(rows.tolist())
 
+    def in_turn(self, splits: Sequence[str], count: int) -> "ImageSet":
+        """`count` pictures of these splits, one of each number of copies in turn, the most copied first."""
+        items = self.items[self.items["split"].isin(splits)]
+        order = items.assign(turn=items.groupby("copies").cumcount()).sort_values(
+            ["turn", "copies"], ascending=[True, False]
+        )
+        return self.rows(order.index[:count].tolist())
+
 
 def check_copies(copies: dict[int, int], pictures: int, split: str) -> None:
     """Raise ValueError unless `copies` maps numbers of copies to numbers of pictures that a split of so many can hold."""
