@@ -27,9 +27,9 @@ MADE = ("dvc.lock", "metrics/", "tables/")  # by the default study, and kept in 
 USER_PATHS = (  # parameters that name a user's files
     ("data", "root"),
     ("drawings", "root"),
-    ("text_audit", "pipeline"),
-    ("text_audit", "suspected"),
-    ("text_audit", "ordinary"),
+    ("prompt_audit", "pipeline"),
+    ("prompt_audit", "suspected"),
+    ("prompt_audit", "ordinary"),
 )
 
 
@@ -56,6 +56,8 @@ def project_copy(folder: str | Path, profiles: Sequence[dict[str, Any]], cache: 
     folder = Path(folder)
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], check=True, capture_output=True)
     made = (*MADE, *kept_outputs())
+    for name in ("memlib", "notebooks"):  # which an earlier copy may hold more of
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in filter(None, listed.stdout.decode().split("\0")):
         if Path(name).exists() and not name.startswith(made):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ def run_profile(names: Sequence[str], stages: Sequence[str]) -> None:
     if subprocess.run(command, cwd=folder, env=environment(folder)).returncode:
         raise RuntimeError(f"the run in {folder} has failed; the same command goes on from there")
     with atomic_write(Path("metrics") / name) as temporary:
-        shutil.copytree(folder / "metrics", temporary)
+        shutil.copytree(folder / "metrics", temporary) if (folder / "metrics").exists() else temporary.mkdir()
         shutil.copy2(folder / PARAMS, temporary)
         write_json(temporary / STUDY.name, study(stage_times(folder)))
     print(f"The metrics are in metrics/{name}")
