@@ -1,118 +1,188 @@
 """Every stage at toy size in a scratch copy of the working tree; tracked results stay as they are.
 
-The run is killed while it trains and taken up again. Then: a second `dvc repro` does nothing, a changed parameter of
-one chapter runs that chapter and the book again, and the pages pass tests/test_book.py.
+The run is killed while it trains and taken up again. Then: `dvc repro` finds nothing to do; edits are made and `dvc status` is
+asked what would run; a changed parameter of one chapter runs that chapter and the book; the same stages run twice write the
+same tables; and the book is made from tables alone.
 """
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from memlib import pipeline, profiles
+from memlib.files import read_json
+from memlib.study import profiles
 
 ROOT = Path(__file__).parent.parent
-# Stages at this size are mostly imports on one core, so those that do not wait for one another run side by side.
-LANES = (
-    (("train", "replication", "volume", "frontier"), ("reference", "repeat", "mixtures", "landscape", "model")),
-    (
-        ("selection", "mirrored", "scratch", "retrain", "repeats", "modification"),
-        ("drawings", "estimators", "flow", "flux", "peaks", "autoencoder", "text_base", "text_arm"),
-    ),
-    (
-        ("text_model", "tokens", "prompt_mitigation", "training_mitigation"),
-        ("detection", "latent", "text_audit", "false_alarms", "ancestral"),
-    ),
-)
+RUN = [sys.executable, "-m", "memlib.study.run"]
+DVC = [sys.executable, "-m", "dvc"]
 
 
-def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """`dvc repro`, one thread a stage, waiting for the lock of a run beside it."""
-    environment = profiles.environment(folder) | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        ["dvc", "--wait-for-lock", "repro", *arguments], cwd=folder, env=environment, text=True, **options
-    )
-
-
-def repro(folder: Path, *lanes: Sequence[str]) -> tuple[set[str], float]:
-    """Names of the stages that runs of `dvc repro` beside one another run, and the seconds; all of one without arguments."""
+def run(*arguments: str) -> tuple[set[str], float]:
+    """The stages that a run of `memlib.study.run` has run, and its seconds; ends the smoke test when one fails."""
     started = time.monotonic()
-    runs = [start(folder, *arguments, stdout=subprocess.PIPE) for arguments in lanes or [()]]
-    with ThreadPoolExecutor() as pool:
-        outputs = list(pool.map(lambda run: run.communicate()[0], runs))
-    for run, output in zip(runs, outputs, strict=True):
-        if run.returncode:
-            print(output)
-            sys.exit("smoke: a stage failed")
-    return set(re.findall(r"Running stage '([^']+)'", "\n".join(outputs))), time.monotonic() - started
+    done = subprocess.run([*RUN, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"smoke: {done.stderr}")
+    return set(re.findall(r"^\S+  (\S+) done in", done.stdout, re.MULTILINE)), time.monotonic() - started
 
 
-def kill_while_training(folder: Path) -> None:
-    """Start `dvc repro` and kill it with all it has started as soon as the training has written a checkpoint."""
-    process = start(folder, "-q", "train", start_new_session=True)
-    while not (folder / "results/checkpoints/train.pt").exists():
+def repro(*arguments: str) -> tuple[set[str], float]:
+    """The same of `dvc repro`."""
+    started = time.monotonic()
+    done = subprocess.run([*DVC, "repro", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"smoke: {done.stdout}\n{done.stderr}")
+    return set(re.findall(r"Running stage '([^']+)'", done.stdout)) - {"code"}, time.monotonic() - started
+
+
+def kill_while_training() -> None:
+    """Start a run and kill it with all it has started as soon as the training has written a checkpoint."""
+    process = subprocess.Popen([*RUN, "train"], start_new_session=True, stdout=subprocess.DEVNULL)
+    while not Path("results/checkpoints/train.pt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (folder / "results/model").exists(), "a killed training has left a model"
+    assert not Path("results/models/main").exists(), "a killed training has left a model"
+
+
+def status() -> set[str]:
+    """The stages that `dvc status` finds changed once the digests of the code are written."""
+    subprocess.run([sys.executable, "-m", "memlib.study.prepare"], check=True)
+    found = subprocess.run([*DVC, "status", "--json"], capture_output=True, text=True, check=True).stdout
+    return json.loads(found).keys() - {"code"}
+
+
+@contextlib.contextmanager
+def edited(path: str, change: Callable[[str], str]) -> Iterator[set[str]]:
+    """Edit a file, give the stages that would run, and put it back as it was."""
+    before = Path(path).read_text()
+    after = change(before)
+    assert after != before, path
+    Path(path).write_text(after)
+    try:
+        yield status()
+    finally:
+        Path(path).write_text(before)
+
+
+def appended(text: str) -> Callable[[str], str]:
+    return lambda content: content + text
+
+
+def laid_over(**values: dict) -> Callable[[str], str]:
+    """params.yaml with values in the place of those of some sections."""
+
+    def change(content: str) -> str:
+        study = yaml.safe_load(content)
+        return yaml.safe_dump(
+            study | {name: study[name] | section for name, section in values.items()}, sort_keys=False
+        )
+
+    return change
+
+
+def check_edits(pages: set[str]) -> None:
+    """What `dvc status` says after each kind of edit; `pages` are the chapters."""
+    scores = yaml.safe_load(Path("params.yaml").read_text())["scores"]
+    arms = yaml.safe_load(Path("params.yaml").read_text())["run"]["text_arms"]
+    family = {f"scores@{key}" for key, entry in scores.items() if entry["family"] == "p_laplacian"}
+    for path in ("memlib/datasets/sources.py", "memlib/training/loop.py", "memlib/detectors/volume.py"):
+        with edited(path, lambda text: re.sub(r'"""', '"""More: ', text, count=1) + "\n\n# A comment.\n") as found:
+            assert found == set(), f"a comment and a docstring in {path} would run {found}"
+    with edited("README.md", appended("More.\n")) as found:
+        assert found == set(), f"README: {found}"
+    with edited(f"notebooks/{min(pages)}.ipynb", lambda text: text.replace('"# ', '"# More: ', 1)) as found:
+        assert found == {"book"}, f"the prose of a page would run {found}"
+    for path in ("memlib/study/plotting.py", "memlib/evaluation/roc.py"):
+        with edited(path, appended("\nMORE = 1\n")) as found:
+            assert found, path
+            assert found <= pages, f"{path} would run {found - pages}"
+    with edited("memlib/detectors/p_laplacian.py", appended("\nMORE = 1\n")) as found:
+        assert {name for name in found if name.startswith("scores@")} == family
+        assert not found & {"data", "train", "reference", "drawings", "text_base", "sets"}, (
+            f"a detector would run {found}"
+        )
+    more = {"more": {"random_words": 4}}
+    change = laid_over(
+        run={"text_arms": arms | more},
+        scores={"more-text": scores["single-text"] | {"model": "results/text/more"}},
+    )
+    with edited("params.yaml", change) as found:
+        new = {name for name in found if name.endswith(("@more", "@more-text"))}
+        assert {"text_arm@more", "scores@more-text"} <= new
+        assert found - new <= {*pages, "book"}, f"a new arm would run {found - new}"
+    with edited("book/claims.yml", lambda text: text.replace("claim: ", "claim: Indeed, ", 1)) as found:
+        assert found == {"claims", "book"}, f"the wording of a claim would run {found}"
+    with edited("params.yaml", laid_over(mixtures={"seed": 12345})) as found:
+        assert found == {"mixtures", "book"}, f"a parameter of one chapter would run {found}"
+    assert status() == set(), "the edits were undone"
+
+
+def check_same_bytes(*stages: str) -> None:
+    """Run stages again and compare all tables and metrics with what they were."""
+    kept = [path for folder in ("tables", "metrics") for path in Path(folder).rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in kept if path.name != "study.json"}
+    repro("--force", "--single-item", *stages)
+    different = [str(path) for path, content in before.items() if path.read_bytes() != content]
+    assert not different, f"the same run twice gives other {different}"
+
+
+def check_book(folder: Path, other: Path) -> None:
+    """Make the book in another copy from the tables of this one."""
+    for name in ("tables", "metrics", "dvc.lock", "book/_static"):
+        source, target = folder / name, other / name
+        shutil.copytree(source, target, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, target)
+    with contextlib.chdir(other):
+        os.environ.update(profiles.environment("."))
+        ran, seconds = run("--book")
+        assert not (other / "results/models").exists()
+        assert (other / "book/_build/html/index.html").exists()
+        assert (other / "dvc.lock").read_bytes() == (folder / "dvc.lock").read_bytes(), "equal runs keep the lock file"
+    print(f"smoke: the book was made from tables alone, by {len(ran)} stages in {seconds:.0f} s")
 
 
 def main() -> None:
     before = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory(prefix="smoke-") as name:
-        folder = Path(name)
-        profiles.project_copy(folder, [profiles.read_profile("smoke")])
+        folder, other = Path(name, "study"), Path(name, "clone")
+        for copy in (folder, other):
+            profiles.project_copy(copy, [profiles.read_profile("smoke")])
         with contextlib.chdir(folder):
-            stages = set(pipeline.stage_names())
-        kill_while_training(folder)
-        ran, seconds = set(), 0.0
-        for lanes in (*([("--single-item", *lane) for lane in step] for step in LANES), [()]):
-            stages_of_step, seconds_of_step = repro(folder, *lanes)
-            ran |= stages_of_step
-            seconds += seconds_of_step
-        assert stages - ran == {"data"}, f"after a kill while training, these stages did not run: {stages - ran}"
-        print(f"smoke: killed while training, `dvc repro` went on and ended in {seconds:.0f} s")
-        ran, seconds = repro(folder)
-        assert not ran, f"nothing had changed, yet these stages ran again: {ran}"
-        seconds = min(seconds, repro(folder)[1])  # the better of two: a shared machine may be busy with something else
-        assert seconds < 3, f"a `dvc repro` with nothing to do took {seconds:.1f} s"
-        print(f"smoke: a second `dvc repro` did nothing in {seconds:.1f} s")
-        parameters = yaml.safe_load((folder / "params.yaml").read_text())
-        parameters["mixtures"]["repeats"] += 1
-        (folder / "params.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
-        ran, seconds = repro(folder)
-        assert ran == {"mixtures", "reproducibility", "book", "study"}, (
-            f"a parameter of one chapter was changed, and these stages ran: {ran}"
-        )
-        print(f"smoke: a changed parameter ran {', '.join(sorted(ran))} in {seconds:.0f} s")
-        before_again = {
-            path.name: path.read_bytes() for path in (folder / "metrics").glob("*.json") if path.name != "study.json"
-        }
-        repro(folder, ("--force", "--single-item", "train", "replication", "volume"))
-        different = [
-            name for name, content in before_again.items() if (folder / "metrics" / name).read_bytes() != content
-        ]
-        assert not different, f"the same run twice gives other metrics: {different}"
-        print("smoke: the same run twice gives the same metrics, byte for byte")
-        pages = subprocess.run(
-            [sys.executable, "-m", "pytest", "tests/test_book.py", "-rs"],
-            cwd=ROOT,
-            env=os.environ | {"BOOK_HTML": str(folder / "book/_build/html")},
-        )
-        if pages.returncode:
-            sys.exit("smoke: the pages of the book failed")
+            os.environ.update(profiles.environment("."))
+            kill_while_training()
+            ran, seconds = run()
+            study = read_json("metrics/study.json")
+            assert study["seconds"].keys() - ran == {"code", "data"}, (
+                f"these did not run: {study['seconds'].keys() - ran}"
+            )
+            assert 0 < study["wall_seconds"] < study["total_seconds"]
+            print(f"smoke: killed while training, the same command went on and ended in {seconds:.0f} s")
+            ran, _ = repro()
+            assert not ran, f"nothing had changed, yet these stages ran again: {ran}"
+            seconds = min(
+                repro()[1] for _ in range(2)
+            )  # the better of two: a shared machine may be busy with something else
+            assert seconds < 3, f"a `dvc repro` with nothing to do took {seconds:.1f} s"
+            print(f"smoke: a second `dvc repro` did nothing in {seconds:.1f} s")
+            pages = {path.stem for path in Path("notebooks").glob("*.ipynb")}
+            check_edits(pages)
+            print("smoke: after each kind of edit, `dvc status` names what it should")
+            check_same_bytes("train", "truth@main", "scores@main-volume")
+            print("smoke: the same run twice writes the same tables, byte for byte")
+        check_book(folder, other)
     after = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
     assert before == after, "the working tree has changed"
 
