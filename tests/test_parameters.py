@@ -261,6 +261,7 @@ IMPOSSIBLE = [
     ("run.text_arms.a b", {}, "run.text_arms has the name 'a b'; it must begin with a letter or digit"),
     ("run.arms", ["growth-drop"], "run.arms is .*; it must hold 'random-drop', with which the chapters compare"),
     ("run.seeds", [1, 2], r"run.seeds is \[1, 2\]; it must hold 0"),
+    ("run.seeds", [0, 1], r"run.seeds is \[0, 1\]; it must hold 2"),
 ]
 
 
@@ -299,7 +300,6 @@ UNFITTING = [
     ({"run.arms": [*STUDY["run"]["arms"], "grwth-drop"]}, "'grwth' is neither; did you mean 'growth'"),
     ({"run.arms": [*STUDY["run"]["arms"], "random-mask"]}, "truth has no entry 'random-mask', which the chapters read"),
     ({"run.seeds": [0, 1, 2, 3]}, "truth has no entry 'repeat-3'"),
-    ({"run.seeds": [0, 1]}, "truth.repeat-2.model is 'results/models/repeat-2', which no stage writes; did you mean"),
     ({"run.text_arms.base": {}}, "run.text_arms has an arm 'base'"),
     ({"run.text_arms.more": {}}, "scores has no entry 'more-text'"),
     ({"run.text_arms.single": GONE}, "scores.single-text.model is 'results/text/single', which no stage writes"),

@@ -143,7 +143,7 @@ def settings(config: type, laid_over: bool = False) -> type[Section]:
 
 class Run(Section):
     launcher: Text
-    seeds: Annotated[list[Seed], Len(1, 100), AfterValidator(_distinct), _holding(0)]
+    seeds: Annotated[list[Seed], Len(1, 100), AfterValidator(_distinct), _holding(0, 1, 2)]
     arms: Annotated[
         list[Name],
         Len(1, 100),
@@ -280,7 +280,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         sigma_min=Level,
         pictures=Count,
         steps=Annotated[RisingCounts, Len(2, 100)],
-        oracle_steps=Count,
+        oracle_steps=Several,
         growth_pictures=Count,
         growth_steps=RisingCounts,
         finest_steps=Count,
@@ -297,7 +297,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         frames=Several,
         reference_axes=Count,
         reference_steps=Count,
-        exact_sigmas=Annotated[Levels, Len(2, 100)],
+        exact_sigmas=Annotated[Levels, Len(2, 2)],
         seed=Seed,
     ),
     "plane": section(
@@ -373,7 +373,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         precision=Precision,
         rows=Count,
         noises=Count,
-        runs=dict[SamplingSteps, Count],
+        runs=dict[Annotated[int, Ge(2), Le(1000)], Count],  # steps: generations; the first step is measured anyway
         sampling_steps=SamplingSteps,
         guidance=Guidance,
         shown=Count,
@@ -385,8 +385,13 @@ NOTEBOOKS: dict[str, type[Section]] = {
     "mixtures": section(repeats=Several, directions=Several, seed=Seed),
     "growth": section(sensitivity=OpenShare, shown=Count, seed=Seed),
     "frontier": section(budget=Several, seed=Seed),
+    "peaks": section(seed=Seed),
+    "modification": section(seed=Seed),
+    "estimators": section(seed=Seed),
+    "flow": section(seed=Seed),
+    "landscape": section(seed=Seed),
     "tokens": section(guidance=Guidance, shown=Count, seed=Seed),
-    "captions": section(guidance=Guidance, shown=Count, seed=Seed),
+    "captions": section(guidance=Guidance, seed=Seed),
     "detection": section(
         runs=dict[SamplingSteps, Count],
         guidance=Guidance,
@@ -399,6 +404,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         arms=Annotated[
             list[Name], Len(1, 100), AfterValidator(_distinct), _holding("planted", "threshold", "random-words")
         ],
+        scored=Annotated[list[Name], Len(1, 100), AfterValidator(_distinct)],
         guidance=Guidance,
         noises=Count,
         seed=Seed,
