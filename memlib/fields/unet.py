@@ -91,15 +91,16 @@ class UNetField:
     def __call__(self, y: Tensor, sigma: Tensor | float, cond: Conditioning | None = None) -> Tensor:
         """E[n | y, cond] in the shape of y [N, ...]; the condition is that of `with_conditioning` if none is given."""
         levels = sigma if isinstance(sigma, Tensor) else torch.tensor([sigma], dtype=torch.float64)
-        level = per_item(levels, y)
+        wide = y.to(torch.promote_types(y.dtype, torch.float32))
+        level = per_item(levels, wide)
         signal = (1 + level**2).rsqrt()
-        x_t = signal * y
+        x_t = signal * wide
         output = self.output(x_t, self.timestep(levels.reshape(-1)), cond)
-        return expected_noise(self.prediction_type, output, x_t, signal, level * signal)
+        return expected_noise(self.prediction_type, output, x_t, signal, level * signal).to(y.dtype)
 
-    def data_at(self, x_t: Tensor, t: int, cond: Conditioning | None = None) -> Tensor:
+    def data_at(self, x_t: Tensor, t: float, cond: Conditioning | None = None) -> Tensor:
         """E[x0 | x_t, cond] in the network's own coordinates, at a timestep of the schedule; also where it is pure noise."""
-        abar = self.scheduler.alphas_cumprod[t].double()
+        abar = abar_at(self.scheduler, torch.tensor(t, dtype=torch.float64))
         output = self.output(x_t, torch.tensor([t], dtype=torch.float32), cond)
         return expected_data(self.prediction_type, output, x_t, float(abar.sqrt()), float((1 - abar).sqrt()))
 
@@ -185,7 +186,14 @@ def contiguous_inputs(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
             handle.remove()
 
 
+def abar_at(scheduler: "SchedulerMixin", t: Tensor) -> Tensor:
+    """abar at timesteps, in float64; between two of them, where some samplers go, by interpolation."""
+    abar = scheduler.alphas_cumprod.to("cpu", torch.float64)
+    low = t.floor().long()
+    return torch.lerp(abar[low], abar[(low + 1).clamp_max(len(abar) - 1)], t - low)
+
+
 def schedule_sigmas(scheduler: "SchedulerMixin") -> Tensor:
     """Noise levels sigma_t [T] of a discrete schedule, in float64, increasing; infinite where nothing of the data is left."""
-    abar = scheduler.alphas_cumprod.double()
+    abar = scheduler.alphas_cumprod.to("cpu", torch.float64)
     return ((1 - abar) / abar).sqrt()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from memlib.fields.load import check_text
 from memlib.fields.parameterisation import check_prediction, expected_data, expected_noise
+from memlib.fields.unet import abar_at
 from memlib.tensors import generators, item_seeds, norm
 
 ROWS = 256  # items in one call of the network
@@ -53,11 +54,11 @@ def shared_noise(shape: Sequence[int], count: int, seed: int) -> Tensor:
     return torch.stack([torch.randn(*shape, generator=item) for item in generators(seeds)])
 
 
-def timesteps(scheduler: SchedulerMixin, sampling_steps: int) -> list[int]:
+def timesteps(scheduler: SchedulerMixin, sampling_steps: int) -> list[float]:
     """The timesteps that a scheduler visits in so many steps, the noisiest first; the scheduler stays as it is."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(sampling_steps)
-    return [int(t) for t in scheduler.timesteps]
+    return [float(t) for t in scheduler.timesteps]
 
 
 class Trajectory(NamedTuple):
@@ -107,7 +108,8 @@ def trajectory(
     warn_of_cuts(pipe, prompts)
     n, size = len(noise), max(1, rows // (2 * len(noise)))
     kind = check_prediction(pipe.scheduler.config.get("prediction_type", "epsilon"))
-    abar = pipe.scheduler.alphas_cumprod[timesteps(pipe.scheduler, sampling_steps)[:steps]].double()
+    visited = torch.tensor(timesteps(pipe.scheduler, sampling_steps)[:steps], dtype=torch.float64)
+    abar = abar_at(pipe.scheduler, visited)
     signal, spread = abar.sqrt(), (1 - abar).sqrt()
     found = []
     for chunk in chunks(list(prompts), size):
