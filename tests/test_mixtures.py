@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from memlib.mixtures import GaussianMixture, PointMasses, gaussian_growth
+from memlib.fields.mixtures import GaussianMixture, PointMasses, gaussian_growth
 
 
 def random_mixture(seed: int, components: int = 3, d: int = 4) -> GaussianMixture:
@@ -39,6 +39,7 @@ def test_density_is_that_of_scipy(seed: int, sigma: float) -> None:
 
 
 @given(seeds, sigmas)
+@settings(max_examples=25)
 def test_score_and_hessian_are_derivatives_of_the_density(seed: int, sigma: float) -> None:
     mixture, x = random_mixture(seed), points(seed + 1)
     score = torch.stack([torch.func.grad(lambda y: mixture.log_density(y[None], sigma)[0])(row) for row in x])
@@ -49,6 +50,7 @@ def test_score_and_hessian_are_derivatives_of_the_density(seed: int, sigma: floa
 
 
 @given(seeds, sigmas, st.floats(1.0, 4.0))
+@settings(max_examples=25)
 def test_p_laplacian_is_the_divergence_of_the_scaled_score(seed: int, sigma: float, p: float) -> None:
     mixture, x = random_mixture(seed), points(seed + 1)
 

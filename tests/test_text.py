@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import AUTOENCODER, TEXT, small_pipeline
 from diffusers import (
-    DDIMScheduler,
     DDPMPipeline,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -18,14 +17,23 @@ from diffusers import (
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection
 
-from memlib import text, text_model
-from memlib.text_training import decode
+from memlib.datasets.prompts import read_prompts
+from memlib.detectors.text import FirstStep, first_step, token_significance
+from memlib.fields.latents import decode
+from memlib.fields.load import load_pipeline
+from memlib.fields.unet import UNetField
+from memlib.sampling.pipeline import cut_parts, generate, shared_noise, trajectory
+from memlib.training import text_model
 
 PROMPTS = ["a red apple", "the whale", "a blue tree on a whale"]
 
 
-def noise(pipe: StableDiffusionPipeline, n: int = 2, seed: int = 0) -> torch.Tensor:
-    return text.shared_noise(pipe, n, torch.Generator().manual_seed(seed))
+def noise(n: int = 2, seed: int = 0) -> torch.Tensor:
+    return shared_noise((4, 4, 4), n, seed)
+
+
+def field_of(pipe: StableDiffusionPipeline, rows: int = 64) -> UNetField:
+    return UNetField(pipe.unet, pipe.scheduler, pipe, rows)
 
 
 class Counted:
@@ -49,7 +57,7 @@ def encode(pipe: StableDiffusionPipeline, words: str) -> torch.Tensor:
 def by_hand(
     pipe: StableDiffusionPipeline, prompt: str, start: torch.Tensor, steps: int, guidance: float
 ) -> torch.Tensor:
-    """The magnitudes [steps] of one prompt from one noise, by DDIM as it is written in the papers."""
+    """The magnitudes [steps] of one prompt from one noise, by DDIM as it is written in the papers, over sigma."""
     abar = torch.cat([pipe.scheduler.alphas_cumprod[:1], pipe.scheduler.alphas_cumprod])  # the last step goes to abar_0
     times = [1 + i * (1000 // steps) for i in reversed(range(steps))]
     kind, x, found = pipe.scheduler.config.prediction_type, start[None], []
@@ -73,43 +81,54 @@ def by_hand(
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_the_magnitude_is_that_of_a_sampler_written_by_hand(kind: str) -> None:
     pipe = small_pipeline(kind)
-    start = noise(pipe)
-    found = text.magnitudes(pipe, PROMPTS, start, sampling_steps=5).value
-    assert found.shape == (3, 2, 5)
+    start = noise()
+    run = trajectory(pipe, PROMPTS, start, sampling_steps=5)
+    assert run.value.shape == (3, 2, 5)
+    abar = pipe.scheduler.alphas_cumprod[[801, 601, 401, 201, 1]]
+    torch.testing.assert_close(run.sigmas, ((1 - abar) / abar).sqrt())
     expected = torch.stack([torch.stack([by_hand(pipe, prompt, n, 5, 7.5) for n in start]) for prompt in PROMPTS])
-    torch.testing.assert_close(found, expected, rtol=2e-4, atol=1e-6)
+    torch.testing.assert_close(run.value / run.sigmas, expected, rtol=2e-4, atol=1e-6)
 
 
 def test_after_the_first_steps_the_pipeline_stops() -> None:
     pipe = small_pipeline()
-    whole = text.magnitudes(pipe, PROMPTS, noise(pipe), sampling_steps=10).value
+    whole = trajectory(pipe, PROMPTS, noise(), sampling_steps=10, rows=12)
     seen = Counted(pipe)
-    first = text.magnitudes(pipe, PROMPTS, noise(pipe), 2, sampling_steps=10).value
-    torch.testing.assert_close(first, whole[..., :2])
+    first = trajectory(pipe, PROMPTS, noise(), 2, sampling_steps=10, rows=12)
+    torch.testing.assert_close(first.value, whole.value[..., :2])
+    torch.testing.assert_close(first.sigmas, whole.sigmas[:2])
     assert seen.items == 3 * 2 * 2 * 2, "conditional and unconditional, 2 noises and 2 steps for each of 3 prompts"
     assert not pipe.unet._forward_hooks, "the hook is gone"
     assert len(pipe("a whale", num_inference_steps=3, output_type="np").images) == 1, "the pipeline samples as before"
 
 
-def test_generations_are_averaged_in_order() -> None:
-    values = torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(0))
-    found = text.by_generations(values)
-    assert list(found) == [1, 4, 6]
-    torch.testing.assert_close(found[1], values[:, 0].mean(1))
-    torch.testing.assert_close(found[4], values[:, :4].sum((1, 2)) / 20)
-    assert list(text.by_generations(values[:, :1])) == [1]
-
-
-@pytest.mark.parametrize("max_batch", [1, 5, 1000])
-def test_the_first_step_shares_the_unconditional_prediction(max_batch: int) -> None:
+@pytest.mark.parametrize("rows", [1, 8, 256])
+def test_every_call_of_a_trajectory_has_the_same_number_of_rows(rows: int) -> None:
     pipe = small_pipeline()
-    expected = text.magnitudes(pipe, PROMPTS, noise(pipe), 1, sampling_steps=10).value[..., 0]
+    whole = trajectory(pipe, PROMPTS, noise(), sampling_steps=3)
     seen = Counted(pipe)
-    torch.testing.assert_close(
-        text.first_step(pipe, PROMPTS, noise(pipe), 10, max_batch), expected, rtol=1e-5, atol=1e-7
-    )
+    found = trajectory(pipe, PROMPTS, noise(), sampling_steps=3, rows=rows)
+    calls = {1: 3, 8: 2, 256: 1}[rows] * 3
+    assert seen.items == calls * seen.largest
+    assert seen.largest == max(rows, 4), "at least a prompt with its two noises, with the prompt and without"
+    for part, expected in zip(found, whole, strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_the_first_step_shares_the_unconditional_prediction(rows: int) -> None:
+    pipe = small_pipeline()
+    expected = trajectory(pipe, PROMPTS, noise(), 1, sampling_steps=10).value[..., 0]
+    seen = Counted(pipe)
+    torch.testing.assert_close(first_step(field_of(pipe, rows), PROMPTS, noise(), 10), expected, rtol=1e-4, atol=1e-6)
     assert seen.items == 3 * 2 + 2
-    assert seen.largest <= max(max_batch, 4), "at least a prompt with all its noises, the first twice"
+    assert seen.largest <= rows
+
+
+def test_noises_depend_on_their_number_and_the_seed_alone() -> None:
+    assert torch.equal(noise(5)[:2], noise(2))
+    assert not torch.equal(noise(2, 1), noise(2))
+    assert not torch.equal(noise(2)[0], noise(2)[1])
 
 
 @torch.no_grad()
@@ -130,15 +149,16 @@ def shifted_metric(
     conditional, without = (
         pipe.unet(start, 981, e.expand(len(start), -1, -1)).sample for e in (embedding, encode(pipe, ""))
     )
-    return (conditional - without).flatten(1).norm(dim=1).mean()
+    abar = pipe.scheduler.alphas_cumprod[981]
+    return ((1 - abar) / abar).sqrt() * (conditional - without).flatten(1).norm(dim=1).mean()
 
 
 @pytest.mark.parametrize("inputs", [False, True])
-@pytest.mark.parametrize("max_batch", [1, 1000])
-def test_token_significance_is_the_gradient_by_finite_differences(inputs: bool, max_batch: int) -> None:
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_token_significance_is_the_gradient_by_finite_differences(inputs: bool, rows: int) -> None:
     pipe = small_pipeline()
-    start = noise(pipe, 3)
-    table = text.token_significance(pipe, PROMPTS, start, inputs, max_batch=max_batch)
+    start = noise(3)
+    table = token_significance(field_of(pipe, rows), PROMPTS, start, inputs)
     of_one = table[table["prompt"] == 1]
     assert of_one["token"].tolist() == ["the", "whale"]
     slopes = [
@@ -164,12 +184,12 @@ class PointMassUnet(torch.nn.Module):
         return embeddings[:, 1, :4, None, None] * torch.ones(1, 1, 4, 4)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object) -> tuple:
-        abar = self.abar[int(t)]
+        abar = self.abar[t.long() if isinstance(t, torch.Tensor) else t].reshape(-1, 1, 1, 1)
         return ((x - abar.sqrt() * self.picture(encoder_hidden_states)) / (1 - abar).sqrt(),)
 
 
 def unet_length(pipe: StableDiffusionPipeline, unet: PointMassUnet, start: torch.Tensor) -> torch.Tensor:
-    return unet(start, 901, text.embed(pipe, [""]))[0].flatten(1).norm(dim=1)
+    return unet(start, 901, encode(pipe, "").expand(len(start), -1, -1))[0].flatten(1).norm(dim=1)
 
 
 def test_where_every_prompt_stands_for_one_picture_the_magnitude_is_known() -> None:
@@ -178,18 +198,17 @@ def test_where_every_prompt_stands_for_one_picture_the_magnitude_is_known() -> N
     pictures = unet.picture(pipe.encode_prompt(["", *PROMPTS], "cpu", 1, False)[0])
     pipe.unet = unet
     abar = unet.abar[[1 + 100 * i for i in reversed(range(10))]]
-    expected = (pictures[1:] - pictures[:1]).flatten(1).norm(dim=1)[:, None] * (abar / (1 - abar)).sqrt()
-    found, without, _ = text.magnitudes(pipe, PROMPTS, noise(pipe, 3), sampling_steps=10)
-    torch.testing.assert_close(
-        without[:, :, 0], unet_length(pipe, unet, noise(pipe, 3)).expand(3, 3), rtol=1e-4, atol=1e-5
-    )
+    expected = (pictures[1:] - pictures[:1]).flatten(1).norm(dim=1)[:, None].expand(3, 10)  # |D_c - D_u| at every level
+    found, without, sigmas, _ = trajectory(pipe, PROMPTS, noise(3), sampling_steps=10)
+    torch.testing.assert_close(sigmas, ((1 - abar) / abar).sqrt())
+    torch.testing.assert_close(without[:, :, 0], unet_length(pipe, unet, noise(3)).expand(3, 3), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, expected[:, None].expand(3, 3, 10), rtol=1e-3, atol=1e-5)
 
 
 def test_only_the_token_that_decides_is_significant() -> None:
     pipe = small_pipeline()
     pipe.unet = PointMassUnet(pipe)
-    table = text.token_significance(pipe, PROMPTS, noise(pipe))
+    table = token_significance(field_of(pipe), PROMPTS, noise())
     first = ~table["prompt"].duplicated()
     assert (table.loc[first, "significance"] > 0.1).all()
     assert (table.loc[~first, "significance"] == 0).all()
@@ -197,9 +216,9 @@ def test_only_the_token_that_decides_is_significant() -> None:
 
 def test_generated_pictures_are_the_pipelines_own() -> None:
     pipe = small_pipeline()
-    start = noise(pipe)
-    pictures = text.generate(pipe, PROMPTS, start, 5, max_batch=4)
-    latents = text.magnitudes(pipe, PROMPTS, start, sampling_steps=5).latents
+    start = noise()
+    pictures = generate(pipe, PROMPTS, start, 5, rows=4)
+    latents = trajectory(pipe, PROMPTS, start, sampling_steps=5).latents
     torch.testing.assert_close(
         decode(pipe.vae, latents.flatten(0, 1)), pictures.flatten(0, 1).clamp(-1, 1), rtol=1e-4, atol=1e-5
     )
@@ -207,24 +226,38 @@ def test_generated_pictures_are_the_pipelines_own() -> None:
     own = pipe(PROMPTS[2], latents=start[1:], num_inference_steps=5, output_type="pt").images
     torch.testing.assert_close(pictures[2, 1], 2 * own[0] - 1, rtol=1e-4, atol=1e-5)
     embeddings = pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0][:, None].expand(-1, 2, -1, -1)
-    torch.testing.assert_close(text.generate(pipe, embeddings, start, 5), pictures, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(generate(pipe, embeddings, start, 5), pictures, rtol=1e-4, atol=1e-5)
 
 
-def test_other_schedulers_and_bfloat16_and_long_prompts() -> None:
+def test_bfloat16_and_long_prompts() -> None:
     pipe = small_pipeline(length=77)
     long = " ".join(["a red apple on a green tree"] * 9)  # 65 tokens
-    exact = text.magnitudes(pipe, [long, "a whale"], noise(pipe), 1).value
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    euler = text.first_step(pipe, [long, "a whale"], noise(pipe) / pipe.scheduler.init_noise_sigma)
-    t = pipe.scheduler.timesteps[0]
-    x = noise(pipe) / (1 + pipe.scheduler.sigmas[0] ** 2).sqrt()  # as Euler's steps are scaled
+    exact = trajectory(pipe, [long, "a whale"], noise(), 1).value
+    rough = trajectory(pipe.to(torch.bfloat16), [long, "a whale"], noise(), 1).value
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0.3, atol=1e-3)
+    torch.testing.assert_close(
+        first_step(field_of(pipe), [long, "a whale"], noise()), exact[..., 0], rtol=0.3, atol=1e-3
+    )
+
+
+def test_between_two_timesteps_the_noise_level_is_interpolated() -> None:
+    pipe = small_pipeline()
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="linspace")
+    run = trajectory(pipe, ["a whale"], noise(), sampling_steps=8)
+    assert float(pipe.scheduler.timesteps[1]) % 1 > 0.2
+    torch.testing.assert_close(run.sigmas, pipe.scheduler.sigmas[:-1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_step_under_another_scheduler_starts_where_that_starts() -> None:
+    pipe = small_pipeline()
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    found = first_step(field_of(pipe), ["a whale", "a red apple"], noise(), 10)
+    abar = pipe.scheduler.alphas_cumprod[999]
     with torch.no_grad():
-        pair = [pipe.unet(x, t, encode(pipe, words).expand(2, -1, -1)).sample for words in ("a whale", "")]
-    torch.testing.assert_close(euler[1], (pair[0] - pair[1]).flatten(1).norm(dim=1), rtol=1e-3, atol=1e-6)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    half = text.magnitudes(pipe.to(torch.bfloat16), [long, "a whale"], noise(pipe), 1).value
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, exact, rtol=0.3, atol=1e-3)
+        pair = [pipe.unet(noise(), 999, encode(pipe, words).expand(2, -1, -1)).sample for words in ("a red apple", "")]
+    expected = ((1 - abar) / abar).sqrt() * (pair[0] - pair[1]).flatten(1).norm(dim=1)
+    torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-6)
 
 
 def small_xl() -> StableDiffusionXLPipeline:
@@ -245,31 +278,29 @@ def small_xl() -> StableDiffusionXLPipeline:
 
 def test_stable_diffusion_xl() -> None:
     xl = small_xl()
-    found = text.magnitudes(xl, PROMPTS, noise(xl), 1, 10).value[..., 0]
-    torch.testing.assert_close(text.first_step(xl, PROMPTS, noise(xl), 10), found, rtol=1e-5, atol=1e-7)
+    found = trajectory(xl, PROMPTS, noise(), 1, 10).value[..., 0]
+    torch.testing.assert_close(first_step(field_of(xl), PROMPTS, noise(), 10), found, rtol=1e-4, atol=1e-6)
     assert (found > 0).all()
-    assert (text.token_significance(xl, PROMPTS, noise(xl))["significance"] > 0).all()
     with pytest.raises(ValueError, match="StableDiffusionXLPipeline has two text encoders"):
-        text.token_significance(xl, PROMPTS, noise(xl), inputs=True)
+        token_significance(field_of(xl), PROMPTS, noise())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_the_first_call_made_again_gives_the_magnitude_again(kind: str) -> None:
-    for pipe in (small_pipeline(kind), small_xl()):
-        start = noise(pipe)
-        call = text.first_call(pipe, PROMPTS, start)
-        again = call.magnitude(call.keywords["encoder_hidden_states"]).unflatten(0, (3, 2))
-        torch.testing.assert_close(again, text.first_step(pipe, PROMPTS, start), rtol=1e-4, atol=1e-7)
+def test_the_first_step_looked_at_again_gives_the_magnitude_again(kind: str) -> None:
+    pipe, start = small_pipeline(kind), noise()
+    first = FirstStep(field_of(pipe), PROMPTS, start)
+    again = first.magnitude(first.embeddings.repeat_interleave(2, 0)).unflatten(0, (3, 2))
+    torch.testing.assert_close(again, first_step(field_of(pipe), PROMPTS, start), rtol=1e-4, atol=1e-6)
 
 
 def test_a_pipeline_is_loaded_from_its_folder(tmp_path) -> None:
     pipe = small_pipeline()
     pipe.save_pretrained(tmp_path / "model")
-    again = text.load_pipeline(tmp_path / "model")
-    start = noise(pipe)
-    torch.testing.assert_close(text.first_step(again, PROMPTS, start), text.first_step(pipe, PROMPTS, start))
-    assert text.load_pipeline(tmp_path / "model", torch.bfloat16).unet.dtype == torch.bfloat16
+    again = load_pipeline(tmp_path / "model")
+    start = noise()
+    torch.testing.assert_close(first_step(field_of(again), PROMPTS, start), first_step(field_of(pipe), PROMPTS, start))
+    assert load_pipeline(tmp_path / "model", torch.bfloat16).unet.dtype == torch.bfloat16
 
 
 def test_a_safety_checker_does_not_blacken_what_is_measured(tmp_path) -> None:
@@ -288,57 +319,60 @@ def test_a_safety_checker_does_not_blacken_what_is_measured(tmp_path) -> None:
         checker,
         CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
     )
-    start = noise(pipe)
-    assert (text.generate(checked, PROMPTS, start, 2) == -1).all(), "black: the checker refuses every picture"
+    start = noise()
+    assert (generate(checked, PROMPTS, start, 2) == -1).all(), "black: the checker refuses every picture"
     checked.save_pretrained(tmp_path / "model")
-    again = text.load_pipeline(tmp_path / "model")
-    torch.testing.assert_close(text.generate(again, PROMPTS, start, 2), text.generate(pipe, PROMPTS, start, 2))
+    again = load_pipeline(tmp_path / "model")
+    torch.testing.assert_close(generate(again, PROMPTS, start, 2), generate(pipe, PROMPTS, start, 2))
 
 
 def test_weights_that_must_be_unpickled_are_refused(tmp_path) -> None:
     small_pipeline().save_pretrained(tmp_path / "model", safe_serialization=False)
-    with pytest.raises(ValueError, match="model is no folder of a pipeline with safetensors weights"):
-        text.load_pipeline(tmp_path / "model")
+    with pytest.raises(ValueError, match="model is no folder of a model with safetensors weights"):
+        load_pipeline(tmp_path / "model")
 
 
 def test_tokens_are_written_as_a_reader_writes_them() -> None:
     tokenizer = text_model.train_tokenizer(["the city of são paulo"], 8)
     pipe = text_model.build_pipeline(text_model.build_autoencoder(16, AUTOENCODER), tokenizer, TEXT)
-    table = text.token_significance(pipe, ["são paulo city"], noise(pipe))
+    table = token_significance(field_of(pipe), ["são paulo city"], noise())
     assert table["token"].tolist() == ["são", "paulo", "city"]
 
 
 def test_bad_input_is_refused(tmp_path) -> None:
     pipe = small_pipeline()
-    start = noise(pipe)
+    start = noise()
     for call, message in (
-        (lambda: text.magnitudes(pipe, [], start), "the list of prompts is empty"),
-        (lambda: text.first_step(pipe, "a whale", start), "must be a list of texts"),
-        (lambda: text.magnitudes(pipe, PROMPTS, start, guidance=0), "guidance is 0; the magnitude compares"),
-        (lambda: text.magnitudes(pipe, PROMPTS, start, guidance=float("nan")), "guidance is nan"),
-        (lambda: text.magnitudes(pipe, PROMPTS, start, 51), "the first 51 of 50 steps"),
-        (lambda: noise(pipe, 0), "at least one generation is needed; got 0"),
-        (lambda: text.read_prompts(tmp_path / "none.txt"), "there is no prompt file"),
-        (lambda: text.load_pipeline(tmp_path), "is not a diffusers pipeline; it must hold model_index.json"),
+        (lambda: trajectory(pipe, [], start), "the list of prompts is empty"),
+        (lambda: first_step(field_of(pipe), "a whale", start), "must be a list of texts"),
+        (lambda: trajectory(pipe, PROMPTS, start, guidance=0), "guidance is 0; the magnitude compares"),
+        (lambda: trajectory(pipe, PROMPTS, start, guidance=float("nan")), "guidance is nan"),
+        (lambda: trajectory(pipe, PROMPTS, start, 51), "the first 51 of 50 steps"),
+        (lambda: noise(0), "at least one noise is needed; got 0"),
+        (lambda: read_prompts(tmp_path / "none.txt"), "there is no prompt file"),
+        (lambda: load_pipeline(tmp_path), "is not a diffusers model; it must hold model_index.json"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
     unconditional = DDPMPipeline(pipe.unet, pipe.scheduler)
-    with pytest.raises(ValueError, match="DDPMPipeline has no text_encoder; supported are text-to-image"):
-        text.magnitudes(unconditional, PROMPTS, start)
+    with pytest.raises(ValueError, match="DDPMPipeline has no text_encoder; a prompt needs a text-to-image pipeline"):
+        trajectory(unconditional, PROMPTS, start)
     transformer = PixArtAlphaPipeline(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet, pipe.scheduler)
     with pytest.raises(ValueError, match="PixArtAlphaPipeline has a transformer instead of a U-Net"):
-        text.magnitudes(transformer, PROMPTS, start)
+        trajectory(transformer, PROMPTS, start)
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match="HeunDiscreteScheduler takes 2 evaluations a step"):
-        text.magnitudes(pipe, PROMPTS, start)
+        trajectory(pipe, PROMPTS, start)
     pipe = small_pipeline()
     pipe.unet.register_to_config(time_cond_proj_dim=8)
     with pytest.raises(ValueError, match="told the guidance scale"):
-        text.magnitudes(pipe, PROMPTS, start)
+        trajectory(pipe, PROMPTS, start)
     pipe = small_pipeline()
     with pytest.warns(UserWarning, match=r"only 8 tokens are used; cut: 'a green tree'"):
-        text.first_step(pipe, ["a big red apple on the a green tree"], start)
+        first_step(field_of(pipe), ["a big red apple on the a green tree"], start)
+    assert cut_parts(pipe, ["a whale", "a big red apple on the a green tree"]) == {
+        "a big red apple on the a green tree": "a green tree"
+    }
 
 
 def test_prompt_files(tmp_path) -> None:
@@ -346,13 +380,13 @@ def test_prompt_files(tmp_path) -> None:
     lines.write_text("a whale\n\n  the tree \n")
     rows.write_text("\n".join(json.dumps({"caption": prompt}) for prompt in PROMPTS))
     bad.write_text('{"caption": "a whale"}\n{"text": "a tree"}\n')
-    assert text.read_prompts(lines) == ["a whale", "the tree"]
-    assert text.read_prompts(rows) == PROMPTS
+    assert read_prompts(lines) == ["a whale", "the tree"]
+    assert read_prompts(rows) == PROMPTS
     with pytest.raises(ValueError, match=r"bad\.jsonl line 2 is not an object with a caption"):
-        text.read_prompts(bad)
+        read_prompts(bad)
     bad.write_text('{"caption": 3}')
     with pytest.raises(ValueError, match="line 1: the caption is not a text"):
-        text.read_prompts(bad)
+        read_prompts(bad)
     bad.write_text("\n")
     with pytest.raises(ValueError, match=r"bad\.jsonl is empty"):
-        text.read_prompts(bad)
+        read_prompts(bad)

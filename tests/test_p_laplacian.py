@@ -10,21 +10,19 @@ from hypothesis import strategies as st
 from test_carried_axes import turned_gaussian
 from test_mixtures import points, random_mixture
 
-from memlib import ode, p_laplace
-from memlib.mixtures import GaussianMixture, PointMasses
-from memlib.models import NetworkNoise
-from memlib.p_laplace import p_laplacian
-from memlib.volume import divergence, growth
+from memlib.detectors import p_laplacian as module
+from memlib.detectors.p_laplacian import p_laplacian
+from memlib.detectors.volume import divergence, growth
+from memlib.fields.mixtures import GaussianMixture, PointMasses
+from memlib.fields.unet import UNetField
+from memlib.sampling import ode
+from memlib.sampling.grids import sigma_grid
 
 P = [1.0, 1.5, 2.0, 3.0]
 SURFACES = [
     (estimator, scheme) for estimator in ("flux", "cosine") for scheme in ("independent", "antithetic", "orthogonal")
 ]
 ESTIMATORS = [("autodiff", "antithetic"), ("ball", "antithetic"), *SURFACES]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def truth(mixture: GaussianMixture, x: torch.Tensor, sigma: float, p: list[float]) -> torch.Tensor:
@@ -41,22 +39,22 @@ def test_all_axes_give_the_closed_form(seed: int, sigma: float, p: list[float]) 
 
 
 @pytest.mark.parametrize(("estimator", "scheme"), ESTIMATORS)
-def test_every_estimator_means_the_closed_form(estimator: p_laplace.Estimator, scheme: p_laplace.Scheme) -> None:
+def test_every_estimator_means_the_closed_form(estimator: module.Estimator, scheme: module.Scheme) -> None:
     mixture, x, sigma, radius = random_mixture(0), points(1), 1.0, 0.02
     p = [1.0] if estimator == "cosine" else P
-    result = p_laplacian(mixture, x, sigma, p, 40_000, seeded(), estimator, radius, scheme)
+    result = p_laplacian(mixture, x, sigma, p, 40_000, range(5), estimator, radius, scheme)
     expected = truth(mixture, x, sigma, p) * (radius / 4 if estimator == "cosine" else 1)
     bias = 2e-3 * expected.abs()  # of the radius
     assert ((result.value - expected).abs() < 4 * result.standard_error + bias).all()
 
 
 @pytest.mark.parametrize(("estimator", "scheme"), ESTIMATORS)
-def test_the_stated_error_is_the_spread(estimator: p_laplace.Estimator, scheme: p_laplace.Scheme) -> None:
+def test_the_stated_error_is_the_spread(estimator: module.Estimator, scheme: module.Scheme) -> None:
     gaussian, _ = turned_gaussian(torch.linspace(0.05, 2.0, 16, dtype=torch.float64))
     x = 0.5 * torch.ones(400, 16, dtype=torch.float64)
     for directions in (24, 64) if estimator in ("flux", "cosine") else (8,):
         p = [1.0] if estimator == "cosine" else P
-        result = p_laplacian(gaussian, x, 1.0, p, directions, seeded(), estimator, 1.0, scheme)
+        result = p_laplacian(gaussian, x, 1.0, p, directions, range(400), estimator, 1.0, scheme)
         spread = result.value.std(1)
         stated = result.standard_error.square().mean(1).sqrt()
         if directions == 64 and scheme == "orthogonal":  # two whole frames: exact for p = 2, whose terms are quadratic
@@ -69,7 +67,7 @@ def test_the_stated_error_is_the_spread(estimator: p_laplace.Estimator, scheme: 
 def test_one_whole_frame_knows_its_error_for_quadratic_terms_only() -> None:
     gaussian, _ = turned_gaussian(torch.linspace(0.05, 2.0, 16, dtype=torch.float64))
     x = 0.5 * torch.ones(50, 16, dtype=torch.float64)
-    result = p_laplacian(gaussian, x, 1.0, P, 32, seeded(), "flux", 1.0, "orthogonal")
+    result = p_laplacian(gaussian, x, 1.0, P, 32, range(50), "flux", 1.0, "orthogonal")
     for p, value, error in zip(P, result.value, result.standard_error, strict=True):
         if p == 2:
             assert value.std() < 1e-12
@@ -81,11 +79,11 @@ def test_one_whole_frame_knows_its_error_for_quadratic_terms_only() -> None:
 
 def test_the_error_falls_with_the_root_of_the_samples_and_the_bias_with_the_square_of_the_radius() -> None:
     mixture, x = random_mixture(2, d=2), points(3, 1, 2).expand(300, -1)
-    few, many = (p_laplacian(mixture, x, 1.0, P, k, seeded(), "flux", 0.5).value.std(1) for k in (16, 256))
+    few, many = (p_laplacian(mixture, x, 1.0, P, k, range(300), "flux", 0.5).value.std(1) for k in (16, 256))
     torch.testing.assert_close(few / many, torch.full((4,), 4.0).double(), rtol=0.25, atol=0)
     expected = truth(mixture, x[:1], 1.0, P)
     bias = [
-        p_laplacian(mixture, x[:1], 1.0, P, 4 * 5000, seeded(), "flux", radius, "orthogonal").value - expected
+        p_laplacian(mixture, x[:1], 1.0, P, 4 * 5000, [0], "flux", radius, "orthogonal").value - expected
         for radius in (0.4, 0.2)
     ]
     torch.testing.assert_close(bias[0] / bias[1], torch.full((4, 1), 4.0).double(), rtol=0.15, atol=0)
@@ -93,8 +91,8 @@ def test_the_error_falls_with_the_root_of_the_samples_and_the_bias_with_the_squa
 
 def test_flux_and_ball_measure_the_same_mean() -> None:
     mixture, x = random_mixture(5), points(6)
-    flux = p_laplacian(mixture, x, 0.7, P, 40_000, seeded(), "flux", 1.5)
-    ball = p_laplacian(mixture, x, 0.7, P, 40_000, seeded(1), "ball", 1.5)
+    flux = p_laplacian(mixture, x, 0.7, P, 40_000, range(5), "flux", 1.5)
+    ball = p_laplacian(mixture, x, 0.7, P, 40_000, range(5, 10), "ball", 1.5)
     error = (flux.standard_error.square() + ball.standard_error.square()).sqrt()
     assert ((flux.value - ball.value).abs() < 4 * error).all()
     assert ((flux.value - truth(mixture, x, 0.7, P)).abs() > 4 * error).any(), "the radius would not matter"
@@ -103,7 +101,7 @@ def test_flux_and_ball_measure_the_same_mean() -> None:
 def test_known_values() -> None:
     gaussian = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.1 * torch.eye(2).double()[None])
     at = torch.tensor([[1.0, 0.0]]).double()
-    flux = p_laplacian(gaussian, at, 1e-3, [2.0], 400, seeded(), "flux", 0.5)
+    flux = p_laplacian(gaussian, at, 1e-3, [2.0], 400, [0], "flux", 0.5)
     assert float(flux.value) == pytest.approx(-20, abs=0.2)
     point = PointMasses(torch.zeros(1, 12).double())
     x = 0.3 * torch.ones(1, 12).double()
@@ -111,13 +109,13 @@ def test_known_values() -> None:
     length = 0.3 * 12**0.5  # the score is -x / sigma^2
     expected = torch.tensor([-11 / length, -12 / 0.25, -13 * length / 0.25**2]).double()
     torch.testing.assert_close(found, expected)
-    peak = p_laplacian(point, torch.zeros(1, 12).double(), 0.5, [1.0], 100, seeded(), "cosine")
+    peak = p_laplacian(point, torch.zeros(1, 12).double(), 0.5, [1.0], 100, [0], "cosine")
     assert float(peak.value) == pytest.approx(-1)
 
 
 def test_at_the_very_top_of_a_peak_the_value_is_finite_and_documented() -> None:
     point, top = PointMasses(torch.zeros(1, 12).double()), torch.zeros(1, 12).double()
-    floor = p_laplace.FLOOR * 12**0.5 / 0.5
+    floor = module.FLOOR * 12**0.5 / 0.5
     result = p_laplacian(point, top, 0.5, [1.0, 1.5, 2.0, 3.0, 5.0])
     expected = torch.tensor([-48 / floor, -48 / floor**0.5, -48, 0, 0]).double()
     torch.testing.assert_close(result.value[:, 0], expected)
@@ -125,8 +123,8 @@ def test_at_the_very_top_of_a_peak_the_value_is_finite_and_documented() -> None:
     length = 1e-6 * 12**0.5 / 0.25
     expected = torch.tensor([-13 * length * 4, -15 * length**3 * 4]).double()
     torch.testing.assert_close(p_laplacian(point, near, 0.5, [3.0, 5.0]).value[:, 0], expected, rtol=1e-6, atol=0)
-    ball = p_laplacian(point, near, 0.5, [3.0], 4000, seeded(), "ball", 1e-7)
-    step = p_laplace.STEP * 0.5
+    ball = p_laplacian(point, near, 0.5, [3.0], 4000, [0], "ball", 1e-7)
+    step = module.STEP * 0.5
     assert float(ball.value) == pytest.approx(-step * 12**1.5 / 0.5**4, rel=1e-3), (
         "differences see nothing below a step"
     )
@@ -135,15 +133,15 @@ def test_at_the_very_top_of_a_peak_the_value_is_finite_and_documented() -> None:
 def test_the_cosine_forgets_the_length_of_the_score() -> None:
     mixture, x = random_mixture(0), points(1)
     stretched = lambda y, sigma: mixture(y, sigma) * (1 + y.square().sum(1, keepdim=True))  # noqa: E731
-    cosines = [p_laplacian(eps, x, 1.0, [1.0], 32, seeded(), "cosine").value for eps in (mixture, stretched)]
+    cosines = [p_laplacian(eps, x, 1.0, [1.0], 32, range(5), "cosine").value for eps in (mixture, stretched)]
     torch.testing.assert_close(*cosines)
-    flux = p_laplacian(mixture, x, 1.0, [1.0], 32, seeded(), "flux")
+    flux = p_laplacian(mixture, x, 1.0, [1.0], 32, range(5), "flux")
     torch.testing.assert_close(flux.value * 1.0 / 4**0.5, cosines[0])  # radius / d = sigma / sqrt(d)
 
 
 def test_integrated_over_the_levels_it_is_the_volume_growth() -> None:
     mixture, x = random_mixture(0), points(1)
-    sigmas = ode.sigma_grid(0.1, 5.0, 64, float("inf"))
+    sigmas = sigma_grid(0.1, 5.0, 64, float("inf"))
     rates, at = [], x
     for i, sigma in enumerate(sigmas.tolist()):
         rates.append(-(sigma**2) * p_laplacian(mixture, at, sigma, [2.0]).value[0])
@@ -154,7 +152,7 @@ def test_integrated_over_the_levels_it_is_the_volume_growth() -> None:
 
 
 def test_on_a_network_it_is_the_trace_of_the_jacobian(generator: torch.Generator) -> None:
-    eps = NetworkNoise(small_unet().double(), scheduler())
+    eps = UNetField(small_unet().double(), scheduler())
     x = torch.randn(2, 3, 8, 8, generator=generator).double()
     result = p_laplacian(eps, x, 0.5, P)
     torch.testing.assert_close(result.value[2], -divergence(eps, x, 0.5)[0] / 0.5, rtol=1e-6, atol=1e-6)
@@ -166,23 +164,20 @@ def test_on_a_network_it_is_the_trace_of_the_jacobian(generator: torch.Generator
 
 
 @pytest.mark.parametrize(("estimator", "scheme"), [("autodiff", "antithetic"), ("ball", "antithetic"), *SURFACES[:3]])
-@pytest.mark.parametrize("max_batch", [1, 7, 1000])
-def test_the_batch_size_changes_nothing_but_memory(
-    estimator: p_laplace.Estimator, scheme: p_laplace.Scheme, max_batch: int
+def test_evaluations_are_counted_and_neighbours_change_nothing(
+    estimator: module.Estimator, scheme: module.Scheme
 ) -> None:
     mixture, x = random_mixture(0), points(1, 9)
     seen: Counter[str] = Counter()
 
     def counting(y: torch.Tensor, sigma: float) -> torch.Tensor:
         seen["evaluations"] += len(y) * (2 if torch._C._functorch.is_functorch_wrapped_tensor(y) else 1)
-        seen["largest"] = max(seen["largest"], len(y))
         return mixture(y, sigma)
 
-    result = p_laplacian(counting, x, 1.0, P, 6, seeded(), estimator, None, scheme, max_batch)
-    whole = p_laplacian(mixture, x, 1.0, P, 6, seeded(), estimator, None, scheme)
-    torch.testing.assert_close(result.value, whole.value, rtol=1e-9, atol=1e-9)
+    result = p_laplacian(counting, x, 1.0, P, 6, range(9), estimator, None, scheme)
     assert seen["evaluations"] == result.evaluations * len(x)
-    assert seen["largest"] <= max_batch
+    few = p_laplacian(mixture, x[[7, 2]], 1.0, P, 6, [7, 2], estimator, None, scheme)
+    torch.testing.assert_close(few.value, result.value[:, [7, 2]], rtol=1e-9, atol=1e-9)
 
 
 def test_bad_requests_are_refused() -> None:
@@ -200,6 +195,7 @@ def test_bad_requests_are_refused() -> None:
         ({"p": [2.0], "estimator": "flux", "directions": 10, "scheme": "orthogonal"}, "do not fill frames of 8"),
         ({"p": [2.0], "estimator": "flux"}, "the estimator flux needs a number of directions"),
         ({"p": [2.0], "estimator": "cosine", "directions": 2}, "mean cosine is the 1-Laplacian"),
+        ({"p": [2.0], "directions": 2, "seeds": range(3)}, "5 items need a seed each; there are 3"),
         ({"p": [2.0], "estimator": "fluxx"}, "unknown p-Laplacian estimator 'fluxx'; known: autodiff, flux"),
         ({"p": [2.0], "scheme": "both"}, "unknown p-Laplacian scheme 'both'; known: independent"),
     ):
@@ -209,6 +205,6 @@ def test_bad_requests_are_refused() -> None:
         p_laplacian(lambda y, s: mixture(y, s)[:, :1], x, 1.0, [2.0])
     broken = lambda y, s: mixture(y, s) / (y[:, :1] != x[3, 0])  # noqa: E731
     with pytest.raises(ValueError, match="at sigma 1 is not finite around item 3"):
-        p_laplacian(broken, x, 1.0, [2.0], 4)
+        p_laplacian(broken, x, 1.0, [2.0], 4, range(5))
     with pytest.raises(ValueError, match="outside of the schedule"):
-        p_laplacian(NetworkNoise(small_unet(), scheduler()), torch.zeros(1, 3, 8, 8), 1e-5, [2.0], 1)
+        p_laplacian(UNetField(small_unet(), scheduler()), torch.zeros(1, 3, 8, 8), 1e-5, [2.0], 1, [0])
