@@ -437,6 +437,7 @@ def _chapters(parameters: Mapping[str, Any]) -> None:
         ("arm.main", [parameters["arm"]["main"]] if "arm" in parameters else []),
         ("detection.arms", parameters.get("detection", {}).get("arms", [])),
         ("mitigation.arms", parameters.get("mitigation", {}).get("arms", [])),
+        ("mitigation.scored", parameters.get("mitigation", {}).get("scored", [])),
     ):
         for arm in values:
             if arm not in arms:
