@@ -37,8 +37,8 @@ def test_carried_axes_span_the_volume_that_the_closed_form_gives(eigenvalues: li
     gaussian, axes = turned_gaussian(spread)
     sigmas = sigma_grid(0.1, 3.0, 60, INF)
     result = growth(gaussian, torch.zeros(1, d).double(), sigmas, k, [seed], estimator="axes")
-    frame = torch.randn(1, d, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    stretched = ((spread + 9) / (spread + 0.01)).sqrt()[:, None] * (axes.T @ torch.linalg.qr(frame[0]).Q)
+    frame = torch.randn(k, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).T
+    stretched = ((spread + 9) / (spread + 0.01)).sqrt()[:, None] * (axes.T @ torch.linalg.qr(frame).Q)
     truth = 0.5 * torch.linalg.slogdet(stretched.T @ stretched).logabsdet * d / k
     assert float(result.value) == pytest.approx(float(truth), rel=1e-3, abs=1e-3 * d)
     if k == d:
@@ -131,7 +131,7 @@ def test_edges_are_the_papers_procedure_written_out() -> None:
     sigmas, k = sigma_grid(0.2, 2.0, 7, INF), 3
     result = growth(mixture, x, sigmas, k, [4, 5, 6], "euler", "edges")
     starts = [
-        torch.randn(6, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (4, 5, 6)
+        torch.randn(k, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).T for seed in (4, 5, 6)
     ]
     frames = torch.linalg.qr(torch.stack(starts)).Q
     for item in range(3):

@@ -162,8 +162,8 @@ def _carried_growth(
 ) -> Growth:
     n, d = len(x), x[0].numel()
     k = directions or d
-    start = torch.stack([torch.randn(d, k, generator=item, dtype=x.dtype) for item in generators(seeds)])
-    axes = torch.linalg.qr(start).Q.to(x.device)
+    start = torch.stack([torch.randn(k, d, generator=item, dtype=x.dtype) for item in generators(seeds)])
+    axes = torch.linalg.qr(start.mT).Q.to(x.device)  # the first of them are the same, whatever their number
     steps = []
     for here, there in pairwise(levels.tolist()):
         edge = EDGE * (1 + here**2) ** 0.5 if edges else None

@@ -1,0 +1,289 @@
+"""Every detector in the list: what it needs, what it costs, which way it points, and what it refuses."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import scheduler, small_pipeline, small_unet
+
+from memlib.detectors import ALL, find
+from memlib.detectors.api import NEEDS, Items, as_list
+from memlib.detectors.text import first_step
+from memlib.fields.mixtures import GaussianMixture
+from memlib.fields.unet import UNetField
+from memlib.sampling.grids import sigma_grid
+from memlib.sampling.pipeline import shared_noise
+
+PROMPTED = ("magnitude", "sampled_magnitude", "prompt_length")
+BLIND = (
+    "between_generations",
+    "nearest_training",
+    *(name for name in ALL if ":" in ALL[name] and "blind" in ALL[name]),
+)
+
+
+def pixel_field(seed: int = 0) -> UNetField:
+    return UNetField(small_unet(seed=seed), scheduler(), rows=8)
+
+
+def text_field(seed: int = 0) -> UNetField:
+    pipe = small_pipeline(seed=seed)
+    return UNetField(pipe.unet, pipe.scheduler, pipe, rows=8)
+
+
+def items_for(field: UNetField, n: int = 2) -> Items:
+    """Items of which all is known."""
+    generator = torch.Generator().manual_seed(0)
+    pictures, training = (torch.rand(k, *field.picture_shape, generator=generator) * 2 - 1 for k in (n, 6))
+    return Items(
+        [f"item {i}" for i in range(n)],
+        3,
+        pictures,
+        [f"a red apple {i}" for i in range(n)],
+        torch.rand(n, 4, *field.picture_shape, generator=generator) * 2 - 1,
+        training,
+        text_field(1) if field.takes_prompts else pixel_field(1),
+    )
+
+
+class Counted:
+    """Rows of the calls of networks; those of a forward-mode derivative count twice."""
+
+    def __init__(self, *fields: UNetField) -> None:
+        self.evaluations = 0
+        for field in fields:
+            field.unet.register_forward_pre_hook(self.count)
+
+    def count(self, _: torch.nn.Module, arguments: tuple) -> None:
+        twice = torch._C._functorch.is_functorch_wrapped_tensor(arguments[0])
+        self.evaluations += len(arguments[0]) * (2 if twice else 1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_detector_costs_what_it_says(name: str) -> None:
+    detector, field = find(name), text_field() if name in PROMPTED else pixel_field()
+    assert detector.name == name
+    assert set(detector.needs) <= set(NEEDS)
+    assert ("model" in detector.needs) == (name not in BLIND)
+    items = items_for(field)
+    seen, shared = Counted(field, items.reference), 0
+    for setting in detector.settings:
+        detector.check(field, items, setting)
+        found = as_list(detector.score(field, items, **setting))
+        names = [tuple(sorted(scores.reading.items())) for scores in found]
+        assert len(set(names)) == len(names), "readings are told apart"
+        for scores in found:
+            assert scores.value.shape == (2,)
+            assert scores.value.isfinite().all()
+            assert not scores.reading.keys() - {*setting, "rate_at", "noise", "step", "sigma"}
+        dearest: Counter[object] = Counter()  # of all readings of a noise, the last has cost what all have
+        for scores in found:
+            noise = scores.reading.get("noise")
+            dearest[noise] = max(dearest[noise], scores.evaluations)
+        shared = 4 if name == "magnitude" else 0  # the unconditional prediction of each noise
+        assert seen.evaluations == 2 * dearest.total() + shared
+
+
+READINGS = [
+    ("loss", {"sigma": 0.2}, {"draws": [1, 3]}),
+    ("calibrated_loss", {"sigma": 0.2}, {"draws": [1, 2]}),
+    ("rate", {"sigma": 0.2}, {"directions": [1, 2]}),
+    ("edges", {"sigma_min": 0.2, "ratio": 1.5}, {"axes": [1, 2], "steps": [1, 3]}),
+    ("axes", {"timesteps": 3}, {"axes": [2], "steps": [1, 3]}),
+    ("flux", {"sigma": 0.2, "directions": 4}, {"p": [1.0, 3.0]}),
+    ("derivatives", {"sigma": 0.2, "directions": 1}, {"p": [1.0, 2.0]}),
+    ("between_generations", {}, {"generations": [2, 4]}),
+    ("nearest_training", {}, {"generations": [1, 3]}),
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "readings"), READINGS, ids=[name for name, *_ in READINGS])
+def test_a_reading_is_what_a_run_of_its_own_gives_and_costs(name: str, setting: dict, readings: dict) -> None:
+    detector, field = find(name), pixel_field()
+    items = items_for(field)
+    found = as_list(detector.score(field, items, **setting, **readings))
+    assert len(found) == torch.tensor([len(values) for values in readings.values()]).prod()
+    for scores in found:
+        single = {key: [value] for key, value in scores.reading.items()}
+        assert single.keys() == readings.keys()
+        if "timesteps" in setting:
+            setting = {"timesteps": scores.reading["steps"]}
+        (alone,) = as_list(detector.score(field, items, **setting, **single))
+        torch.testing.assert_close(scores.value, alone.value, rtol=1e-4, atol=1e-4)
+        assert scores.evaluations == alone.evaluations
+
+
+def test_the_rate_of_growth_at_every_level_is_read_beside_it() -> None:
+    field = pixel_field()
+    setting = {"sigma_min": 0.1, "sigma_max": 0.4, "steps": 2, "directions": 1}
+    whole, *rates = find("growth").score(field, items_for(field), **setting)
+    assert [scores.reading for scores in rates] == [{"rate_at": sigma} for sigma in (0.1, 0.2, 0.4)]
+    assert [scores.evaluations for scores in rates] == [2, 4, 6]
+    log2 = torch.tensor(2.0).log()
+    assert whole.evaluations == 2 * 2 + 3 * 2
+    first, middle, last = (scores.value for scores in rates)
+    torch.testing.assert_close(whole.value, log2 * (first / 2 + middle + last / 2), rtol=1e-4, atol=1e-4)
+    (alone,) = find("rate").score(field, items_for(field), sigma=0.1, directions=[1])
+    torch.testing.assert_close(alone.value, first, rtol=1e-4, atol=1e-4)
+
+
+def test_a_noise_of_the_magnitude_is_a_reading() -> None:
+    field = text_field()
+    items = items_for(field)
+    found = find("magnitude").score(field, items, noises=3)
+    assert [scores.reading for scores in found] == [{"noise": 0}, {"noise": 1}, {"noise": 2}]
+    expected = first_step(field, items.prompts, shared_noise(field.shape, 3, items.seed))
+    torch.testing.assert_close(torch.stack([scores.value for scores in found], 1), expected)
+    sampled = find("sampled_magnitude").score(field, items, noises=2, guidance=3.0, sampling_steps=50, steps=2)
+    assert [scores.reading["step"] for scores in sampled] == [0, 1, 0, 1]
+    assert [scores.evaluations for scores in sampled] == [2, 4, 2, 4]
+    torch.testing.assert_close(sampled[2].value, found[1].value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["growth", "flux", "loss", "length", "secmi", "pia", "edges", "rate", "calibrated_loss"]
+)
+def test_a_prompt_changes_what_a_text_to_image_model_says_of_a_picture(name: str) -> None:
+    field = text_field()
+    items, detector = items_for(field), find(name)
+    setting = dict(detector.settings[0])
+    if name == "growth":
+        setting |= {"sigma_min": 0.1, "sigma_max": 1.0, "steps": 1}
+    detector.check(field, items, setting | {"prompt": True})
+    without, prompted, other = (
+        as_list(detector.score(field, given, **setting, prompt=prompt))[0].value
+        for given, prompt in (
+            (items, False),
+            (items, True),
+            (replace(items, prompts=["the whale", items.prompts[1]]), True),
+        )
+    )
+    assert (without != prompted).all()
+    assert torch.isclose(other, prompted, rtol=1e-5).tolist() == [False, True], "each item has its own prompt"
+
+
+class ClosedField:
+    """A mixture of pictures [1, 4, 4] as a field."""
+
+    device, shape, picture_shape = torch.device("cpu"), torch.Size([1, 4, 4]), torch.Size([1, 4, 4])
+    sigmas = sigma_grid(0.02, 2.0, 200, float("inf"))
+    sigma_min, sigma_max, takes_prompts = 0.02, 2.0, False
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        self.mixture = mixture
+
+    def __call__(self, y: torch.Tensor, sigma: float) -> torch.Tensor:
+        return self.mixture(y.flatten(1), sigma).reshape(y.shape)
+
+    def to_latents(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures
+
+
+def test_every_detector_points_at_what_is_memorised() -> None:
+    """Six narrow peaks in a wide distribution: pictures at their tops against pictures of the rest."""
+    generator = torch.Generator().manual_seed(0)
+    tops, rest = (torch.randn(6, 16, generator=generator) for _ in range(2))
+    wide = torch.eye(16)[None]
+    narrow = GaussianMixture(
+        torch.full((7,), 1 / 7), torch.cat([tops, torch.zeros(1, 16)]), torch.cat([0.01 * wide] * 6 + [wide])
+    )
+    field, control = ClosedField(narrow), ClosedField(GaussianMixture(torch.ones(1), torch.zeros(1, 16), wide))
+    pictures = torch.cat([tops, rest]).reshape(12, 1, 4, 4)
+    generations = pictures[:, None] + torch.tensor([0.01] * 6 + [1.0] * 6)[:, None, None, None, None] * torch.randn(
+        12, 4, 1, 4, 4, generator=generator
+    )
+    plain = torch.cat([torch.zeros(6, 1, 4, 4), pictures[6:].clamp(-1, 1)])
+    prompts = ["a long prompt of seven words indeed"] * 6 + ["two words"] * 6
+    items = Items(
+        [str(i) for i in range(12)], 0, pictures, prompts, generations, pictures[:6] + 0.01, reference=control
+    )
+    for name in ALL:
+        if name in ("magnitude", "sampled_magnitude"):
+            continue  # they ask a pipeline: see test_text
+        given = replace(items, pictures=plain) if name in ("png_size", "variation", "flat_share") else items
+        for setting in find(name).settings:
+            for scores in as_list(find(name).score(field, given, **setting)):
+                if scores.reading.get("rate_at", 0) < 1:  # at higher noise the peaks are not seen
+                    assert scores.value[:6].min() > scores.value[6:].max(), (name, scores.reading)
+
+
+def test_a_calibrated_score_is_the_difference_at_the_same_noise() -> None:
+    field = pixel_field()
+    items = items_for(field)
+    same = replace(items, reference=field)
+    for name in ("calibrated_loss", "calibrated_growth"):
+        setting = find(name).settings[0] | ({"steps": 1, "sigma_max": 1.0} if name == "calibrated_growth" else {})
+        plain = find(name.removeprefix("calibrated_"))
+        found = as_list(find(name).score(field, items, **setting))
+        pair = [as_list(plain.score(each, items, **setting)) for each in (field, items.reference)]
+        for scores, here, there in zip(found, *pair, strict=True):
+            torch.testing.assert_close(scores.value, here.value - there.value)
+            assert scores.evaluations == here.evaluations + there.evaluations
+        assert not any(scores.value.any() for scores in as_list(find(name).score(field, same, **setting)))
+
+
+def test_what_is_not_given_is_asked_for() -> None:
+    field = pixel_field()
+    items = items_for(field)
+    for name, given, model, message in (
+        ("loss", replace(items, pictures=None), field, "the detector loss needs pictures: an image set or a folder"),
+        ("loss", items, None, "the detector loss needs a model; nothing of the kind is given"),
+        (
+            "magnitude",
+            items,
+            field,
+            "needs prompts: a prompt file, or pictures with captions, and a text-to-image model",
+        ),
+        ("prompt_length", replace(items, prompts=None), None, "prompt_length needs prompts"),
+        ("between_generations", replace(items, samples=None), field, "needs samples of each prompt"),
+        ("nearest_picture", replace(items, training=None), None, "needs the training pictures"),
+        ("calibrated_loss", replace(items, reference=None), field, "needs a reference model that was trained without"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find(name).check(model, given, find(name).settings[0])
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    field = pixel_field()
+    items = items_for(field)
+    for name, setting, message in (
+        ("loss", {"sigme": 0.2}, "the detector loss has no setting 'sigme'; did you mean 'sigma'?"),
+        ("loss", {"sigma": 0.2}, "a setting of the detector loss lacks 'draws'; it takes sigma, draws, prompt"),
+        ("loss", {"sigma": "x", "draws": [1]}, "the detector loss: sigma is 'x'; it must be of the kind float"),
+        ("loss", {"sigma": float("nan"), "draws": [1]}, "sigma is nan; it must be of the kind float"),
+        ("loss", {"sigma": 0.2, "draws": 4}, r"draws is 4; it must be of the kind list\[int\]"),
+        ("loss", {"sigma": 0.2, "draws": []}, r"draws is \[\]"),
+        ("loss", {"sigma": 0.2, "draws": [-1]}, r"draws is \[-1\]"),
+        ("loss", {"sigma": 0.2, "draws": [True]}, r"draws is \[True\]"),
+        ("growth", {"directions": 2, "method": "rk4"}, "method is 'rk4'; it must be of the kind Literal"),
+        ("edges", {"axes": [1], "steps": [1], "estimator": "trace"}, "estimator is 'trace'"),
+        ("loss", {"sigma": 0.2, "draws": [1], "prompt": True}, "the detector loss with prompt: true needs prompts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find(name).check(field, items, setting)
+    find("growth").check(field, items, {"directions": 2, "sigma_min": 1, "sigma_max": None, "method": "euler"})
+    for name, setting, message in (
+        ("loss", {"sigma": 0.2, "draws": [0, 2]}, "a denoising loss needs at least one draw; got 0"),
+        ("rate", {"sigma": 0.2, "directions": [0, 2]}, "a divergence needs at least one direction; got 0"),
+        (
+            "edges",
+            {"sigma_min": 0.2, "axes": [0, 1], "steps": [1]},
+            r"over the first \[1\] of 1 steps and of \[0, 1\] axes",
+        ),
+        ("edges", {"timesteps": 2, "axes": [1], "steps": [3]}, r"the first \[3\] of 2 steps"),
+        ("edges", {"timesteps": 1000, "axes": [1], "steps": [3]}, "no timestep 1000; the model's schedule goes to 999"),
+        ("secmi", {"sigma": 0.2}, "names timesteps, or sigma and ratio"),
+        ("secmi", {"timesteps": [0, 1000]}, "there is no timestep 1000; the model's schedule goes to 999"),
+        ("between_generations", {"generations": [2, 5]}, r"the first \[2, 5\] generations of a prompt .* there are 4"),
+        ("nearest_training", {"generations": [0]}, r"the first \[0\] generations"),
+        ("growth", {"directions": 1, "sigma_min": 0.2, "sigma_max": 1e4}, "outside of the schedule"),
+    ):
+        find(name).check(field, items, setting)
+        with pytest.raises(ValueError, match=message):
+            find(name).score(field, items, **setting)
+
+
+def test_an_unknown_detector_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="there is no detector 'los'; did you mean 'loss'\\? known: growth, axes"):
+        find("los")
