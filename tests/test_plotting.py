@@ -109,3 +109,18 @@ def test_a_curve_has_the_intervals_as_its_band() -> None:
     corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
     assert {(1, 0.4), (1, 0.8), (2, 0.1), (2, 0.7)} <= corners
     assert tuple(band.get_facecolor()[0]) == (1, 0, 0, 0.15)
+
+
+def test_a_map_of_signed_values_has_its_grid_upright_and_a_scale_alike_on_both_sides() -> None:
+    places = [(x, y) for x in (0.0, 1.0, 2.0) for y in (0.0, 5.0)]
+    grid = pd.DataFrame(places, columns=["x", "y"]).assign(value=[-100.0, 1.0, 2.0, 3.0, 4.0, 50.0])
+    fig, ax = plt.subplots()
+    drawn = plotting.signed_map(ax, grid, "value", 100.0)
+    own_scale = plotting.signed_map(ax, grid.sample(frac=1, random_state=0), "value")
+    plt.close(fig)
+    assert np.asarray(drawn.get_array()).tolist() == [[-100.0, 2.0, 4.0], [1.0, 3.0, 50.0]]
+    assert np.asarray(own_scale.get_array()).tolist() == np.asarray(drawn.get_array()).tolist()
+    assert drawn.norm(-100.0) == 0
+    assert drawn.norm(0.0) == pytest.approx(0.5)
+    assert drawn.norm(50.0) + drawn.norm(-50.0) == pytest.approx(1)
+    assert own_scale.norm.vmax == pytest.approx(97.5)

@@ -13,6 +13,8 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -82,6 +84,19 @@ def curve(ax: Axes, x: Iterable[float], estimates: Sequence[Estimate], **style: 
     (line,) = ax.plot(x, [e.value for e in estimates], **{"marker": "o", "markersize": 3} | style)
     low, high = ([e.low for e in estimates], [e.high for e in estimates])
     ax.fill_between(x, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+
+
+def signed_map(ax: Axes, grid: pd.DataFrame, column: str, largest: float | None = None) -> QuadMesh:
+    """A column of values over a plane as colours: brown below zero, purple above, on a logarithmic scale on both sides.
+
+    grid: a row a point, its place in the columns `x` and `y`. largest: end of the scale, by default the 99 % quantile of the
+    sizes; what is a hundred times smaller is nearly white.
+    """
+    values = grid.pivot(index="y", columns="x", values=column)
+    largest = float(np.quantile(values.abs(), 0.99)) if largest is None else largest
+    norm = SymLogNorm(largest / 100, vmin=-largest, vmax=largest)
+    ax.set_aspect("equal")
+    return ax.pcolormesh(values.columns, values.index, values, norm=norm, cmap="PuOr", rasterized=True)
 
 
 def sheets(pictures: Mapping[str, Sequence[NDArray[np.uint8]]], columns: int) -> Figure:
