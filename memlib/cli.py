@@ -54,10 +54,9 @@ def _score(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
 
     import torch
-    from accelerate import PartialState
 
     from memlib.datasets.items import load_items
-    from memlib.fields.load import load_field
+    from memlib.fields.load import load_field, processes
     from memlib.score import score, weights_digest
 
     dtype = getattr(torch, options.dtype)
@@ -76,7 +75,7 @@ def _score(options: argparse.Namespace) -> None:
     for detector in detectors:
         for each in setting or detector.settings:
             detector.check(field, items, each)
-    model, first = weights_digest(field), PartialState().is_main_process
+    model, first = weights_digest(field), processes().is_main_process
     for detector in detectors:
         path = options.output / f"{detector.name}.parquet"
         score(field, items, detector, setting, path, model, options.batch, options.replace, notes)

@@ -24,10 +24,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, as_list
+from memlib.fields.load import processes
 from memlib.fields.unet import UNetField
 from memlib.files import atomic_write
 from memlib.progress import progress
@@ -56,7 +56,7 @@ def score(
     """Score items by a detector at some settings; write the table to `output` and return it.
 
     `batch` items are scored at a time, and kept in a folder beside the output, from which a run that was killed goes on.
-    Processes started together (by accelerate) share the batches. `model` names the model's weights (see `weights_digest`).
+    Processes started together (by accelerate or torchrun) share the batches. `model` names the weights (see `weights_digest`).
     `notes`: items that could not be read, by their id, with the reason; their rows have no score.
 
     Raises ValueError, before any work, for settings that the detector does not know, items that lack what it needs, ids
@@ -85,7 +85,7 @@ def score(
     code = inspect.getsource(sys.modules[getattr(detector.score, "func", detector.score).__module__])
     rows = None if field is None else field.rows
     parts = output.with_name(f"{output.stem}.{_digest([about, batch, rows, code])[:12]}.parts")
-    state = PartialState()
+    state = processes()
     field = field if field is None else field.with_rows(rows, pad=True)
     starts = list(range(0, len(ids), batch))[state.process_index :: state.num_processes]
     todo = [start for start in starts if not (parts / f"{start}.parquet").exists()]

@@ -33,11 +33,16 @@ def load_field(name: str | Path, dtype: torch.dtype = torch.float32, rows: int =
             folder / "unet", use_safetensors=True, local_files_only=True, torch_dtype=dtype
         )
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-        return UNetField(unet.requires_grad_(False).to(PartialState().device), scheduler, rows=rows)
+        return UNetField(unet.requires_grad_(False).to(processes().device), scheduler, rows=rows)
     pipe = load_pipeline(name, dtype)
     pipe.unet.requires_grad_(False)
     text = pipe if getattr(pipe, "text_encoder", None) is not None else None
     return UNetField(pipe.unet, pipe.scheduler, text, rows)
+
+
+def processes() -> PartialState:
+    """The processes that accelerate or torchrun has started together, and the device of this one."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def check_folder(folder: Path) -> None:
@@ -82,7 +87,7 @@ def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> "Diff
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
         pipe.register_to_config(requires_safety_checker=False)
-    return pipe.to(PartialState().device)
+    return pipe.to(processes().device)
 
 
 def check_pipeline(pipe: "DiffusionPipeline") -> None:

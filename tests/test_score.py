@@ -1,0 +1,457 @@
+"""Score tables: the same bytes however they are made, what is refused, and the command line."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import scheduler, small_pipeline, small_unet
+from diffusers import DDPMPipeline
+from PIL import Image
+from test_detectors import Counted, items_for, pixel_field, text_field
+
+from memlib import cli
+from memlib.datasets.items import write_samples
+from memlib.detectors import ALL, find
+from memlib.detectors.api import Detector, Items, Scores
+from memlib.fields.unet import UNetField
+from memlib.progress import progress
+from memlib.score import score, weights_digest
+from memlib.tables import KEY, parse_setting, read_evaluations, read_scores, setting_name
+
+N = 7
+P = [1.0, 1.5, 2.7]  # a power that no kernel has a special way for
+PIXEL = {
+    "growth": {"sigma_min": 0.1, "sigma_max": 1.0, "steps": 1, "directions": 9},
+    "edges": {"sigma_min": 0.1, "sigma_max": 1.0, "steps": [1, 2], "axes": [1, 3]},
+    "axes": {"sigma_min": 0.1, "sigma_max": 1.0, "steps": [1], "axes": [1]},
+    "rate": {"sigma": 0.2, "directions": [1, 9]},
+    "flux": {"sigma": 0.2, "p": P, "directions": 18, "scheme": "orthogonal"},
+    "ball": {"sigma": 0.2, "p": P, "directions": 9},
+    "derivatives": {"sigma": 0.2, "p": P, "directions": 5},
+    "loss": {"sigma": 0.2, "draws": [1, 9, 17]},
+    "length": {"sigma": 0.2},
+    "secmi": {"timesteps": [0, 10, 20]},
+    "pia": {"sigma": 0.2},
+    "calibrated_loss": {"sigma": 0.2, "draws": [9]},
+    "between_generations": {"generations": [2, 4]},
+    "nearest_training": {"generations": [1, 3]},
+    **{name: {} for name in ("png_size", "variation", "flat_share", "nearest_picture")},
+}
+TEXT = {
+    "magnitude": {"noises": 3, "sampling_steps": 10},
+    "sampled_magnitude": {"noises": 3, "guidance": 3.0, "sampling_steps": 2},
+    "loss": {"sigma": 0.2, "draws": [9], "prompt": True},
+    "flux": {"sigma": 0.2, "p": [1.0], "directions": 18, "prompt": True},
+    "prompt_length": {},
+}
+
+
+@pytest.fixture(scope="module")
+def pixel() -> tuple[UNetField, Items]:
+    field = pixel_field()
+    return field, items_for(field, N)
+
+
+@pytest.fixture(scope="module")
+def text() -> tuple[UNetField, Items]:
+    field = text_field()
+    return field, items_for(field, N)
+
+
+def table_bytes(path: Path, given: tuple[UNetField, Items], name: str, setting: dict, **how) -> bytes:
+    field, items = given
+    score(field, items, find(name), [setting], path, "model", replace=True, **how)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "name"), [*(("pixel", name) for name in PIXEL), *(("text", name) for name in TEXT)])
+def test_equal_runs_give_equal_bytes(kind: str, name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Whatever the number of items in a batch, their order, their neighbours and the number of threads."""
+    (field, items), setting = request.getfixturevalue(kind), (PIXEL if kind == "pixel" else TEXT)[name]
+    path = tmp_path / "scores.parquet"
+    whole = table_bytes(path, (field, items), name, setting)
+    table = read_scores(path)
+    for batch in (1, 3):
+        assert table_bytes(path, (field, items), name, setting, batch=batch) == whole
+    order = [3, 0, 6, 5, 2, 1, 4]
+    assert table_bytes(path, (field, items.rows(order)), name, setting, batch=4) == whole
+    table_bytes(path, (field, items.rows([5, 2])), name, setting)
+    pd.testing.assert_frame_equal(read_scores(path), table.loc[["item 2", "item 5"]], check_exact=True)
+    assert [*table.index] == sorted(items.ids)
+    assert table.notna().all(axis=None)
+
+
+def test_the_number_of_threads_changes_nothing(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    field, items = pixel
+    given = field.with_rows(5), items  # rows that three threads cannot share evenly
+    one = table_bytes(tmp_path / "scores.parquet", given, "loss", PIXEL["loss"])
+    torch.set_num_threads(3)
+    try:
+        assert table_bytes(tmp_path / "scores.parquet", given, "loss", PIXEL["loss"]) == one
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_table_says_of_what_it_is(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    field, items = pixel
+    path = tmp_path / "new" / "loss.parquet"
+    settings = [{"sigma": sigma, "draws": [1, 2]} for sigma in (0.5, 0.1)]
+    found = score(field, items, find("loss"), settings, path, "abc", 3)
+    about = json.loads(pq.read_schema(path).metadata[KEY])
+    assert about.keys() == {"model", "detector", "settings", "seed", "items"}
+    assert (about["model"], about["detector"], about["settings"], about["seed"]) == ("abc", "loss", settings, 3)
+    pd.testing.assert_frame_equal(found, pd.read_parquet(path))
+    assert found.columns.tolist() == ["item", "setting", "score", "evaluations", "note"]
+    assert found["score"].dtype == np.float32
+    assert found[["setting", "item"]].apply(tuple, axis=1).is_monotonic_increasing
+    assert read_evaluations(path) == {f"draws={k} sigma={sigma}": k for k in (1, 2) for sigma in (0.1, 0.5)}
+    assert read_scores(path).shape == (N, 4)
+    expected = find("loss").score(field, items, sigma=0.1, draws=[2])[0].value
+    assert read_scores(path)["draws=2 sigma=0.1"].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_without_settings_the_usual_ones_are_taken(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    found = score(*pixel, find("length"), [], tmp_path / "length.parquet")
+    assert set(found["setting"]) == {"sigma=0.2"}
+
+
+def test_settings_in_words_are_read_again() -> None:
+    setting = {"sigma": 0.2, "draws": [1, 4], "prompt": True, "method": "heun", "steps": 3, "radius": None}
+    words = setting_name(setting)
+    assert words == "draws=[1,4] method=heun prompt=True radius=None sigma=0.2 steps=3"
+    assert parse_setting(words) == setting | {"radius": "None"}
+
+
+class Interrupted(Exception):
+    """What stands for a kill."""
+
+
+def interrupted_at(field: UNetField, call: int) -> Iterator[None]:
+    """Interrupt the network at so many calls from now."""
+    calls = []
+
+    def count(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == call:
+            raise Interrupted
+
+    return field.unet.register_forward_pre_hook(count)
+
+
+def test_a_killed_run_goes_on_at_the_last_whole_batch(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    field, items = pixel
+    path, setting = tmp_path / "loss.parquet", {"sigma": 0.2, "draws": [8]}  # two calls of 8 rows a batch of 2
+    whole = table_bytes(tmp_path / "whole.parquet", (field, items), "loss", setting, batch=2)
+    handle = interrupted_at(field, 6)  # in the third of four batches
+    with pytest.raises(Interrupted):
+        table_bytes(path, (field, items), "loss", setting, batch=2)
+    handle.remove()
+    assert not path.exists()
+    (parts,) = tmp_path.glob("loss.*.parts")
+    assert sorted(part.name for part in parts.iterdir()) == ["0.parquet", "2.parquet"]
+    seen = Counted(field)
+    assert table_bytes(path, (field, items.rows([4, 6, 5, 3, 1, 2, 0])), "loss", setting, batch=2) == whole
+    assert seen.evaluations == 3 * 8, "the three items that were left"
+    assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("changed", ["setting", "seed", "pictures", "rows", "batch", "model"])
+def test_what_a_killed_run_left_is_not_taken_for_another(
+    changed: str, pixel: tuple[UNetField, Items], tmp_path: Path
+) -> None:
+    field, items = pixel
+    path, setting = tmp_path / "loss.parquet", {"sigma": 0.2, "draws": [8]}
+    handle = interrupted_at(field, 6)
+    with pytest.raises(Interrupted):
+        score(field, items, find("loss"), [setting], path, "model", 2)
+    handle.remove()
+    given = {
+        "setting": (field, items, "model", 2, {"sigma": 0.3, "draws": [8]}),
+        "seed": (field, replace(items, seed=9), "model", 2, setting),
+        "pictures": (field, replace(items, pictures=items.pictures.flip(3)), "model", 2, setting),
+        "rows": (field.with_rows(7), items, "model", 2, setting),
+        "batch": (field, items, "model", 3, setting),
+        "model": (field, items, "other", 2, setting),
+    }
+    other, them, model, batch, how = given[changed]
+    seen = Counted(other)
+    score(other, them, find("loss"), [how], path, model, batch)
+    assert seen.evaluations >= N * 8
+    assert not list(tmp_path.glob("*.parts")), "nor is it left behind"
+
+
+def test_what_another_output_has_left_stays(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    other = tmp_path / "length.v2.0123456789ab.parts"
+    other.mkdir()
+    score(*pixel, find("length"), [], tmp_path / "length.parquet")
+    assert other.exists()
+
+
+def test_progress_tells_the_time_left(
+    pixel: tuple[UNetField, Items], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(0, 10_000, 20))
+    monkeypatch.setattr("memlib.progress.time.monotonic", lambda: next(now))
+    score(*pixel, find("png_size"), [], tmp_path / "png_size.parquet", batch=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "png_size of 7 items: 1 of 4, 20 s, about 60 s left"
+    assert lines[-1] == "png_size of 7 items: 4 of 4, 80 s, about 0 s left"
+
+
+def test_progress_counts_what_was_done_before(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("memlib.progress.time.monotonic", lambda: next(now))
+    assert list(progress(["a", "b"], "x", done=3, every_seconds=5)) == ["a", "b"]
+    assert capsys.readouterr().err.splitlines() == [
+        "x: 4 of 5, 10 s, about 10 s left",
+        "x: 5 of 5, 20 s, about 0 s left",
+    ]
+    now = iter(range(0, 1000, 10))
+    assert list(progress(iter("ab"), "y", every_seconds=15)) == ["a", "b"]
+    assert capsys.readouterr().err.splitlines() == ["y: 2 of None, 20 s"]
+
+
+def test_another_table_at_the_output_is_refused(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    field, items = pixel
+    path, setting = tmp_path / "loss.parquet", {"sigma": 0.2, "draws": [1]}
+    score(field, items, find("loss"), [setting], path, "model")
+    before, seen = path.read_bytes(), Counted(field)
+    turned = replace(items, pictures=items.pictures.flip(3))
+    for them, name, how, model, difference in (
+        (items, "loss", setting, "other", "of another model"),
+        (items, "length", {"sigma": 0.2}, "model", "by another detector"),
+        (items, "loss", {"sigma": 0.3, "draws": [1]}, "model", "at other settings"),
+        (replace(items, seed=9), "loss", setting, "model", "with another seed"),
+        (items.rows([0, 1]), "loss", setting, "model", "of other items"),
+        (turned, "loss", setting, "model", "of other items"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"loss.parquet holds scores {difference}; name another output, or replace"
+        ):
+            score(field, them, find(name), [how], path, model)
+    assert seen.evaluations == 0
+    assert path.read_bytes() == before
+    score(field, items.rows([1, 0, *range(2, N)]), find("loss"), [setting], path, "model")
+    score(field, replace(items, training=items.training + 1), find("loss"), [setting], path, "model")
+    assert path.read_bytes() == before
+    score(field, turned, find("loss"), [setting], path, "model", replace=True)
+    assert path.read_bytes() != before
+
+
+def test_another_reference_or_training_set_or_prompt_is_another_table(
+    pixel: tuple[UNetField, Items], text: tuple[UNetField, Items], tmp_path: Path
+) -> None:
+    field, items = pixel
+    score(field, items, find("nearest_picture"), [], tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="of other items"):
+        score(field, replace(items, training=items.training + 1), find("nearest_picture"), [], tmp_path / "a.parquet")
+    usual = [{"sigma": 0.2, "draws": [1]}]
+    score(field, items, find("calibrated_loss"), usual, tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="of other items"):
+        score(field, replace(items, reference=pixel_field(5)), find("calibrated_loss"), usual, tmp_path / "b.parquet")
+    field, items = text
+    other = replace(items, prompts=["a whale"] * N)
+    for prompt in (False, True):
+        path = tmp_path / f"{prompt}.parquet"
+        setting = [{"sigma": 0.2, "draws": [1], "prompt": prompt}]
+        score(field, items, find("loss"), setting, path)
+        if prompt:
+            with pytest.raises(ValueError, match="of other items"):
+                score(field, other, find("loss"), setting, path)
+        else:
+            score(field, other, find("loss"), setting, path)
+
+
+def test_weights_levels_and_text_encoder_name_a_model() -> None:
+    pipe = small_pipeline()
+    first = weights_digest(UNetField(pipe.unet, pipe.scheduler, pipe))
+    assert weights_digest(text_field()) == first
+    assert weights_digest(text_field(1)) != first
+    pipe.text_encoder.get_input_embeddings().weight.data[0, 0] += 1
+    assert weights_digest(UNetField(pipe.unet, pipe.scheduler, pipe)) != first
+    assert weights_digest(pixel_field()) == weights_digest(pixel_field())
+    assert weights_digest(pixel_field()) != weights_digest(UNetField(small_unet(), scheduler("sample")))
+    small = UNetField(small_unet().to(torch.bfloat16), scheduler())
+    assert weights_digest(small) != weights_digest(pixel_field())
+
+
+def broken(value: object) -> Detector:
+    return Detector("broken", {"picture"}, ({},), lambda field, items: Scores(value(items), 0))
+
+
+def test_refusals_before_and_at_work(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    field, items = pixel
+    path, seen = tmp_path / "x.parquet", Counted(field)
+    usual = {"sigma": 0.2, "draws": [1]}
+    for them, detector, settings, message in (
+        (replace(items, ids=["a", *items.ids[2:], "a"]), find("loss"), [], "the item 'a' is there twice"),
+        (items.rows([]), find("loss"), [], "there are no items to be scored"),
+        (items, find("loss"), [usual, {"sigma": 0.3}], "lacks 'draws'"),
+        (items, find("magnitude"), [], "the detector magnitude needs prompts"),
+        (items, broken(lambda items: torch.zeros(3, 1)), [], r"broken gave scores of the shape \[3, 1\] for 7 items"),
+        (
+            items,
+            broken(lambda items: torch.tensor([float(name == "item 4") for name in items.ids]).log()),
+            [],
+            "the detector broken gave -inf for the item 'item 0' at ; a score must be finite",
+        ),
+        (
+            items,
+            broken(lambda items: torch.tensor([float("nan") if name == "item 4" else 0.0 for name in items.ids])),
+            [],
+            "the detector broken gave nan for the item 'item 4'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score(field, them, detector, settings, path)
+        assert seen.evaluations == 0
+        assert not path.exists()
+    with pytest.raises(ValueError, match="two settings of the detector loss give the same scores, 'draws=1 sigma=0.2'"):
+        score(field, items, find("loss"), [usual, {"sigma": 0.2, "draws": [2, 1]}], path)
+
+
+# --- the command line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pixel model, a text model, pictures of which one is broken, prompts and samples."""
+    folder = tmp_path_factory.mktemp("study")
+    DDPMPipeline(small_unet(), scheduler()).save_pretrained(folder / "model")
+    DDPMPipeline(small_unet(seed=1), scheduler()).save_pretrained(folder / "reference")
+    small_pipeline().save_pretrained(folder / "text")
+    for name in ("pictures", "training"):
+        (folder / name).mkdir()
+        rng = np.random.default_rng(len(name))
+        for i in range(5):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+    (folder / "pictures" / "2.png").write_bytes(b"\x89PNG broken")
+    Image.new("RGB", (9, 8)).save(folder / "pictures" / "3.png")
+    (folder / "prompts.txt").write_text("a red apple\nthe whale\n")
+    ids = [f"{i}.png" for i in range(5)]
+    write_samples(folder / "samples.safetensors", torch.randint(0, 256, (5, 4, 3, 8, 8), dtype=torch.uint8), ids)
+    return folder
+
+
+def two_processes(arguments: Sequence[str], folder: Path) -> str:
+    """The command in two processes, as torchrun starts them; what both have printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "memlib.cli", *arguments]
+    runs = [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | together | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    printed = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed
+    return "".join(printed)
+
+
+def test_pictures_are_scored_by_the_command_and_by_two_processes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    names = ["flux", "loss", "calibrated_loss", "nearest_training", "nearest_picture", "png_size"]
+    common = ["score", "model", "--images", "pictures", "--training", "training", "--samples", "samples.safetensors"]
+    common += ["--reference", "reference", "--seed", "4", "--rows", "4", "--detectors"]
+    cli.main([*common, *names, "--batch", "2", "--output", str(tmp_path / "one")])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [str(tmp_path / "one" / f"{name}.parquet") for name in names]
+    assert "not scored: 2.png: pictures/2.png cannot be read as an image" in printed.err
+    assert (
+        "not scored: 3.png: pictures/3.png is 3 channels of 8x9 pixels; the model takes 3 channels of 8x8"
+        in printed.err
+    )
+    table = pd.read_parquet(tmp_path / "one" / "loss.parquet").set_index("item")
+    assert table.index.tolist() == [f"{i}.png" for i in range(5)]
+    assert table["score"].isna().tolist() == [False, False, True, True, False]
+    assert table["note"].str.contains("cannot be read").tolist() == [False, False, True, False, False]
+    assert table["evaluations"].tolist() == [4, 4, 0, 0, 4]
+    out = two_processes([*common, *names, "--batch", "1", "--output", str(tmp_path / "two")], folder)
+    assert out.count("flux.parquet") == 1, "one of the processes tells"
+    for name in names:
+        assert (tmp_path / "two" / f"{name}.parquet").read_bytes() == (
+            tmp_path / "one" / f"{name}.parquet"
+        ).read_bytes()
+    assert len(list((tmp_path / "two").iterdir())) == len(names), "no parts are left"
+
+
+def test_prompts_are_scored_by_the_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    arguments = ["score", "text", "--prompts", "prompts.txt", "--rows", "2", "--detectors", "magnitude"]
+    arguments += ["--output", str(tmp_path)]
+    cli.main([*arguments, "--setting", "noises=2", "sampling_steps=5"])
+    table = read_scores(tmp_path / "magnitude.parquet")
+    assert table.index.tolist() == ["a red apple", "the whale"]
+    assert table.columns.tolist() == [f"noise={i} noises=2 sampling_steps=5" for i in (0, 1)]
+    with pytest.raises(SystemExit, match=r"memlib score: .*magnitude.parquet holds scores at other settings; name"):
+        cli.main([*arguments, "--setting", "noises=1"])
+    with pytest.raises(SystemExit, match="holds scores with another seed"):
+        cli.main([*arguments, "--setting", "noises=2", "sampling_steps=5", "--seed", "1"])
+    with pytest.raises(SystemExit, match="holds scores of another model"):
+        cli.main([*arguments, "--setting", "noises=2", "sampling_steps=5", "--dtype", "bfloat16"])
+    cli.main([*arguments, "--setting", "noises=1", "--replace"])
+    assert read_scores(tmp_path / "magnitude.parquet").columns.tolist() == ["noise=0 noises=1"]
+
+
+def test_what_the_command_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    pictures, detector = ["--images", "pictures"], ["--detectors", "loss"]
+    for arguments, message in (
+        (["model", *pictures, "--detectors", "losss"], "there is no detector 'losss'; did you mean 'loss'?"),
+        (
+            ["model", *pictures, *detector, "--setting", "sigma"],
+            "--setting 'sigma' is not KEY=VALUE, such as sigma=0.2",
+        ),
+        (["model", *pictures, *detector, "--setting", "sigma=0.2"], "a setting of the detector loss lacks 'draws'"),
+        (["model", *pictures, *detector, "--rows", "0"], "--rows is 0; it must be at least 1"),
+        (["model", *pictures, *detector, "--batch", "-1"], "--batch is -1; it must be at least 1"),
+        (["model", *detector], "give either pictures or a prompt file to be scored"),
+        (["nowhere", *pictures, *detector], "nowhere is no folder of a model"),
+        (["model", "--images", "nowhere", *detector], "there is no folder nowhere with pictures"),
+        (["model", *pictures, "--detectors", "magnitude"], "magnitude needs prompts: a prompt file, or pictures with"),
+        (["model", *pictures, "--detectors", "png_size", "calibrated_loss"], "calibrated_loss needs a reference model"),
+        (["model", *pictures, "--detectors", "nearest_picture"], "nearest_picture needs the training pictures"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            cli.main(["score", *arguments, "--output", "never"])
+        assert str(refused.value).startswith("memlib score: ")
+        assert message in str(refused.value)
+        assert "\n" not in str(refused.value)
+    assert not (folder / "never").exists()
+
+
+def test_the_detectors_are_listed(capsys: pytest.CaptureFixture) -> None:
+    cli.main(["detectors"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == list(ALL)
+    assert "loss: needs model, picture; draws=[4] sigma=0.2" in lines
+    assert "png_size: needs picture; no settings" in lines
