@@ -86,6 +86,31 @@ def curve(ax: Axes, x: Iterable[float], estimates: Sequence[Estimate], **style: 
     ax.fill_between(x, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
 
 
+def path(ax: Axes, x: Sequence[Estimate], y: Sequence[Estimate], **style: Any) -> None:
+    """Points joined in their order, with the intervals of both coordinates; style: that of `Axes.plot`."""
+    across, up = [e.value for e in x], [e.value for e in y]
+    (line,) = ax.plot(across, up, **{"marker": "o"} | style)
+    thin = {"fmt": "none", "capsize": 0, "linewidth": 0.6, "color": line.get_color()}
+    error_bars(ax, across, y, **thin)
+    error_bars(ax, up, x, horizontal=True, **thin)
+
+
+def line_panels(rows: pd.DataFrame, x: str, ticks: Sequence[float], **style: Any) -> sns.FacetGrid:
+    """Lines over x on a logarithmic axis, in panels with one legend below them.
+
+    rows: in long form; ticks: of the axis. style: that of `seaborn.relplot`, such as the columns y, hue and col.
+    """
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has a layout of its own
+        grid = sns.relplot(rows, kind="line", x=x, markers=True, **{"height": 2.7, "aspect": 1.1} | style)
+        grid.set(xscale="log", xticks=ticks, xticklabels=[f"{tick:g}" for tick in ticks])
+        grid.set_titles("{col_name}", size="small")
+        for ax in grid.axes.flat:
+            ax.tick_params("x", which="minor", bottom=False, labelbottom=False)
+        sns.move_legend(grid, "upper center", bbox_to_anchor=(0.5, 0), ncol=5, fontsize="small", title="")
+        grid.tight_layout()
+    return grid
+
+
 def signed_map(ax: Axes, grid: pd.DataFrame, column: str, largest: float | None = None) -> QuadMesh:
     """A column of values over a plane as colours: brown below zero, purple above, on a logarithmic scale on both sides.
 
