@@ -1,7 +1,6 @@
 """The schema of params.yaml: what cannot be is refused in one sentence, and what the study uses passes."""
 
 import contextlib
-import copy
 import math
 import subprocess
 import sys
@@ -21,9 +20,7 @@ from memlib.training.text_model import build_scheduler
 
 ROOT = Path(__file__).parent.parent
 ALL = parameters.read(ROOT / "params.yaml")
-STUDY = {name: ALL[name] for name in schema.SECTIONS} | {
-    name: ALL[name] for name, model in schema.NOTEBOOKS.items() if ALL.get(name, {}).keys() == model.model_fields.keys()
-}
+STUDY = {name: ALL[name] for name in schema.SECTIONS | schema.NOTEBOOKS}
 GONE = object()
 NAN, INF = math.nan, math.inf
 
@@ -34,9 +31,16 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def copied(part: Any) -> Any:
+    """A copy of nested mappings and lists; what aliases share in the file is apart in it."""
+    if isinstance(part, dict):
+        return {name: copied(value) for name, value in part.items()}
+    return [copied(value) for value in part] if isinstance(part, list) else part
+
+
 def edited(changes: dict[str, Any]) -> dict[str, Any]:
     """The study's parameters with other values at some places, such as `truth.main.steps`; `GONE` takes one out."""
-    study = copy.deepcopy(STUDY)
+    study = copied(STUDY)
     for place, value in changes.items():
         *parents, last = place.split(".")
         part = study
@@ -246,6 +250,49 @@ IMPOSSIBLE = [
     ("run.seeds", [], r"run.seeds is \[\]; it must be a list with 1 to 100 entries"),
     ("run.seeds", [0, 0], r"run.seeds is \[0, 0\]; it must not hold 0 twice"),
     ("run.seeds", [0, -1], r"run.seeds\[1\] is -1"),
+    ("solver.steps", [72], "solver.steps is .72.; it must be a list with 2 to 100 entries"),
+    ("solver.steps", [72, 8], "solver.steps is .72, 8.; it must be in rising order"),
+    (
+        "solver.sigma_min",
+        0.001,
+        "solver.sigma_min is 0.001; it must be a noise level of the schedule of `train`, from 0.01",
+    ),
+    ("carried_axes.exact_sigmas", [0.2, 500.0], r"carried_axes.exact_sigmas\[1\] is 500.0; it must be a noise level"),
+    ("carried_axes.dimensions", 8, "carried_axes.dimensions is 8; it must be a whole number from 16"),
+    ("flux_errors.powers", [2.0, 3.0], "flux_errors.powers is .*; it must hold 1.0, with which the chapters compare"),
+    ("flux_errors.powers", [0.5, 1.0], r"flux_errors.powers\[0\] is 0.5; it must be a finite number from 1"),
+    ("flux_errors.radii", [0.1, -0.2], r"flux_errors.radii\[1\] is -0.2; it must be a finite number above 0"),
+    ("flux_errors.levels", [1.0e-5], r"flux_errors.levels\[0\] is 1e-05; it must be a noise level"),
+    ("plane.dominant_share", 1.0, "plane.dominant_share is 1.0; it must be a finite number above 0 below 1"),
+    ("plane.powers", [2.0], "plane.powers is .2.0.; it must hold 1.0"),
+    ("plane.grid", 1, "plane.grid is 1"),
+    ("bridge.directions", 1, "bridge.directions is 1; it must be a whole number from 2"),
+    ("growth.sensitivity", 1.5, "growth.sensitivity is 1.5; it must be a finite number above 0 below 1"),
+    ("frontier.budget", 1, "frontier.budget is 1; it must be a whole number from 2"),
+    ("mixtures.repeats", 0, "mixtures.repeats is 0"),
+    ("peaks.seed", -3, "peaks.seed is -3"),
+    ("late_steps.guidances", [1.0, 3.0], r"late_steps.guidances\[0\] is 1.0; it must be a finite number above 1"),
+    (
+        "late_steps.growth_min",
+        0.001,
+        "late_steps.growth_min is 0.001; it must be a noise level of the schedule of `text`",
+    ),
+    ("arm.sampling_steps", 0, "arm.sampling_steps is 0; it must be a whole number from 1 to 1000"),
+    ("detection.loss_sigma", 99.0, "detection.loss_sigma is 99.0; it must be .* `text`, from 0.02917 to below 14.61"),
+    ("detection.runs", {}, "detection.runs is {}; it must be a mapping"),
+    ("detection.runs", {0: 4, 1: 4}, "detection.runs has the name 0; it must be"),
+    ("detection.runs", {1: 4.5}, r"detection.runs\[1\] is 4.5"),
+    ("moved_prompts.targets", [0.8, 0.0], r"moved_prompts.targets\[1\] is 0.0; it must be a finite number above 0"),
+    ("moved_prompts.learning_rate", INF, "moved_prompts.learning_rate is inf"),
+    ("mitigation.arms", ["planted"], "mitigation.arms is .*; it must hold 'threshold'"),
+    (
+        "prompt_audit.precision",
+        "fp16",
+        "prompt_audit.precision is 'fp16'; it must be one of float32, float16, bfloat16",
+    ),
+    ("prompt_audit.guidance", 1.0, "prompt_audit.guidance is 1.0; it must be a finite number above 1"),
+    ("prompt_audit.pipeline", "", "prompt_audit.pipeline is ''; it must not be empty"),
+    ("audit.alarm", 95, "audit.alarm is 95; it must be a finite number above 0 below 1"),
     # unknown, missing, of no use
     ("trian", {}, "unknown section 'trian'; did you mean 'train'"),
     ("train.step", 9, "unknown parameter 'train.step'; did you mean 'steps'"),
@@ -329,6 +376,54 @@ UNFITTING = [
         "source is .*, which no stage writes",
     ),
     ({"scores.repeat-0-denoising": GONE}, "scores has no entry 'repeat-0-denoising'"),
+    ({"solver.finest_steps": 2}, "solver.finest_steps is 2; it must be above solver.growth_steps"),
+    ({"carried_axes.axes": 10**4}, "carried_axes.axes is 10000; it must be at most carried_axes.dimensions"),
+    ({"late_steps.levels": 999}, "late_steps.levels is 999; it must be at most late_steps.sampling_steps"),
+    ({"arm.arm": "plantd"}, "arm.arm is 'plantd'; it must be one of run.text_arms; did you mean 'planted'"),
+    ({"detection.arms": ["planted", "variod"]}, "detection.arms is 'variod'; .* did you mean 'varied'"),
+    ({"detection.runs": {1: 4, 10: 4}}, "detection.runs is .*; it must hold 1 step, and all .* at least 2 generations"),
+    (
+        {"detection.runs": {1: 999, 50: 4}},
+        r"detection.runs\[1\] is 999; it must be at most the noises of scores.planted-text",
+    ),
+    (
+        {"detection.generations": 999},
+        "detection.generations is 999; it must be at most the noises of scores.planted-text",
+    ),
+    (
+        {"detection.loss_sigma": 0.5},
+        "scores.latent-denoising.tables.loss has no setting with sigma 0.5 and prompt True",
+    ),
+    ({"detection.guidance": 9.0}, "detection.guidance is 9.0; it must be one of arm.guidances"),
+    ({"late_steps.guidances": [7.5]}, "detection.guidance is 3.0; it must be one of late_steps.guidances; known: 7.5"),
+    (
+        {"scores.threshold-text.tables.magnitude.settings": [{"sampling_steps": 50}]},
+        "mitigation.noises is .* it must be at most the noises of scores.threshold-text, 0",
+    ),
+    ({"mitigation.guidance": 2.5}, "mitigation.guidance is 2.5; it must be one of arm.guidances"),
+    ({"mitigation.scored": ["thrshold"]}, "mitigation.scored is 'thrshold'; .* did you mean 'threshold'"),
+    ({"mitigation.noises": 999}, "mitigation.noises is 999; it must be at most the noises of scores."),
+    ({"tokens.guidance": 2.5}, "tokens.guidance is 2.5; it must be one of arm.guidances"),
+    ({"captions.guidance": 2.5}, "captions.guidance is 2.5; it must be one of arm.guidances"),
+    ({"prompt_audit.runs": {60: 1}}, "prompt_audit.runs is 60; it must be at most prompt_audit.sampling_steps"),
+    ({"prompt_audit.suspected": "mine.txt"}, "there is no prompt file mine.txt"),
+    (
+        {"prompt_audit.pipeline": "results/text/plantd"},
+        "prompt_audit.pipeline is .*, which no stage writes; did you mean",
+    ),
+    (
+        {"scores.reference-denoising.tables.loss.settings": [{"sigma": 0.4, "draws": [4]}]},
+        "scores.reference-denoising.tables.loss has no setting with sigma 0.2 and draws 4, which the chapter growth reads",
+    ),
+    (
+        {"scores.main-volume.tables.edges.settings.0.axes": [2, 4]},
+        "scores.main-volume.tables.edges has no setting with axes 1 and steps 1, which the chapter frontier reads",
+    ),
+    (
+        {"scores.samples-p_laplacian.tables.flux.settings.0.p": [2.0]},
+        "scores.samples-p_laplacian.tables.flux has no setting with p 1, which the chapter peaks reads",
+    ),
+    ({"scores.main-denoising.tables.loss": GONE}, "scores.main-denoising.tables has no entry 'loss'"),
 ]
 
 
@@ -396,7 +491,7 @@ def test_an_alias_may_change_what_it_takes_over(tmp_path: Path) -> None:
 )
 def test_whatever_stands_at_any_place_is_taken_or_refused(value: Any, data: st.DataObject) -> None:
     """No value, of whatever kind, at whatever place ends in a traceback."""
-    study = copy.deepcopy(STUDY)
+    study = copied(STUDY)
     part: Any = study
     while True:
         keys = list(part) if isinstance(part, dict) else list(range(len(part)))
@@ -483,6 +578,23 @@ def test_the_parameters_of_the_study_are_good(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_profile_is_good_over_the_parameters_of_the_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_profile_is_good_over_the_parameters_of_the_study(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    parameters.check_content(parameters.lay_over(ALL, parameters.read(path)))
+    laid = parameters.lay_over(ALL, parameters.read(path))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red apple")
+    for name in ("suspected", "ordinary"):  # a profile may name files that its user makes
+        if not laid["prompt_audit"][name].startswith("results/"):
+            laid["prompt_audit"][name] = str(prompts)
+    parameters.check_content(laid)
+
+
+def test_the_parameters_of_a_notebook_are_those_that_the_schema_knows() -> None:
+    import papermill
+
+    for path in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks/experiments").glob("*.ipynb")]:
+        model = schema.NOTEBOOKS.get(path.stem)
+        names = papermill.inspect_notebook(str(path)).keys()
+        assert names == (model.model_fields.keys() if model else set()), path.stem

@@ -8,6 +8,7 @@ import ast
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -419,40 +420,144 @@ def _levels_of(where: str, setting: Mapping[str, Any], schedule: str, low: float
             )
 
 
-def _chapters(parameters: Mapping[str, Any]) -> None:
-    """What experiments and chapters need of other sections, as far as they are there."""
-    arms = parameters["run"]["text_arms"]
-    at_most = (
-        ("late_steps", "levels", "sampling_steps"),
-        ("carried_axes", "axes", "dimensions"),
-    )
-    for section_name, name, limit in at_most:
-        content = parameters.get(section_name)
-        if content and content[name] > content[limit]:
-            raise ValueError(
-                f"{section_name}.{name} is {content[name]}; it must be at most {section_name}.{limit}, {content[limit]}"
-            )
-    for place, values in (
-        ("arm.arm", [parameters["arm"]["arm"]] if "arm" in parameters else []),
-        ("arm.main", [parameters["arm"]["main"]] if "arm" in parameters else []),
-        ("detection.arms", parameters.get("detection", {}).get("arms", [])),
-        ("mitigation.arms", parameters.get("mitigation", {}).get("arms", [])),
-        ("mitigation.scored", parameters.get("mitigation", {}).get("scored", [])),
+def _carried_axes(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _at_most("carried_axes.axes", section["axes"], "carried_axes.dimensions", section["dimensions"])
+
+
+def _solver(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    if section["finest_steps"] <= max(section["growth_steps"]):
+        raise ValueError(
+            f"solver.finest_steps is {section['finest_steps']}; it must be above solver.growth_steps, {section['growth_steps']}"
+        )
+
+
+def _arm(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    for name in ("arm", "main"):
+        _one_of(f"arm.{name}", section[name], "run.text_arms", parameters["run"]["text_arms"])
+
+
+def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _at_most("late_steps.levels", section["levels"], "late_steps.sampling_steps", section["sampling_steps"])
+
+
+def _growth(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    repeats = [f"repeat-{seed}" for seed in parameters["run"]["seeds"]]
+    for model in ("main", "reference", "mirrored", *repeats):
+        _reads("growth", parameters, f"{model}-volume", "growth")
+        _reads("growth", parameters, f"{model}-denoising", "loss", sigma=0.2, draws=4)
+
+
+def _frontier(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _reads("frontier", parameters, "main-volume", "edges", axes=1, steps=1)
+    _reads("frontier", parameters, "main-denoising", "loss", draws=2)
+
+
+def _peaks(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    for key, table in (
+        ("main-p_laplacian", "flux"),
+        ("main-p_laplacian", "derivatives"),
+        ("samples-p_laplacian", "flux"),
     ):
-        for arm in values:
-            if arm not in arms:
-                raise ValueError(f"{place} names {arm!r}, which is no arm of run.text_arms{suggest(arm, arms)}")
-    audit = parameters.get("prompt_audit")
-    if audit:
-        if max(audit["runs"], default=0) > audit["sampling_steps"]:
-            raise ValueError(
-                f"prompt_audit.runs is {audit['runs']}; its numbers of steps must be at most prompt_audit.sampling_steps, "
-                f"{audit['sampling_steps']}"
-            )
-        _known("prompt_audit.pipeline", audit["pipeline"], _models(parameters))
-        for name in ("suspected", "ordinary"):
-            if not audit[name].startswith("results/"):
-                read_prompts(audit[name])
+        _reads("peaks", parameters, key, table, p=1)
+
+
+def _detection(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    runs = section["runs"]
+    _sampled("detection", section, parameters)
+    for arm in section["arms"]:
+        _one_of("detection.arms", arm, "run.text_arms", parameters["run"]["text_arms"])
+        first = _reads("detection", parameters, f"{arm}-text", "magnitude")
+        _at_most(
+            "detection.generations", section["generations"], f"the noises of scores.{arm}-text", first.get("noises", 0)
+        )
+    followed = _reads("detection", parameters, "planted-followed", "sampled_magnitude")
+    last = followed.get("sampling_steps", max(runs))
+    if not (len(runs) > 1 and 1 in runs and max(runs) == last and runs[last] >= 2):
+        raise ValueError(
+            f"detection.runs is {runs}; it must hold 1 step, and all {last} of scores.planted-followed with at least 2 "
+            "generations"
+        )
+    first = _reads("detection", parameters, "planted-text", "magnitude")
+    for steps, generations in runs.items():
+        key, noises = ("planted-text", first) if steps == 1 else ("planted-followed", followed)
+        _at_most(f"detection.runs[{steps}]", generations, f"the noises of scores.{key}", noises.get("noises", 0))
+    _reads("detection", parameters, "latent-denoising", "loss", sigma=section["loss_sigma"], prompt=True)
+    if "late_steps" in parameters:
+        guidances = parameters["late_steps"]["guidances"]
+        _one_of("detection.guidance", section["guidance"], "late_steps.guidances", guidances)
+
+
+def _mitigation(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _sampled("mitigation", section, parameters)
+    for name in ("arms", "scored"):
+        for arm in section[name]:
+            _one_of(f"mitigation.{name}", arm, "run.text_arms", parameters["run"]["text_arms"])
+    for arm in section["scored"]:
+        first = _reads("mitigation", parameters, f"{arm}-text", "magnitude")
+        _at_most("mitigation.noises", section["noises"], f"the noises of scores.{arm}-text", first.get("noises", 0))
+
+
+def _prompt_audit(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    steps = max(section["runs"], default=0)
+    _at_most("prompt_audit.runs", steps, "prompt_audit.sampling_steps", section["sampling_steps"])
+    _known("prompt_audit.pipeline", section["pipeline"], _models(parameters))
+    for name in ("suspected", "ordinary"):
+        if not section[name].startswith("results/"):
+            read_prompts(section[name])
+
+
+def _sampled(name: str, section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError where arms are not sampled at the guidance of a chapter."""
+    if "arm" in parameters:
+        _one_of(f"{name}.guidance", section["guidance"], "arm.guidances", parameters["arm"]["guidances"])
+
+
+def _at_most(place: str, value: int, limit_place: str, limit: int) -> None:
+    if value > limit:
+        raise ValueError(f"{place} is {value}; it must be at most {limit_place}, {limit}")
+
+
+def _one_of(place: str, value: Any, known_place: str, known: Iterable[Any]) -> None:
+    if value not in known:
+        raise ValueError(f"{place} is {value!r}; it must be one of {known_place}{suggest(value, map(str, known))}")
+
+
+def _reads(chapter: str, parameters: Mapping[str, Any], key: str, table: str, **wanted: Any) -> dict[str, Any]:
+    """The setting that a chapter reads in a table of scores: that has these values, or lists that hold them."""
+    _entries("scores", parameters["scores"], [key])
+    tables = parameters["scores"][key]["tables"]
+    _entries(f"scores.{key}.tables", tables, [table])
+    for setting in every_setting(tables[table]["settings"]):
+        found = {name: setting.get(name) for name in wanted}
+        if all(
+            value in (found[name] if isinstance(found[name], list) else [found[name]]) for name, value in wanted.items()
+        ):
+            return setting
+    values = " and ".join(f"{name} {value}" for name, value in wanted.items())
+    raise ValueError(f"scores.{key}.tables.{table} has no setting with {values}, which the chapter {chapter} reads")
+
+
+CHAPTERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
+    "carried_axes": _carried_axes,
+    "solver": _solver,
+    "arm": _arm,
+    "late_steps": _late_steps,
+    "growth": _growth,
+    "frontier": _frontier,
+    "peaks": _peaks,
+    "detection": _detection,
+    "captions": partial(_sampled, "captions"),
+    "tokens": partial(_sampled, "tokens"),
+    "mitigation": _mitigation,
+    "prompt_audit": _prompt_audit,
+}
+
+
+def _chapters(parameters: Mapping[str, Any]) -> None:
+    """What experiments and chapters need of other sections; one whose notebook has been taken away needs nothing."""
+    for name, rule in CHAPTERS.items():
+        if name in parameters:
+            rule(parameters[name], parameters)
 
 
 RULES: tuple[Callable[[Mapping[str, Any]], None], ...] = (_trainings, _pictures, _arms, _truth, _scores, _chapters)

@@ -221,7 +221,7 @@ class Setting(Section, extra="allow"):
     directions: Counts = None
     axes: Counts = None
     draws: Counts = None
-    noises: Counts = None
+    noises: Count = None
     generations: Counts = None
     sampling_steps: SamplingSteps = None
     guidance: Guidance = None
@@ -393,7 +393,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
     "tokens": section(guidance=Guidance, shown=Count, seed=Seed),
     "captions": section(guidance=Guidance, seed=Seed),
     "detection": section(
-        runs=dict[SamplingSteps, Count],
+        runs=Annotated[dict[SamplingSteps, Count], Len(2, 100)],  # steps: generations
         guidance=Guidance,
         loss_sigma=LatentLevel,
         arms=Annotated[list[Name], Len(1, 100), AfterValidator(_distinct), _holding("planted")],
