@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from memlib.datasets import sources
+from memlib.datasets import folders, sources
 from memlib.datasets.images import distinct, load, plant, save
 from memlib.datasets.prompts import read_prompts
 from memlib.tensors import to_float, to_uint8
@@ -83,13 +83,13 @@ def test_pictures_of_a_folder_are_opened_one_by_one(tmp_path: Path) -> None:
     Image.fromarray(pixels[0][:4]).save(tmp_path / "oblong.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "00.png").read_bytes()[:60])
     (tmp_path / "notes.txt").write_text("no picture")
-    paths = sources.picture_paths(tmp_path)
+    paths = folders.picture_paths(tmp_path)
     assert [path.name for path in paths] == ["00.png", "01.png", "broken.png", "oblong.png"]
-    assert (sources.open_picture(paths[0]) == pixels[0]).all()
-    assert sources.open_picture(paths[3]).shape == (4, 8, 3)
+    assert (folders.open_picture(paths[0]) == pixels[0]).all()
+    assert folders.open_picture(paths[3]).shape == (4, 8, 3)
     with pytest.raises(ValueError, match=r"broken.png cannot be read as an image \(.*\); remove it"):
-        sources.open_picture(paths[2])
-    assert sources.captions(tmp_path)["notes.png"] == "no picture"
+        folders.open_picture(paths[2])
+    assert folders.captions(tmp_path)["notes.png"] == "no picture"
 
 
 @pytest.mark.parametrize(

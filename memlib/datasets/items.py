@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from memlib.datasets import folders
 from memlib.datasets import images as image_sets
-from memlib.datasets import sources
 from memlib.datasets.prompts import read_prompts
 from memlib.detectors.api import Items
 from memlib.fields import Field
@@ -34,9 +34,9 @@ def load_items(
 
     images: the folder of an image set (all, or some of its splits), any folder of images (captions become prompts), or a file of
     samples, of which the first generation of each item is taken.
-    prompts: a prompt file, or a table with the columns id and prompt. samples: generations of every item, as `write_samples` writes them. training: the folder of an image
-    set or of images that the model was trained on. size: channels, height and width that pictures must have. reference: a
-    field trained without the items.
+    prompts: a prompt file, or a table with the columns id and prompt. samples: generations of every item, as `write_samples`
+    writes them. training: the folder of an image set or of images that the model was trained on. size: channels, height and
+    width that pictures must have. reference: a field trained without the items.
 
     Raises ValueError for no items, for both pictures and prompts, and for what is missing or of another kind.
     """
@@ -81,12 +81,12 @@ def _pictures(
         return ids, to_float(samples[:, 0]), None, {}
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} with pictures")
-    paths = sources.picture_paths(folder)
-    known = sources.captions(folder)
+    paths = folders.picture_paths(folder)
+    known = folders.captions(folder)
     found, notes = {}, {}
     for path in paths:
         try:
-            picture = torch.from_numpy(sources.open_picture(path).copy()).permute(2, 0, 1)
+            picture = torch.from_numpy(folders.open_picture(path).copy()).permute(2, 0, 1)
             if size is not None:
                 picture = picture[:1] if size[0] == 1 else picture
                 if tuple(picture.shape) != tuple(size):
@@ -129,5 +129,7 @@ def read_samples(path: str | Path) -> tuple[Tensor, list[str]]:
         raise ValueError(f"there is no file of samples {path}")
     with safe_open(path, "pt") as file:
         if "samples" not in file.keys() or "ids" not in (file.metadata() or {}):  # noqa: SIM118
-            raise ValueError(f"{path} is no file of samples; it must hold the tensor `samples` and the ids of its items")
+            raise ValueError(
+                f"{path} is no file of samples; it must hold the tensor `samples` and the ids of its items"
+            )
         return file.get_tensor("samples"), json.loads(file.metadata()["ids"])

@@ -1,0 +1,70 @@
+"""Any folder of images, with captions where there are some."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+def picture_paths(folder: str | Path) -> list[Path]:
+    """The image files of a folder, sorted by name; raises ValueError if it is no folder or holds none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; name one with images")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"there are no images in {folder}; put files ending in {', '.join(IMAGE_SUFFIXES)} there")
+    return paths
+
+
+def captions(folder: str | Path) -> dict[str, str]:
+    """Captions by file name, from `metadata.jsonl` (keys file_name and text or caption) and from NAME.txt files.
+
+    The convention of the imagefolder of `datasets`. Raises ValueError for a line of `metadata.jsonl` that is something else.
+    """
+    folder = Path(folder)
+    found = {}
+    metadata = folder / "metadata.jsonl"
+    if metadata.exists():
+        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                found[row["file_name"]] = row["text"] if "text" in row else row["caption"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{metadata} line {number} is not an object with file_name and text or caption"
+                ) from error
+    for path in folder.glob("*.txt"):
+        caption = path.read_text(encoding="utf-8").strip()
+        found |= {path.with_suffix(suffix).name: caption for suffix in IMAGE_SUFFIXES}
+    return found
+
+
+def open_picture(path: str | Path) -> np.ndarray:
+    """A picture as uint8 [H, W, 3]; a transparent one is laid on white.
+
+    Raises ValueError for a file that cannot be read as an image, and for float values that are not finite or outside of 0 to 1.
+    """
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an image ({error}); remove it from the folder or mend it"
+        ) from error
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path} has NaN or infinite values; remove or mend it")
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(
+                f"{path} has values from {values.min():g} to {values.max():g}; a float image must lie in 0 to 1"
+            )
+        picture = Image.fromarray((values * 255).round().astype(np.uint8))
+    if picture.mode.startswith("I"):  # 16 bits
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+    rgba = picture.convert("RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
