@@ -11,7 +11,10 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], what: str, done: int = 0, every_seconds: float = 15.0) -> Iterator[Item]:
-    """Yield the items of a sized iterable and tell on stderr how far it is and how long it will take; `done` items were dealt with before."""
+    """Yield the items of a sized iterable and tell on stderr how far it is and how long it will take.
+
+    `done` items were dealt with before.
+    """
     total = done + len(items) if isinstance(items, Sized) else None
     if sys.stderr.isatty():
         yield from tqdm(items, desc=what, initial=done, total=total)
