@@ -87,3 +87,25 @@ def test_a_contrast_is_usable_where_both_halves_hold_two_of_either_group() -> No
     few = np.array([1, 1, 0, 0, 1, 0, 0, 0], dtype=bool)
     contrasts = {"good": (full, ~full), "few": (few, ~full), "other side": (full, ~full & choosing)}
     assert list(split.usable(contrasts, choosing)) == ["good"]
+
+
+def test_each_detector_is_compared_with_itself_without_the_prompt() -> None:
+    scores, contrast = scores_of(settings=8)
+    settings = [("loss", prompt, sigma) for prompt in (True, False) for sigma in (1.0, 2.0)]
+    settings += [("flux", prompt, sigma) for prompt in (False, True) for sigma in (1.0, 2.0)]
+    scores.columns = pd.MultiIndex.from_tuples([(name, f"prompt={p} sigma={s}") for name, p, s in settings])
+    about = pd.DataFrame({"prompt": [p for _, p, _ in settings], "sigma": [s for *_, s in settings]}, scores.columns)
+    about["prompt"] = about["prompt"].astype(object)  # as a table of many detectors has it
+    choosing = split.stratified_split(contrast[0], np.zeros(80), 1)
+    scores.loc[contrast[0], ("loss", "prompt=True sigma=2.0")] += 2
+    scores.loc[contrast[0], ("loss", "prompt=False sigma=1.0")] += 1
+    table = split.with_and_without_prompt(scores, about, {"a against b": contrast}, choosing, seed=3)
+    assert table[["contrast", "detector"]].to_numpy().tolist() == [["a against b", "loss"], ["a against b", "flux"]]
+    loss = table.iloc[0]
+    assert (loss["sigma with"], loss["sigma without"]) == (2, 1)
+    prompted, bare = (scores["loss", name] for name in ("prompt=True sigma=2.0", "prompt=False sigma=1.0"))
+    sides = [group & ~choosing for group in contrast]
+    assert loss["with"] == roc.auroc(*(prompted[side] for side in sides), 3)
+    assert loss["without"] == roc.auroc(*(bare[side] for side in sides), 3)
+    assert loss["with minus without"] == roc.auroc_difference(*((prompted[side], bare[side]) for side in sides), 3)
+    assert table.iloc[1]["with"] == split.choose(scores.iloc[:, 6:], contrast, choosing, 3).reported

@@ -1,6 +1,6 @@
 """Settings chosen on one half of the items and reported on the other."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,3 +80,36 @@ def choose_each(
 def choice_difference(first: Choice, second: Choice, seed: int = 0) -> Estimate:
     """AUROC of a first choice minus that of a second, paired over the items of the half that both are reported on."""
     return auroc_difference((first.positive, second.positive), (first.negative, second.negative), seed)
+
+
+def with_and_without_prompt(
+    scores: pd.DataFrame,
+    about: pd.DataFrame,
+    contrasts: Mapping[str, Contrast],
+    choosing: NDArray[np.bool_],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Each detector at its best noise level under the prompt, and without a prompt; a row a contrast and detector.
+
+    scores: a row an item, a column (detector, setting); about: a row for each of these columns, with its `sigma` and whether
+    it is under the `prompt`. Columns: contrast, detector, `sigma with`, `sigma without`, `with` and `without` (AUROC on the
+    half that is not chosen by), and `with minus without`, paired over the items of that half.
+    """
+    kinds = [(detector, bool(about.loc[(detector, setting), "prompt"])) for detector, setting in scores]
+    rows = []
+    for contrast, sides in contrasts.items():
+        chosen = choose_each(scores, kinds, sides, choosing, seed)
+        for detector in dict.fromkeys(detector for detector, _ in kinds):
+            prompted, without = chosen[detector, True], chosen[detector, False]
+            rows.append(
+                {
+                    "contrast": contrast,
+                    "detector": detector,
+                    "sigma with": about.loc[prompted.setting, "sigma"],
+                    "sigma without": about.loc[without.setting, "sigma"],
+                    "with": prompted.reported,
+                    "without": without.reported,
+                    "with minus without": choice_difference(prompted, without, seed),
+                }
+            )
+    return pd.DataFrame(rows)
