@@ -18,7 +18,8 @@ def score_tables(key: str, model: str | None, items: Mapping[str, Any], tables: 
 
     model: a folder, or None where no detector asks it. items: arguments of `memlib.datasets.items.load_items`, of which
     `source` is the prompts or the pictures, by what kind of file it is. tables: by name
-    detector, settings (see `memlib.study.sections.expanded`) and seed. `family`, the module of the detectors, is what the stage depends on.
+    detector, settings (see `memlib.study.sections.expanded`) and seed. `family`, the module of the detectors, is what
+    the stage depends on.
     """
     source = Path(items["source"])
     kind = "images" if source.is_dir() or source.suffix == ".safetensors" else "prompts"
