@@ -49,16 +49,15 @@ class Plan(NamedTuple):
 
 def plan() -> Plan:
     graph = Repo().index.graph
-    params = {
-        stage.addressing: [(dep.def_path, key) for dep in stage.deps for key in getattr(dep, "params", ())]
-        for stage in graph
-    }
-    files = {
-        stage.addressing: [dep.def_path for dep in stage.deps if not getattr(dep, "params", ())] for stage in graph
-    }
-    return Plan(
-        params, files, {stage.addressing: {need.addressing for need in graph.successors(stage)} for stage in graph}
-    )
+    made = [out.def_path for stage in graph for out in stage.outs if out.def_path != "results/code"]
+    params, files, needs = {}, {}, {}
+    for stage in graph:
+        name = stage.addressing
+        params[name] = [(dep.def_path, key) for dep in stage.deps for key in getattr(dep, "params", ())]
+        plain = [dep.def_path for dep in stage.deps if not getattr(dep, "params", ())]
+        files[name] = [path for path in plain if is_source(path, made)]
+        needs[name] = {need.addressing for need in graph.successors(stage)}
+    return Plan(params, files, needs)
 
 
 def is_source(path: str, made: list[str]) -> bool:

@@ -1,3 +1,4 @@
 import sys
 
-sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema, below nbformat, builds its grammar for a second and needs none
+# jsonschema, below nbformat, would build the grammar of a kind of address for a second, which no notebook needs.
+sys.modules.setdefault("rfc3987_syntax", None)
