@@ -61,8 +61,8 @@ def test_all_axes_give_the_log_determinant_of_the_solvers_map(method: ode.Method
 def test_trace_and_log_determinant_meet_as_the_steps_shrink() -> None:
     mixture, x = random_mixture(3), points(4, 6)
     gaps = []
-    for steps in (40, 80, 160):
-        sigmas = sigma_grid(0.1, 10.0, steps, INF)
+    for steps in (32, 64, 128):
+        sigmas = sigma_grid(0.3, 3.0, steps, INF)
         trace, axes = (growth(mixture, x, sigmas, seeds=range(6), estimator=e) for e in ("trace", "axes"))
         gaps.append(float((trace.value - axes.value).abs().max()))
     assert (torch.tensor(gaps).log2().diff() < -1.6).all(), gaps
@@ -70,27 +70,27 @@ def test_trace_and_log_determinant_meet_as_the_steps_shrink() -> None:
 
 def test_all_axes_of_a_network_give_its_log_determinant(generator: torch.Generator) -> None:
     eps = UNetField(small_unet(channels=1), scheduler())
-    x, sigmas = torch.randn(2, 1, 8, 8, generator=generator), torch.tensor([0.3, 0.6, 1.0], dtype=torch.float64)
+    x, sigmas = torch.randn(1, 1, 8, 8, generator=generator), torch.tensor([0.3, 0.6, 1.0], dtype=torch.float64)
     jacobians = [
         torch.autograd.functional.jacobian(lambda y: ode.encode(eps, y[None], sigmas)[0], row).reshape(64, 64)
         for row in x
     ]
     truth = torch.stack([torch.linalg.slogdet(j.double()).logabsdet for j in jacobians]).float()
-    result = growth(eps, x, sigmas, seeds=range(2), estimator="axes")
+    result = growth(eps, x, sigmas, seeds=[0], estimator="axes")
     torch.testing.assert_close(result.value, truth, rtol=1e-4, atol=1e-3)
 
 
 def test_few_carried_axes_lie_above_the_whole_and_all_of_them_do_not() -> None:
     spread = torch.tensor([1e-3] * 4 + [4.0] * 12, dtype=torch.float64)
     gaussian, _ = turned_gaussian(spread)
-    sigmas, x = sigma_grid(0.05, 5.0, 40, INF), torch.zeros(100, 16).double()
+    sigmas, x = sigma_grid(0.05, 5.0, 25, INF), torch.zeros(60, 16).double()
     truth = float(gaussian_growth(spread, 0.05, 5.0))
-    means = [float(growth(gaussian, x, sigmas, k, range(100), "heun", "axes").value.mean()) for k in (1, 4, 8, 16)]
+    means = [float(growth(gaussian, x, sigmas, k, range(60), "heun", "axes").value.mean()) for k in (1, 4, 8, 16)]
     assert means == sorted(means, reverse=True)
     assert means[0] > 1.3 * truth
     assert means[-1] == pytest.approx(truth, rel=0.01)
-    fresh = growth(gaussian, x, sigmas, 4, range(100))
-    z = (float(fresh.value.mean()) - truth) / (float(fresh.value.std()) / 100**0.5)
+    fresh = growth(gaussian, x, sigmas, 4, range(60))
+    z = (float(fresh.value.mean()) - truth) / (float(fresh.value.std()) / 60**0.5)
     assert abs(z) < 4, "directions drawn afresh estimate the whole"
 
 

@@ -21,7 +21,7 @@ from memlib.training.text_model import build_scheduler
 ROOT = Path(__file__).parent.parent
 ALL = parameters.read(ROOT / "params.yaml")
 STUDY = {name: ALL[name] for name in schema.SECTIONS | schema.NOTEBOOKS}
-GONE = object()
+GONE = ...  # in place of a value: the name is not there
 NAN, INF = math.nan, math.inf
 
 

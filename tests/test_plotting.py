@@ -79,6 +79,19 @@ def test_error_bars_reach_from_one_end_of_the_interval_to_the_other(horizontal: 
     np.testing.assert_allclose(points, np.array([[0, 0.5], [1, 0.9]])[:, axes])
 
 
+def test_a_path_has_the_intervals_of_both_coordinates() -> None:
+    fig, ax = plt.subplots()
+    plotting.path(
+        ax, [Estimate(1, 0, 3), Estimate(5, 4, 5)], [Estimate(0.5, 0.2, 0.6), Estimate(0.9, 0.8, 1.0)], label="a"
+    )
+    up, across = (bars.get_segments() for bars in ax.collections)
+    points = ax.lines[0].get_xydata()
+    plt.close(fig)
+    np.testing.assert_allclose(points, [[1, 0.5], [5, 0.9]])
+    np.testing.assert_allclose(up, [[[1, 0.2], [1, 0.6]], [[5, 0.8], [5, 1.0]]])
+    np.testing.assert_allclose(across, [[[0, 0.5], [3, 0.5]], [[4, 0.9], [5, 0.9]]])
+
+
 def test_a_figure_carries_its_texts_and_is_the_same_bytes_twice(tmp_path) -> None:
     def page(path=None) -> str:
         fig, ax = plt.subplots()

@@ -5,8 +5,21 @@ import pandas as pd
 import pytest
 
 from memlib.evaluation import intervals
-from memlib.evaluation.mitigation import at_equal_similarity, shares_saved, summarise
-from memlib.evaluation.prompts import around_triggers, by_generations, kinds_ranked_first, mean_significance
+from memlib.evaluation.mitigation import (
+    at_equal_similarity,
+    curves_from_unchanged,
+    shares_saved,
+    summarise,
+    targets_reached,
+)
+from memlib.evaluation.prompts import (
+    around_triggers,
+    by_generations,
+    chance_first,
+    kinds_ranked_first,
+    mean_significance,
+    trigger_first,
+)
 
 TRIGGERS = {"a": "zorb", "b": "zorb", "c": "lim", "d": ""}
 
@@ -50,6 +63,14 @@ def test_what_ranks_first_by_way_of_asking() -> None:
     assert counts.loc["output"].to_dict() == {"trigger": 1, "next word": 1, "other word": 1}
     assert counts.loc["input"].to_dict() == {"trigger": 1, "next word": 0, "other word": 2}
     assert kinds_ranked_first(around_triggers(tokens()[:3], TRIGGERS)).to_numpy().tolist() == [[1, 0, 0]]
+
+
+def test_how_often_the_trigger_ranks_first_and_how_often_a_token_at_random_would() -> None:
+    found = around_triggers(tokens(), TRIGGERS)
+    assert trigger_first(found) == {"output": intervals.proportion(1, 3), "input": intervals.proportion(1, 3)}
+    assert trigger_first(found[found["id"] != "b"])["output"] == intervals.proportion(1, 2)
+    assert trigger_first(found[:0]) == {}, "nothing is said of no prompts"
+    assert chance_first(found) == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
 
 
 def test_the_significance_of_the_trigger_and_of_the_mean_other_word() -> None:
@@ -113,6 +134,27 @@ def test_methods_are_compared_over_the_similarity_that_both_reach_with_the_uncha
     assert second.value == pytest.approx(-0.2)
     assert table["low"][0] == pytest.approx(0.5 + item.mean())
     assert table["high"][0] == pytest.approx(0.9 + item.mean())
+
+
+def test_every_curve_begins_at_the_unchanged_prompts() -> None:
+    table = pd.DataFrame({"method": ["unchanged", "late", "late", "early"], "similarity": [9, 5, 3, 4]})
+    curves = curves_from_unchanged(table)
+    assert {name: rows["similarity"].tolist() for name, rows in curves.items()} == {"late": [9, 5, 3], "early": [9, 4]}
+    assert list(curves) == ["late", "early"], "as they come"
+
+
+def test_how_near_embeddings_came_to_their_target() -> None:
+    moves = pd.DataFrame(
+        {
+            "target": [0.8, 0.8, 0.2, 0.2],
+            "target_magnitude": [4.0, 4.0, 1.0, 1.0],
+            "magnitude": [4.0, 4.2, 2.0, 3.0],
+            "iterations": [1, 3, 10, 10],
+        }
+    )
+    table = targets_reached(moves)
+    assert table.iloc[0].tolist() == [0.8, 4.0, 4.1, 0.5, 2.0]
+    assert table.iloc[1].tolist() == [0.2, 1.0, 2.5, 0.0, 10.0]
 
 
 def test_the_share_that_an_arm_saves_is_paired_over_prompts() -> None:

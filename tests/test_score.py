@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -31,13 +32,13 @@ from memlib.tables import KEY, parse_setting, read_evaluations, read_scores, set
 N = 7
 P = [1.0, 1.5, 2.7]  # a power that no kernel has a special way for
 PIXEL = {
-    "growth": {"sigma_min": 0.1, "sigma_max": 1.0, "steps": 1, "directions": 9},
+    "growth": {"sigma_min": 0.1, "sigma_max": 1.0, "steps": 1, "directions": 2},
     "edges": {"sigma_min": 0.1, "sigma_max": 1.0, "steps": [1, 2], "axes": [1, 3]},
     "axes": {"sigma_min": 0.1, "sigma_max": 1.0, "steps": [1], "axes": [1]},
     "rate": {"sigma": 0.2, "directions": [1, 9]},
     "flux": {"sigma": 0.2, "p": P, "directions": 18, "scheme": "orthogonal"},
     "ball": {"sigma": 0.2, "p": P, "directions": 9},
-    "derivatives": {"sigma": 0.2, "p": P, "directions": 5},
+    "derivatives": {"sigma": 0.2, "p": P, "directions": 3},
     "loss": {"sigma": 0.2, "draws": [1, 9, 17]},
     "length": {"sigma": 0.2},
     "secmi": {"timesteps": [0, 10, 20]},
@@ -190,6 +191,19 @@ def test_what_a_killed_run_left_is_not_taken_for_another(
     score(other, them, find("loss"), [how], path, model, batch)
     assert seen.evaluations >= N * 8
     assert not list(tmp_path.glob("*.parts")), "nor is it left behind"
+
+
+def test_processes_share_the_batches(
+    pixel: tuple[UNetField, Items], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = SimpleNamespace(process_index=1, num_processes=2, is_main_process=False, wait_for_everyone=lambda: None)
+    monkeypatch.setattr("memlib.score.processes", lambda: second)
+    seen = Counted(pixel[0])
+    with pytest.raises(FileNotFoundError):  # the first process would have written the table
+        score(*pixel, find("length"), [], tmp_path / "length.parquet", batch=2)
+    (parts,) = tmp_path.glob("length.*.parts")
+    assert sorted(part.name for part in parts.iterdir()) == ["2.parquet", "6.parquet"]
+    assert seen.evaluations == 2 * 8, "two batches, filled up"
 
 
 def test_what_another_output_has_left_stays(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection
 
 from memlib.datasets.prompts import read_prompts
-from memlib.detectors.text import FirstStep, first_step, token_significance
+from memlib.detectors.text import FirstStep, first_step, lost_without_words, token_significance
 from memlib.fields.latents import decode
 from memlib.fields.load import load_pipeline
 from memlib.fields.unet import UNetField
@@ -212,6 +212,16 @@ def test_only_the_token_that_decides_is_significant() -> None:
     first = ~table["prompt"].duplicated()
     assert (table.loc[first, "significance"] > 0.1).all()
     assert (table.loc[~first, "significance"] == 0).all()
+
+
+def test_what_is_lost_without_a_word_is_the_difference_of_two_magnitudes() -> None:
+    field, prompts = field_of(small_pipeline()), ["a red apple", "whale"]
+    table = lost_without_words(field, prompts, noise(3), 10)
+    assert table[["prompt", "token"]].to_numpy().tolist() == [[0, "a"], [0, "red"], [0, "apple"], [1, "whale"]]
+    sizes = [first_step(field, [words], noise(3), 10).mean() for words in ("red apple", "a apple", "a red")]
+    whole = first_step(field, prompts, noise(3), 10).mean(1)
+    expected = torch.stack([*(whole[0] - size for size in sizes), whole[1]])  # nothing is left of a single word
+    torch.testing.assert_close(torch.tensor(table["significance"].tolist()), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_generated_pictures_are_the_pipelines_own() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, Scores
+from memlib.fields import NoisePredictor, denoised
 from memlib.fields.load import check_single_encoder
 from memlib.fields.unet import UNetField
 from memlib.sampling.pipeline import check_prompts, chunks, shared_noise, timesteps, trajectory, warn_of_cuts
@@ -33,6 +34,11 @@ def first_step(field: UNetField, prompts: Sequence[str], noise: Tensor, sampling
     cond = field.encode_prompts(prompts)
     found = field.data_at(noise.repeat_interleave(len(prompts), 0), t, cond).unflatten(0, (len(noise), -1))
     return norm((found - without[:, None]).flatten(2)).T.cpu()
+
+
+def guess_distance(conditional: NoisePredictor, without: NoisePredictor, y: Tensor, sigma: float) -> Tensor:
+    """|D_c - D_u| [N] of noisy latents y [N, ...] under two noise predictions, at any noise level."""
+    return (denoised(conditional, y, sigma) - denoised(without, y, sigma)).flatten(1).norm(dim=1)
 
 
 class FirstStep:
@@ -83,6 +89,26 @@ def token_significance(
         for place, token in enumerate(tokenizer.tokenize(prompt)[:longest], start=1)
     ]
     return pd.DataFrame(rows, columns=["prompt", "token", "significance"])
+
+
+def lost_without_words(
+    field: UNetField, prompts: Sequence[str], noise: Tensor, sampling_steps: int = 50
+) -> pd.DataFrame:
+    """How much of the magnitude at the first step is lost without each word, the mean over noises [n, C, H, W].
+
+    Columns prompt (its number), token (the word) and significance, as `token_significance` gives them, without gradients: a
+    network evaluation for each word and noise. Raises ValueError for no prompts.
+    """
+    check_prompts(prompts)
+    words = [prompt.split() for prompt in prompts]
+    rows = [(number, place) for number, own in enumerate(words) for place in range(len(own))]
+    rest = [" ".join(words[number][:place] + words[number][place + 1 :]) for number, place in rows]
+    found = first_step(field, [*prompts, *rest], noise, sampling_steps).mean(1).tolist()
+    whole, without = found[: len(prompts)], found[len(prompts) :]
+    return pd.DataFrame(
+        [(n, words[n][place], whole[n] - left) for (n, place), left in zip(rows, without, strict=True)],
+        columns=["prompt", "token", "significance"],
+    )
 
 
 def _legible(token: str) -> str:

@@ -65,6 +65,24 @@ def at_equal_similarity(samples: pd.DataFrame, pairs: Iterable[tuple[str, str]],
     return pd.DataFrame(rows, columns=["method", "minus", "difference", "low", "high"])
 
 
+def curves_from_unchanged(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each method, by its name, after that of the unchanged prompts; table: what `summarise` gives."""
+    is_start = table["method"] == UNCHANGED
+    methods = table[~is_start].groupby("method", sort=False)
+    return {name: pd.concat([table[is_start], rows]) for name, rows in methods}
+
+
+def targets_reached(moves: pd.DataFrame) -> pd.DataFrame:
+    """How near embeddings came to their target, a row a target: its magnitude, the mean reached, the share at or below it.
+
+    moves: a row a sample, with `target` (share of the mean magnitude), `target_magnitude`, `magnitude` and `iterations`.
+    """
+    moves = moves.assign(there=moves["magnitude"] <= moves["target_magnitude"])
+    columns = ["target_magnitude", "magnitude", "there", "iterations"]
+    names = ["target magnitude", "mean magnitude reached", "share at the target", "mean iterations"]
+    return moves.groupby("target", sort=False)[columns].mean().set_axis(names, axis=1).reset_index()
+
+
 def shares_saved(samples: pd.DataFrame, plain: str) -> dict[str, Estimate]:
     """Share of prompts drawn at all in the arm `plain` minus that in each other arm, paired over the prompts.
 

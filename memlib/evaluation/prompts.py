@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from memlib.evaluation.intervals import Estimate, mean
+from memlib.evaluation.intervals import Estimate, mean, proportion
 
 KINDS = ("trigger", "next word", "other word")
 
@@ -39,6 +39,18 @@ def kinds_ranked_first(found: pd.DataFrame) -> pd.DataFrame:
     """How many prompts have a token of each kind first, by way of asking; found: what `around_triggers` gives."""
     first = found[found["first"]]
     return pd.crosstab(first["way"], first["kind"]).reindex(found["way"].unique()).reindex(columns=KINDS, fill_value=0)
+
+
+def trigger_first(found: pd.DataFrame) -> dict[str, Estimate]:
+    """Share of the prompts whose trigger ranks first, by way of asking; found: what `around_triggers` gives."""
+    counts = kinds_ranked_first(found)
+    return {way: proportion(int(row[KINDS[0]]), int(row.sum())) for way, row in counts.iterrows()}
+
+
+def chance_first(found: pd.DataFrame) -> float:
+    """Mean over prompts of the share of one token among its tokens, by the way of asking that comes first."""
+    own = found[found["way"] == found["way"].iloc[0]]
+    return float((1 / own.groupby("id").size()).mean())
 
 
 def mean_significance(found: pd.DataFrame) -> dict[str, Estimate]:

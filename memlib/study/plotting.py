@@ -151,3 +151,23 @@ def show_pictures(ax: Axes, pictures: NDArray[np.uint8], columns: int, title: st
     ax.imshow(sheet.squeeze(2) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     ax.set_axis_off()
     ax.set_title(title, loc="left", fontsize="medium")
+
+
+def trade_off(curves: Mapping[str, pd.DataFrame]) -> tuple[Figure, Axes]:
+    """Agreement against similarity, a path with intervals for each method as it gets stronger."""
+    fig, ax = plt.subplots(figsize=(7, 5))
+    for (name, curve), marker in zip(curves.items(), "osD^vPX<>*", strict=False):
+        path(ax, curve["similarity"], curve["agreement"], marker=marker, label=name)
+    ax.set_xlabel("similarity to the planted picture (less is better)")
+    ax.set_ylabel("agreement with the prompt (more is better)")
+    ax.legend(fontsize="small")
+    return fig, ax
+
+
+def relative_panels(rows: pd.DataFrame, x: str, columns: list[str], label: str) -> sns.FacetGrid:
+    """Log-log lines of columns over `x`, relative to the column `truth`, for each p and, a panel each, dimension `d`."""
+    lines = rows.melt(["d", "p", "truth", x], columns, "what", label)
+    lines[label] = (lines[label] / lines["truth"]).abs()
+    lines["dimensions"] = lines["d"].map("{} dimensions".format)
+    look = {"hue": "p", "style": "what", "palette": PALETTE[: rows["p"].nunique()], "col": "dimensions"}
+    return line_panels(lines, x, sorted(rows[x].unique())[-3:], y=label, **look).set(yscale="log")

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from memlib.truth.replication import RATIO, is_copy, match, own_ratio
+from memlib.truth.replication import is_copy, match, own_ratio
 
 MAX_BATCH = 256  # pictures in one call
 
@@ -47,27 +46,6 @@ def agreement(judge: nn.Module, pictures: Tensor, subject: Tensor) -> Tensor:
     return logits.softmax(1).gather(1, subject[:, None])[:, 0]
 
 
-class Judged(NamedTuple):
-    """Of n samples of N prompts, all [N, n]: similarity to the prompt's training picture, agreement, and whether it is a copy."""
-
-    similarity: Tensor
-    agreement: Tensor
-    copied: Tensor
-
-
-def judge_samples(judge: nn.Module, samples: Tensor, subject: Tensor, own: Tensor, training: Tensor) -> Judged:
-    """Judge samples [N, n, 3, H, W] of prompts by the subject [N] that they ask for and their own training picture [N].
-
-    `own` counts in `training`; similarity is 1 minus `memlib.truth.replication.own_ratio`, at least 0.
-    """
-    n = samples.shape[1]
-    flat = samples.flatten(0, 1)
-    ratio = own_ratio(flat, own.repeat_interleave(n), training)
-    agreed = agreement(judge, flat, subject.repeat_interleave(n))
-    values = ((1 - ratio).clamp_min(0), agreed, ratio < RATIO)
-    return Judged(*(value.unflatten(0, samples.shape[:2]) for value in values))
-
-
 def sample_table(
     judge: nn.Module, samples: Tensor, prompts: pd.DataFrame, classes: Tensor, training: Tensor, shown: Tensor
 ) -> pd.DataFrame:
@@ -78,7 +56,8 @@ def sample_table(
 
     Columns: id (of the prompt), noise (number of the sample); copies_any, whether it copies a training picture; copies_own,
     whether that is the prompt's planted picture or, for a prompt without one, any of its subject; similarity to the planted
-    picture (nan without) and agreement with the prompt (nan for a subject that the judge does not know), as in `Judged`.
+    picture (nan without), 1 minus `memlib.truth.replication.own_ratio`, at least 0; agreement with the prompt, the judge's
+    probability of its subject (nan for one that it does not know).
     """
     n, flat = samples.shape[1], samples.flatten(0, 1)
     row, own, subject = (
