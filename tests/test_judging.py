@@ -38,7 +38,6 @@ def test_a_sample_is_compared_with_its_own_picture_and_its_own_subject(tmp_path,
     assert table["similarity"][::2][has_own].tolist() == pytest.approx([1.0] * has_own.sum(), abs=0.01)
     with torch.no_grad():
         chances = network(samples[:, 0]).softmax(1)
-    expected = [
-        float(chances[i, subject]) for i, subject in enumerate(prompts["subject"])
-    ]  # no unseen one comes before
+    # A subject's class is its row here, since those that the judge does not know come last.
+    expected = [float(chances[i, subject]) for i, subject in enumerate(prompts["subject"])]
     assert table["agreement"][::2].tolist() == pytest.approx(expected, rel=1e-4)
