@@ -1,5 +1,6 @@
 """Stages side by side, on small DVC projects that the tests make."""
 
+import io
 import json
 import os
 import re
@@ -222,3 +223,30 @@ def test_the_time_left_is_that_of_the_longest_chain_or_of_all_the_work(tmp_path:
     assert display.left() == 50
     display.lanes = 1
     assert display.left() == 60
+
+
+def test_the_time_left_follows_the_pace_of_what_has_ended(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "expected_seconds", lambda graph: {"train": 100.0, "scores": 10.0, "other": 50.0})
+    display = run.Display(run.only(GRAPH, {"train", "scores", "other"}), lanes=2)
+    monkeypatch.setattr(run.time, "monotonic", lambda: 0.0)
+    display.start("train")
+    monkeypatch.setattr(run.time, "monotonic", lambda: 200.0)
+    display.end("train", "done")
+    assert display.left() == 100, "this machine is half as fast"
+    assert "train done in 3 min  (1 of 3 stages, about 2 min left)" in capsys.readouterr().out
+
+
+def test_a_terminal_shows_what_runs_and_its_last_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    display = run.Display(run.only(GRAPH, {"train", "scores", "other"}), lanes=2)
+    display.console = run.Console(force_terminal=True, width=80, file=io.StringIO(), highlight=False)
+    display.live = run.Live(console=display.console, auto_refresh=False)
+    (tmp_path / "results/logs").mkdir(parents=True)
+    (tmp_path / "results/logs/train.txt").write_text("loading\ntraining: 300 of 1300, 40 s left\n")
+    with display.live:
+        display.start("train")
+        display.refresh()
+    shown = display.console.file.getvalue()
+    assert re.search(r"train +0 of about 10 s +training: 300 of 1300, 40 s left", shown)
+    assert re.search(r"0 of 3 stages +about 20 s left", shown)

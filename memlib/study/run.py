@@ -127,6 +127,7 @@ class Display:
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.started: dict[str, float] = {}
         self.ended: set[str] = set()
+        self.took = self.expected = 0.0  # seconds of the stages that have ended
 
     def start(self, name: str) -> None:
         """A stage has started."""
@@ -137,11 +138,12 @@ class Display:
         self.ended.add(name)
         if outcome != "unchanged":
             took = time.monotonic() - self.started[name]
+            self.took, self.expected = self.took + took, self.expected + self.seconds[name]
             progress = f"{len(self.ended)} of {len(self.graph)} stages, about {duration(self.left())} left"
             self.console.print(f"{time.strftime('%H:%M:%S')}  {name} {outcome} in {duration(took)}  ({progress})")
 
     def left(self) -> float:
-        """Seconds until all stages have run if each takes as long as before: the longest chain, or all work over the lanes."""
+        """Seconds until all stages have run: the longest chain, or all work over the lanes, at the pace of those that ended."""
         now = time.monotonic()
         seconds = {
             name: max(self.seconds[name] - (now - self.started.get(name, now)), 0.0)
@@ -149,13 +151,16 @@ class Display:
             if name not in self.ended
         }
         chains = longest_chains(only(self.graph, seconds), seconds)
-        return max([*chains.values(), sum(seconds.values()) / self.lanes])
+        pace = self.took / self.expected if self.expected else 1.0
+        return pace * max([*chains.values(), sum(seconds.values()) / self.lanes])
 
     def refresh(self) -> None:
         """Show what runs now: since when, how long it took before, and the last line that it has written."""
         if not self.console.is_terminal:
             return
         table = Table.grid(padding=(0, 2))
+        for _ in range(3):
+            table.add_column(no_wrap=True)
         for name, started in self.started.items():
             if name not in self.ended:
                 clock = f"{time.monotonic() - started:.0f} of about {self.seconds[name]:.0f} s"
