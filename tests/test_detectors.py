@@ -35,7 +35,7 @@ def text_field(seed: int = 0) -> UNetField:
 def items_for(field: UNetField, n: int = 2) -> Items:
     """Items of which all is known."""
     generator = torch.Generator().manual_seed(0)
-    pictures, training = (torch.rand(k, *field.picture_shape, generator=generator) * 2 - 1 for k in (n, 6))
+    pictures, training = (torch.rand(k, *field.picture_shape, generator=generator) * 2 - 1 for k in (n, 30))
     return Items(
         [f"item {i}" for i in range(n)],
         3,
