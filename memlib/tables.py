@@ -72,6 +72,25 @@ def read_detectors(paths: Mapping[str, str | Path]) -> tuple[pd.DataFrame, pd.Da
     return scores, pd.DataFrame(about, scores.columns)
 
 
+def read_kinds(paths: Mapping[str, str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score tables side by side by kind, a detector with its p, and noise level, the first one of a growth.
+
+    The first has a row an item and a column (kind, sigma); the second a row for each of these columns, with `detector`,
+    `kind`, `p` (nan where there is none), `sigma` and `evaluations`. Only the most draws of a loss are kept, and no rates
+    at single levels of a growth.
+    """
+    scores, about = read_detectors(paths)
+    about = about.reindex(columns=["sigma", "sigma_min", "p", "draws", "rate_at", "evaluations"])
+    most = about.groupby("detector")["draws"].transform("max")
+    about = about[about["rate_at"].isna() & ~(about["draws"] < most)]
+    detector = about.index.get_level_values("detector")
+    kind = detector + about["p"].map(", p = {:g}".format).where(about["p"].notna(), "")
+    sigma = about["sigma"].fillna(about["sigma_min"])
+    columns = pd.MultiIndex.from_arrays([kind, sigma], names=[None, None])
+    found = about.assign(detector=detector, kind=kind, sigma=sigma)[["detector", "kind", "p", "sigma", "evaluations"]]
+    return scores[about.index].set_axis(columns, axis=1), found.set_axis(columns)
+
+
 def read_evaluations(path: str | Path) -> dict[str, int]:
     """Network evaluations an item, by setting."""
     table = pd.read_parquet(path, columns=["setting", "evaluations"])

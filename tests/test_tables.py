@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from memlib.files import write_table
-from memlib.tables import read_detectors, read_score
+from memlib.tables import read_detectors, read_kinds, read_score
 
 
 def write_scores(path: Path, settings: dict[str, tuple[float, float]], evaluations: int) -> Path:
@@ -53,3 +53,27 @@ def test_tables_stand_side_by_side_with_what_each_column_is(tmp_path: Path) -> N
         ("edges", "axes=1 sigma=0.2"): 9,
     }
     assert settings["draws"].isna().tolist() == [False, False, True]
+
+
+def test_kinds_are_detectors_with_their_p_at_their_noise_levels(tmp_path: Path) -> None:
+    settings = {
+        "flux": ["directions=8 p=1 sigma=0.2", "directions=8 p=1 sigma=0.4", "directions=8 p=1.5 sigma=0.2"],
+        "loss": ["draws=1 sigma=0.2", "draws=16 sigma=0.2"],
+        "growth": ["sigma_min=0.4 steps=2", "rate_at=0.4 sigma_min=0.4 steps=2"],
+    }
+    paths = {
+        name: write_scores(tmp_path / f"{name}.parquet", {name: (i, -i) for i, name in enumerate(names)}, 1)
+        for name, names in settings.items()
+    }
+    scores, about = read_kinds(paths)
+    assert {column: values.tolist() for column, values in scores.items()} == {
+        ("flux, p = 1", 0.2): [0, 0],
+        ("flux, p = 1", 0.4): [-1, 1],
+        ("flux, p = 1.5", 0.2): [-2, 2],
+        ("loss", 0.2): [-1, 1],
+        ("growth", 0.4): [0, 0],
+    }
+    assert about.index.equals(scores.columns)
+    assert about["detector"].tolist() == ["flux", "flux", "flux", "loss", "growth"]
+    assert about.loc[("loss", 0.2), ["kind", "sigma", "evaluations"]].tolist() == ["loss", 0.2, 2]
+    assert about["p"].fillna(0).tolist() == [1, 1, 1.5, 0, 0]
