@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,19 @@ def run_notebook(name: str, settings: dict[str, Any] | None = None) -> None:
     running = Path("results/failed") / f"{stage}.ipynb"
     running.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # Sockets of the file system: no port of the machine is opened.
-        config = Config({"KernelManager": {"transport": "ipc"}})
-        papermill.execute_notebook(
-            source,
-            running,
-            parameters,
-            config=config,
-            kernel_name="python3",
-            progress_bar=False,
-            stderr_file=sys.stderr,
-            request_save_on_cell_execute=False,
-        )
+        with (
+            tempfile.TemporaryDirectory() as sockets
+        ):  # no port of the machine is opened; kernels side by side do not mix
+            papermill.execute_notebook(
+                source,
+                running,
+                parameters,
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                request_save_on_cell_execute=False,
+            )
     except papermill.PapermillExecutionError as error:
         if error.ename == "ValueError":
             raise ValueError(f"{error.evalue} ({running} shows where)") from error
