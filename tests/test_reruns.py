@@ -65,9 +65,8 @@ def is_source(path: str, made: list[str]) -> bool:
     return not any(f"{path}/".startswith(f"{out}/") or f"{out}/".startswith(f"{path}/") for out in made)
 
 
-def reads(stages: Plan) -> dict[str, Any]:
+def reads(stages: Plan, digests: dict[str, str]) -> dict[str, Any]:
     """What each stage reads of the sources: digests of its code, files, and values of parameters."""
-    digests = digest_files()
     loaded = {
         file: yaml.safe_load(Path(file).read_text())
         for file in {file for each in stages.params.values() for file, _ in each}
@@ -92,18 +91,21 @@ def value_of(values: Any, key: str) -> Any:
 
 
 @functools.cache
-def as_it_is() -> tuple[Plan, dict[str, Any]]:
-    """The plan of the project and what its stages read before any edit."""
+def as_it_is() -> tuple[Plan, dict[str, str], dict[str, Any]]:
+    """The plan of the project, the digests of its code, and what its stages read before any edit."""
     with contextlib.chdir(ROOT):
-        return plan(), reads(plan())
+        stages, digests = plan(), digest_files()
+        return stages, digests, reads(stages, digests)
 
 
-def would_run(edit: Callable[[], object], new_stages: bool = False) -> tuple[set[str], set[str]]:
-    """Stages that read something else after an edit, and these with all that may read something else of theirs."""
-    stages, before = as_it_is()
+def would_run(edit: Callable[[], object]) -> tuple[set[str], set[str]]:
+    """Stages that read something else after an edit of code, and these with all that may read something else of theirs."""
     edit()
-    stages = plan() if new_stages else stages
-    after = reads(stages)
+    return differing(as_it_is()[0], digest_files())
+
+
+def differing(stages: Plan, digests: dict[str, str]) -> tuple[set[str], set[str]]:
+    before, after = as_it_is()[2], reads(stages, digests)
     first = {name for name, content in after.items() if before.get(name) != content}
     found = set(first)
     while more := {name for name, needs in stages.needs.items() if needs & found} - found:
@@ -149,10 +151,15 @@ def test_a_comment_anywhere_runs_nothing(tree: Path) -> None:
     assert would_run(edit) == (set(), set())
 
 
+def test_the_words_of_the_pages_run_the_book(tree: Path) -> None:
+    assert would_run(lambda: [change_cell(name, "markdown", " More words.")() for name in CHAPTERS])[1] == {"book"}
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_the_words_of_a_page_run_the_book_and_its_code_the_page(tree: Path, name: str) -> None:
-    assert would_run(change_cell(name, "markdown", " More words."))[1] == {"book"}
-    assert would_run(change_cell(name, "code", "\n1 + 1"))[0] - {"book"} == {name}
+def test_the_code_of_a_page_runs_the_page(tree: Path, name: str) -> None:
+    first, found = would_run(change_cell(name, "code", "\n1 + 1"))
+    assert first - {"book"} == {name}
+    assert found <= PAGES
 
 
 @pytest.mark.parametrize("name", [f"memlib/evaluation/{name}" for name in EVALUATION] + ["memlib/study/plotting.py"])
@@ -193,22 +200,22 @@ def test_a_new_arm_runs_by_itself_and_where_arms_are_shown(tree: Path) -> None:
         "scores": STUDY["scores"] | {"more-text": STUDY["scores"]["single-text"] | {"model": "results/text/more"}}
     }
     run = {"run": STUDY["run"] | {"text_arms": STUDY["run"]["text_arms"] | {"more": {"random_words": 4}}}}
-    first, found = would_run(set_parameters(**scored, **run), new_stages=True)
+    set_parameters(**scored, **run)()
+    first, found = differing(plan(), as_it_is()[1])
     assert {"text_arm@more", "scores@more-text", "arm@more"} <= first
     assert {name for name in found if not name.endswith(("@more", "@more-text"))} <= PAGES
 
 
 def test_the_wording_of_a_claim_runs_claims_and_book(tree: Path) -> None:
-    def edit() -> None:
-        path = Path("book/claims.yml")
-        path.write_text(path.read_text().replace("claim: ", "claim: Indeed, "))
-
-    assert would_run(edit)[1] == {"claims", "book"}
+    path = Path("book/claims.yml")
+    path.write_text(path.read_text().replace("claim: ", "claim: Indeed, "))
+    assert differing(*as_it_is()[:2])[1] == {"claims", "book"}
 
 
 @pytest.mark.parametrize("name", [name for name in CHAPTERS if STUDY.get(name)])
 def test_a_parameter_of_a_chapter_runs_it_and_the_book(tree: Path, name: str) -> None:
-    assert would_run(set_parameters(**{name: {"seed": 12345}}))[1] - {"claims"} == {name, "book"}
+    set_parameters(**{name: {"seed": 12345}})()
+    assert differing(*as_it_is()[:2])[1] - {"claims"} == {name, "book"}
 
 
 @pytest.mark.parametrize(
