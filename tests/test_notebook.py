@@ -85,6 +85,23 @@ def test_a_stage_of_an_experiment_gets_its_own_settings_and_leaves_no_page(tmp_p
     assert read_json(tmp_path / "results/made/toy@planted.json").keys() == {"tables/planted.txt"}
 
 
+def test_notebooks_side_by_side_keep_their_outputs_apart(tmp_path: Path) -> None:
+    names = ("left", "right")
+    for name in names:
+        study(tmp_path / name, f"for i in range(300):\n    print('{name}', i, flush=True)", name=name)
+    for name in names:
+        (tmp_path / f"right/notebooks/{name}.ipynb").write_bytes(
+            (tmp_path / f"{name}/notebooks/{name}.ipynb").read_bytes()
+        )
+    (tmp_path / "right/params.yaml").write_text("left: {n: 1}\nright: {n: 2}")
+    for process in [start(tmp_path / "right", name) for name in names]:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    for name in names:
+        notebook = nbformat.read(tmp_path / f"right/results/chapters/{name}.ipynb", as_version=4)
+        assert notebook.cells[-1].outputs[0].text == "".join(f"{name} {i}\n" for i in range(300))
+
+
 def test_what_is_not_there_is_refused_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study(tmp_path, "n")
     monkeypatch.chdir(tmp_path)

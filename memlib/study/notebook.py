@@ -37,9 +37,8 @@ def run_notebook(name: str, settings: dict[str, Any] | None = None) -> None:
     running = Path("results/failed") / f"{stage}.ipynb"
     running.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            tempfile.TemporaryDirectory() as sockets
-        ):  # no port of the machine is opened; kernels side by side do not mix
+        # Sockets of the file system, so that no port is opened, in a folder of their own, since kernels run side by side.
+        with tempfile.TemporaryDirectory() as sockets:
             papermill.execute_notebook(
                 source,
                 running,
