@@ -290,6 +290,7 @@ IMPOSSIBLE = [
         "fp16",
         "prompt_audit.precision is 'fp16'; it must be one of float32, float16, bfloat16",
     ),
+    ("prompt_audit.runs", {1: 4}, "prompt_audit.runs has the name 1; it must be"),
     ("prompt_audit.guidance", 1.0, "prompt_audit.guidance is 1.0; it must be a finite number above 1"),
     ("prompt_audit.pipeline", "", "prompt_audit.pipeline is ''; it must not be empty"),
     ("audit.alarm", 95, "audit.alarm is 95; it must be a finite number above 0 below 1"),
@@ -406,6 +407,10 @@ UNFITTING = [
     ({"tokens.guidance": 2.5}, "tokens.guidance is 2.5; it must be one of arm.guidances"),
     ({"captions.guidance": 2.5}, "captions.guidance is 2.5; it must be one of arm.guidances"),
     ({"prompt_audit.runs": {60: 1}}, "prompt_audit.runs is 60; it must be at most prompt_audit.sampling_steps"),
+    (
+        {"mitigation.arms": ["planted", "threshold", "random-words", "remved"]},
+        "mitigation.arms is 'remved'; .* 'removed'",
+    ),
     ({"prompt_audit.suspected": "mine.txt"}, "there is no prompt file mine.txt"),
     (
         {"prompt_audit.pipeline": "results/text/plantd"},
