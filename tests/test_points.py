@@ -11,7 +11,7 @@ def test_it_learns_the_noise_prediction_of_a_mixture() -> None:
         torch.tensor([0.3, 0.7]), torch.tensor([[-1.0, 0.5], [1.5, -0.5]]), 0.2 * torch.eye(2).expand(2, 2, 2)
     )
     sample = mixture.sample(5000, torch.Generator().manual_seed(0))
-    network, again = (points.fit(sample, 0.1, 3.0, 600, torch.Generator().manual_seed(1), 64, 512) for _ in range(2))
+    network, again = (points.fit(sample, 0.1, 3.0, 600, 1, 64, 512) for _ in range(2))
     fresh = mixture.sample(500, torch.Generator().manual_seed(2))
     for sigma in (0.2, 1.0):
         noisy = fresh + sigma * torch.randn(fresh.shape, generator=torch.Generator().manual_seed(3))

@@ -27,16 +27,17 @@ def fit(
     sigma_min: float,
     sigma_max: float,
     steps: int,
-    generator: torch.Generator,
+    seed: int,
     width: int = 128,
     batch: int = 1024,
 ) -> PointDenoiser:
     """Train on points [N, d] by the denoising loss (Ho et al., arXiv 2006.11239, eq. 14), at noise levels even in log sigma.
 
-    The learning rate falls from 0.003 to 0 along a cosine. What is learnt depends on the points and the generator alone.
+    The learning rate falls from 0.003 to 0 along a cosine. What is learnt depends on the points and the seed alone.
     """
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        torch.manual_seed(seed)
         network = PointDenoiser(points.shape[1], width).to(points.dtype)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
