@@ -52,7 +52,7 @@ def run_notebook(name: str, settings: dict[str, Any] | None = None) -> None:
     except papermill.PapermillExecutionError as error:
         if error.ename == "ValueError":
             raise ValueError(f"{error.evalue} ({running} shows where)") from error
-        raise RuntimeError(f"a cell of {source} failed; see {running}\n{error}") from error
+        raise RuntimeError(f"{error}\na cell of {source} failed ({running} shows where)") from error
     executed = normalise(nbformat.read(running, as_version=4))
     folder = Path("results", EXPERIMENTS if source.parent.name == EXPERIMENTS else "chapters")
     with atomic_write(folder / running.name) as temporary:
