@@ -101,7 +101,8 @@ def line_panels(rows: pd.DataFrame, x: str, ticks: Sequence[float], **style: Any
     rows: in long form; ticks: of the axis. style: that of `seaborn.relplot`, such as the columns y, hue and col.
     """
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has a layout of its own
-        grid = sns.relplot(rows, kind="line", x=x, markers=True, **{"height": 2.7, "aspect": 1.1} | style)
+        look = {"markers": True, "errorbar": None, "height": 2.7, "aspect": 1.1} | style
+        grid = sns.relplot(rows, kind="line", x=x, **look)
         grid.set(xscale="log", xticks=ticks, xticklabels=[f"{tick:g}" for tick in ticks])
         grid.set_titles("{col_name}", size="small")
         for ax in grid.axes.flat:
