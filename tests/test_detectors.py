@@ -35,13 +35,13 @@ def text_field(seed: int = 0) -> UNetField:
 def items_for(field: UNetField, n: int = 2) -> Items:
     """Items of which all is known."""
     generator = torch.Generator().manual_seed(0)
-    pictures, training = (torch.rand(k, *field.picture_shape, generator=generator) * 2 - 1 for k in (n, 30))
+    pictures, training = (torch.rand(k, *field.picture_shape, generator=generator) * 2 - 1 for k in (n, 6))
     return Items(
         [f"item {i}" for i in range(n)],
         3,
         pictures,
         [f"a red apple {i}" for i in range(n)],
-        torch.rand(n, 4, *field.picture_shape, generator=generator) * 2 - 1,
+        torch.rand(n, 6, *field.picture_shape, generator=generator) * 2 - 1,
         training,
         text_field(1) if field.takes_prompts else pixel_field(1),
     )
@@ -275,7 +275,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
         ("edges", {"timesteps": 1000, "axes": [1], "steps": [3]}, "no timestep 1000; the model's schedule goes to 999"),
         ("secmi", {"sigma": 0.2}, "names timesteps, or sigma and ratio"),
         ("secmi", {"timesteps": [0, 1000]}, "there is no timestep 1000; the model's schedule goes to 999"),
-        ("between_generations", {"generations": [2, 5]}, r"the first \[2, 5\] generations of a prompt .* there are 4"),
+        ("between_generations", {"generations": [2, 7]}, r"the first \[2, 7\] generations of a prompt .* there are 6"),
         ("nearest_training", {"generations": [0]}, r"the first \[0\] generations"),
         ("growth", {"directions": 1, "sigma_min": 0.2, "sigma_max": 1e4}, "outside of the schedule"),
     ):
