@@ -168,7 +168,7 @@ def main() -> None:
             assert study["seconds"].keys() - ran == {"code", "data"}, (
                 f"these did not run: {study['seconds'].keys() - ran}"
             )
-            assert 0 < study["wall_seconds"] < study["total_seconds"]
+            assert 0 < study["wall_seconds"] < seconds + 60
             print(f"smoke: killed while training, the same command went on and ended in {seconds:.0f} s")
             ran, _ = repro()
             assert not ran, f"nothing had changed, yet these stages ran again: {ran}"

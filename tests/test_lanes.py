@@ -149,6 +149,23 @@ def test_a_run_that_is_ended_ends_its_stages_and_goes_on_with_the_same_command(t
     assert (status, outcomes) == (0, {"slow": "done"}), errors
 
 
+def test_a_program_of_the_package_runs_in_a_fork_as_python_would_run_it(tmp_path: Path) -> None:
+    project(
+        tmp_path,
+        {
+            "bad": {"cmd": "python -m memlib.study.notebook 'no such'"},
+            "two": {"cmd": ["python -m memlib.cli --help", "test $DVC_STAGE = two && echo 1 > results/two"]},
+            "half": {"cmd": ["python -m memlib.cli nothing", "echo 1 > results/half"]},
+        },
+    )
+    status, outcomes, errors = ran(tmp_path)
+    assert (status, outcomes) == (1, {"bad": "failed", "two": "done", "half": "failed"})
+    assert "stage bad: there is no notebook 'no such'" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "results/logs/two.txt").read_text().startswith("usage: ")
+    assert not (tmp_path / "results/half").exists()
+
+
 def test_the_book_is_made_from_tables_that_are_there(tmp_path: Path) -> None:
     project(
         tmp_path,

@@ -1,11 +1,14 @@
 """A notebook as a stage: run by papermill with its section of params.yaml, stored so that equal runs give equal bytes."""
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 import yaml
@@ -14,6 +17,9 @@ from memlib.files import atomic_write, suggest
 from memlib.study.digests import NOTEBOOKS
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import AsyncKernelManager
 
 EXPERIMENTS = "experiments"  # notebooks whose results are tables, not pages
 
@@ -26,7 +32,6 @@ def run_notebook(name: str, settings: dict[str, Any] | None = None) -> None:
     raised with memlib's sentence where an input was refused, RuntimeError otherwise.
     """
     import papermill
-    from traitlets.config import Config
 
     source = NOTEBOOKS / f"{name}.ipynb"
     if not source.exists():
@@ -37,13 +42,12 @@ def run_notebook(name: str, settings: dict[str, Any] | None = None) -> None:
     running = Path("results/failed") / f"{stage}.ipynb"
     running.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # Sockets of the file system, so that no port is opened, in a folder of their own, since kernels run side by side.
-        with tempfile.TemporaryDirectory() as sockets:
+        with forked_kernel() as kernel:
             papermill.execute_notebook(
                 source,
                 running,
                 parameters,
-                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+                km=kernel,
                 kernel_name="python3",
                 progress_bar=False,
                 stderr_file=sys.stderr,
@@ -58,6 +62,41 @@ def run_notebook(name: str, settings: dict[str, Any] | None = None) -> None:
     with atomic_write(folder / running.name) as temporary:
         nbformat.write(executed, temporary)
     running.unlink()
+
+
+@contextmanager
+def forked_kernel() -> "Iterator[AsyncKernelManager]":
+    """A Jupyter kernel in a fork of this process, so that it need not import again what this one has imported."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Forked(AsyncKernelManager):
+        has_kernel = True
+
+        async def _async_is_alive(self) -> bool:
+            return process.is_alive()
+
+        is_alive = _async_is_alive
+
+    # Sockets of the file system, so that no port is opened, in a folder of their own, since kernels run side by side.
+    with tempfile.TemporaryDirectory() as folder:
+        manager = Forked(transport="ipc", ip=f"{folder}/kernel", connection_file=f"{folder}/connection.json")
+        manager.write_connection_file()
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        process = context.Process(target=_run_kernel, args=(manager.connection_file,), daemon=True)
+        process.start()
+        try:
+            yield manager
+        finally:
+            process.terminate()
+            process.join()
+
+
+def _run_kernel(connection_file: str) -> None:
+    from ipykernel.kernelapp import IPKernelApp
+
+    os.environ["JPY_PARENT_PID"] = str(os.getppid())  # the kernel ends with its parent
+    sys.argv = [sys.argv[0]]
+    IPKernelApp.launch_instance(["-f", connection_file])
 
 
 def _parameters(source: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,39 +1,38 @@
 """The study in lanes: `python -m memlib.study.run` reproduces DVC's stages, those that do not wait for one another side by side.
 
-A lane is a process that reproduces single stages on request, with one thread each. What DVC finds unchanged is not run
-again, so a run that was killed goes on with the same command; `dvc repro` does the same work, one stage after the other.
+A stage in a lane has one thread. What DVC finds unchanged is not run again, so a run that was killed goes on with the same
+command; `dvc repro` does the same work, one stage after the other.
 """
 
 import argparse
+import contextlib
+import logging
+import multiprocessing.connection
 import os
 import re
-import signal
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import joblib
-import psutil
-from dvc import lock as dvc_lock
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
+from dvc.stage.cache import RunCacheNotFoundError
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from memlib.files import atomic_write, read_json, suggest, write_json
+from memlib.study import lane
 from memlib.study.stages import STUDY, WALL, stage_times
 
 if TYPE_CHECKING:
     from dvc.stage import Stage
 
 Graph = dict[str, set[str]]  # the stages that each stage needs
-Result = TypeVar("Result")
 Outcome = Literal["done", "unchanged", "failed"]
 CODE = "code"  # the stage that always runs, before all others
 BOOK = ("claims", "book")  # what a book needs besides the pages, which lie in PAGES
@@ -41,12 +40,8 @@ PAGES = "results/chapters/"
 LOGS, LOCK = Path("results/logs"), Path("dvc.lock")
 GPUS = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 MOST_LANES = 8  # each takes about a GiB of memory, and the longest chain of stages leaves no work for more
-KEPT_MEMORY = {  # glibc keeps what is freed: without page faults a training step takes 7 % less, a forward pass 13 %
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-}
 USUAL_SECONDS = 10.0  # of a stage that nothing is known of
-PATIENCE = 20  # seconds
+FEW = 8  # stages for which importing all that programs import does not pay
 SHOWN_LINES = 15  # of the output of a stage that has failed
 
 
@@ -83,12 +78,7 @@ def book_stages(repo: Repo) -> set[str]:
 
 def outdated(repo: Repo, graph: Graph) -> set[str]:
     """The stages whose code, parameters, inputs or outputs have changed, and all that need one of them."""
-
-    def changed() -> set[str]:
-        with lock_repo(repo):
-            return {stage.addressing for stage in repo.index.stages if stage.addressing in graph and stage.changed()}
-
-    found = patiently(changed)
+    found = {stage.addressing for stage in repo.index.stages if stage.addressing in graph and stage.changed()}
     while more := {name for name, needed in graph.items() if needed & found} - found:
         found |= more
     return found
@@ -181,89 +171,80 @@ def log_end(name: str, lines: int) -> list[str]:
     return [line for line in re.split(r"[\r\n]+", text) if line.strip()][-lines:]
 
 
-def run_stages(graph: Graph, pool: ProcessPoolExecutor, lanes: int) -> Iterator[tuple[str, Outcome]]:
+class Lanes:
+    """Stages that run side by side, each begun and ended in DVC's books as `dvc repro --single-item` does it."""
+
+    def __init__(self, repo: Repo) -> None:
+        self.stages = {stage.addressing: stage for stage in repo.index.stages}
+        self.running: dict[str, BaseProcess] = {}
+
+    def reproduce_here(self, name: str) -> None:
+        """Reproduce a stage as DVC does, in no lane; raises RuntimeError when it fails, which says why on stderr."""
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # it tells what it runs
+        try:
+            self.stages[name].reproduce()
+        except DvcException as error:
+            raise RuntimeError(f"stage {name} failed") from error
+        record(self.stages[name])
+
+    def start(self, name: str) -> Outcome | None:
+        """Start a stage; gives how it has ended where there is nothing to run."""
+        stage = self.stages[name]
+        if not stage.changed():
+            return "unchanged"
+        stage.remove_outs()
+        with contextlib.suppress(RunCacheNotFoundError):
+            stage.repo.stage_cache.restore(stage)
+            return self._keep(stage)
+        stage.save_deps()
+        commands = [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd
+        self.running[name] = lane.start(name, commands, LOGS / f"{name}.txt")
+        return None
+
+    def wait(self, seconds: float) -> Iterator[tuple[str, Outcome]]:
+        """The stages that end within some seconds, and how."""
+        sentinels = {process.sentinel: name for name, process in self.running.items()}
+        for sentinel in multiprocessing.connection.wait(list(sentinels), seconds):
+            name = sentinels[sentinel]
+            process = self.running.pop(name)
+            process.join()
+            yield name, "failed" if process.exitcode else self._keep(self.stages[name])
+
+    def _keep(self, stage: "Stage") -> Outcome:
+        try:
+            stage.save()
+            stage.commit()
+        except DvcException as error:  # an output that the stage has not written
+            with (LOGS / f"{stage.addressing}.txt").open("a") as log:
+                log.write(f"{error}\n")
+            return "failed"
+        record(stage)
+        return "done"
+
+
+def run_stages(graph: Graph, lanes: Lanes, count: int) -> Iterator[tuple[str, Outcome]]:
     """Reproduce the stages of a graph, the heads of the longest chains first, and yield each with how it ended.
 
     What needs a stage that has failed is left out, the others go on.
     """
-    display = Display(graph, lanes)
+    display = Display(graph, count)
     chains = longest_chains(graph, display.seconds)
-    running: dict[Future[Outcome], str] = {}
     good: set[str] = set()
     with display.live:
         while True:
             ready = [name for name in graph.keys() - display.started.keys() if graph[name] <= good]
-            for name in sorted(ready, key=lambda name: (-chains[name], name))[: lanes - len(running)]:
+            ended = []
+            for name in sorted(ready, key=lambda name: (-chains[name], name))[: count - len(lanes.running)]:
                 display.start(name)
-                running[pool.submit(reproduce, name)] = name
-            if not running:
+                if outcome := lanes.start(name):
+                    ended.append((name, outcome))
+            if not ended and not lanes.running:
                 return
-            for future in wait(running, 1.0, FIRST_COMPLETED).done:
-                name, outcome = running.pop(future), future.result()
+            for name, outcome in ended or lanes.wait(1.0):
                 good |= {name} if outcome != "failed" else set()
                 display.end(name, outcome)
                 yield name, outcome
             display.refresh()
-
-
-def patiently(attempt: Callable[[], Result]) -> Result:
-    """What an attempt gives, made again while another DVC process holds its files: one that was killed is gone in seconds."""
-    for _ in range(PATIENCE):
-        try:
-            return attempt()
-        except dvc_lock.LockError:
-            time.sleep(1)
-    return attempt()
-
-
-def enter_lane(parent: int, alone: bool) -> None:
-    """Make this process a lane, which ends with the process that started it, and its stage with it."""
-    os.environ.update(KEPT_MEMORY)
-    if not alone:
-        os.environ["OMP_NUM_THREADS"] = "1"
-    dvc_lock.DEFAULT_TIMEOUT = 0.3  # DVC tries six times in it; what lanes hold the lock for is short
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C ends the stage
-    signal.signal(signal.SIGTERM, lambda *_: end_lane())
-    threading.Thread(target=watch, args=(parent,), daemon=True).start()
-
-
-def watch(parent: int) -> NoReturn:
-    """End the lane once its parent is gone."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    end_lane()
-
-
-def end_lane() -> NoReturn:
-    """Kill what this lane has started, and end it."""
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    os._exit(1)
-
-
-def reproduce(name: str) -> Outcome:
-    """In a lane: reproduce a stage as `dvc repro --single-item` does, with its output in results/logs."""
-    LOGS.mkdir(parents=True, exist_ok=True)
-    with (LOGS / f"{name}.txt").open("wb") as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
-
-    def attempt() -> Outcome:
-        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
-            (stage,) = repo.stage.collect(name)
-            if not stage.reproduce():
-                return "unchanged"
-            record(stage)
-            return "done"
-
-    try:
-        return patiently(attempt)
-    except Exception as error:
-        if hasattr(error, "__pretty_exc__"):  # of a file of DVC: shows the line
-            error.__pretty_exc__()
-        else:
-            print(error if isinstance(error, DvcException) else traceback.format_exc(), file=sys.stderr, flush=True)
-        return "failed"
 
 
 def record(stage: "Stage") -> None:
@@ -294,30 +275,26 @@ def report(graph: Graph, outcomes: Mapping[str, Outcome]) -> str:
     return "\n\n".join([*parts, "The same command goes on from here"])
 
 
-def run(targets: Collection[str], book_only: bool, lanes: int) -> None:
+def run(targets: Collection[str], book_only: bool, count: int) -> None:
     """Reproduce the targets and what they need (all stages, if none is given), or with `book_only` the book from its tables.
 
     Raises ValueError for a target that is no stage and for bad parameters, RuntimeError when a stage has failed.
     """
     started = time.monotonic()
-    pool = ProcessPoolExecutor(lanes, initializer=enter_lane, initargs=(os.getpid(), lanes == 1))
-    if pool.submit(reproduce, CODE).result() == "failed":
-        from memlib.study.parameters import check
-
-        check()  # in words, where DVC only says that it cannot read params.yaml
-        raise RuntimeError(report({}, {CODE: "failed"}))
-    with Repo(_wait_for_lock=True) as repo:
+    with Repo() as repo, lock_repo(repo):
         everything = read_graph(repo)
         graph = only(everything, book_stages(repo)) if book_only else with_needed(everything, targets or everything)
+        lanes = Lanes(repo)
+        lanes.reproduce_here(CODE)
         graph = only(graph, outdated(repo, only(graph, graph.keys() - {CODE})))
-    full = not targets and not book_only and not everything.keys() <= stage_times().keys()
-    earlier = read_json(WALL)["seconds"] if full and WALL.exists() else 0.0
-    outcomes = {}
-    for name, outcome in run_stages(graph, pool, lanes):
-        outcomes[name] = outcome
-        if full:  # the seconds of runs until every stage has run once
-            write_json(WALL, {"seconds": round(earlier + time.monotonic() - started, 1)})
-    pool.shutdown()
+        lane.prepare(threads=1 if count > 1 else None, imports=len(graph) > FEW)
+        full = not targets and not book_only and not everything.keys() <= stage_times().keys()
+        earlier = read_json(WALL)["seconds"] if full and WALL.exists() else 0.0
+        outcomes = {}
+        for name, outcome in run_stages(graph, lanes, count):
+            outcomes[name] = outcome
+            if full:  # the seconds of runs until every stage has run once
+                write_json(WALL, {"seconds": round(earlier + time.monotonic() - started, 1)})
     if "failed" in outcomes.values():
         raise RuntimeError(report(graph, outcomes))
     if full:
