@@ -19,6 +19,7 @@ from memlib.study.digests import digest_files
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
 ROOT = Path(__file__).parent.parent
+CODE, PARAMETERS = "code", "results/params.json"  # the stage that writes digests, and what it makes of params.yaml
 STUDY = yaml.safe_load((ROOT / "params.yaml").read_text())
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 PAGES = {*CHAPTERS, "claims", "book"}
@@ -40,9 +41,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Plan(NamedTuple):
-    """What DVC knows of the stages: the parameters and files that each reads, and the stages that it needs."""
+    """What DVC knows of the stages after `code`: the parameters and files that each reads, and the stages that it needs."""
 
-    params: dict[str, list[tuple[str, str]]]
+    params: dict[str, list[str]]
     files: dict[str, list[str]]
     needs: dict[str, set[str]]
 
@@ -53,10 +54,12 @@ def plan() -> Plan:
     params, files, needs = {}, {}, {}
     for stage in graph:
         name = stage.addressing
-        params[name] = [(dep.def_path, key) for dep in stage.deps for key in getattr(dep, "params", ())]
+        if name == CODE:
+            continue
+        params[name] = [key for dep in stage.deps for key in getattr(dep, "params", ()) if dep.def_path == PARAMETERS]
         plain = [dep.def_path for dep in stage.deps if not getattr(dep, "params", ())]
         files[name] = [path for path in plain if is_source(path, made)]
-        needs[name] = {need.addressing for need in graph.successors(stage)}
+        needs[name] = {need.addressing for need in graph.successors(stage)} - {CODE}
     return Plan(params, files, needs)
 
 
@@ -67,10 +70,7 @@ def is_source(path: str, made: list[str]) -> bool:
 
 def reads(stages: Plan, digests: dict[str, str]) -> dict[str, Any]:
     """What each stage reads of the sources: digests of its code, files, and values of parameters."""
-    loaded = {
-        file: yaml.safe_load(Path(file).read_text())
-        for file in {file for each in stages.params.values() for file, _ in each}
-    }
+    values = yaml.safe_load(Path("params.yaml").read_text())
     content: dict[str, Any] = {}
     for path in {path for paths in stages.files.values() for path in paths}:
         if path.startswith("results/code/"):
@@ -79,7 +79,7 @@ def reads(stages: Plan, digests: dict[str, str]) -> dict[str, Any]:
             files = [Path(path), *sorted(Path(path).rglob("*"))]
             content[path] = [file.read_bytes() for file in files if file.is_file()]
     return {
-        name: ([value_of(loaded[file], key) for file, key in stages.params[name]], [content[path] for path in paths])
+        name: ([value_of(values, key) for key in stages.params[name]], [content[path] for path in paths])
         for name, paths in stages.files.items()
     }
 
@@ -226,7 +226,7 @@ def test_every_notebook_is_a_stage_with_its_code_and_its_section(path: Path) -> 
     names = [name for name, files in stages.files.items() if f"results/code/{path.stem}" in files]
     assert names
     for name in names:
-        assert ("params.yaml", path.stem) in stages.params[name] or path.stem not in STUDY
+        assert path.stem in stages.params[name] or path.stem not in STUDY
 
 
 def test_a_chapter_reads_tables_and_no_models() -> None:

@@ -1,23 +1,30 @@
-"""The stage that always runs: check params.yaml, and write the digest of each entry point's code to results/code."""
+"""The first stage: check params.yaml, and write what the other stages depend on.
+
+That is a digest of each entry point's code, in results/code, and the parameters as JSON, which DVC reads for every stage.
+"""
 
 import hashlib
+import json
 from pathlib import Path
+
+import yaml
 
 from memlib.files import atomic_write
 from memlib.study.digests import digest_files
 from memlib.study.sections import PARAMS
 from memlib.study.stages import reporting_errors, timed_stage
 
-CODE = Path("results/code")
+CODE, JSON = Path("results/code"), Path("results/params.json")
 CHECKED = Path("results/checked.txt")  # digest of what the last check that went well has read
 
 
 def main() -> None:
-    """Check the parameters, so that what a later stage would refuse is refused now, and write the digests."""
+    """Check the parameters, so that what a later stage would refuse is refused now, and write what others depend on."""
     with reporting_errors("code"), timed_stage("code"):
         files = digest_files()
         check_once("".join(files.values()))
         write_all(files)
+        write_once(JSON, json.dumps(yaml.safe_load(PARAMS.read_text()), indent=1))
 
 
 def check_once(code: str) -> None:
@@ -27,8 +34,7 @@ def check_once(code: str) -> None:
         from memlib.study.parameters import check
 
         check()
-        with atomic_write(CHECKED) as temporary:
-            temporary.write_text(state)
+        write_once(CHECKED, state)
 
 
 def write_all(files: dict[str, str]) -> None:
@@ -37,10 +43,14 @@ def write_all(files: dict[str, str]) -> None:
         if path.name not in files:
             path.unlink()
     for name, content in files.items():
-        path = CODE / name
-        if not path.exists() or path.read_text() != content:
-            with atomic_write(path) as temporary:
-                temporary.write_text(content)
+        write_once(CODE / name, content)
+
+
+def write_once(path: Path, content: str) -> None:
+    """Write a file, if it is not there with this content."""
+    if not path.exists() or path.read_text() != content:
+        with atomic_write(path) as temporary:
+            temporary.write_text(content)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Graph = dict[str, set[str]]  # the stages that each stage needs
 Outcome = Literal["done", "unchanged", "failed"]
-CODE = "code"  # the stage that always runs, before all others
+CODE = "code"  # the stage that runs before all others
 BOOK = ("claims", "book")  # what a book needs besides the pages, which lie in PAGES
 PAGES = "results/chapters/"
 LOGS, LOCK = Path("results/logs"), Path("dvc.lock")
@@ -179,13 +179,14 @@ class Lanes:
         self.running: dict[str, BaseProcess] = {}
 
     def reproduce_here(self, name: str) -> None:
-        """Reproduce a stage as DVC does, in no lane; raises RuntimeError when it fails, which says why on stderr."""
+        """Reproduce a stage as DVC does, in no lane; raises RuntimeError when it fails, having said why on stderr."""
         logging.getLogger("dvc").setLevel(logging.WARNING)  # it tells what it runs
         try:
-            self.stages[name].reproduce()
+            done = self.stages[name].reproduce()
         except DvcException as error:
             raise RuntimeError(f"stage {name} failed") from error
-        record(self.stages[name])
+        if done:
+            record(done)
 
     def start(self, name: str) -> Outcome | None:
         """Start a stage; gives how it has ended where there is nothing to run."""
