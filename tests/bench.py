@@ -118,7 +118,7 @@ def scoring(field: UNetField, items: Items) -> None:
     x = items.pictures
     bare = seconds(lambda: [field(part, 0.3) for part in x.split(field.rows)], 3) / len(x)
     derivative = seconds(lambda: divergence(field, x, 0.3, 1, items.seeds), 3) / len(x)
-    print(f"one growth evaluation (a forward-mode derivative) takes {derivative / bare:.1f} times a forward pass")
+    print(f"a divergence by one direction takes {derivative / bare:.1f} times a forward pass")
     for name, setting, cost in (
         ("loss", {"sigma": 0.2, "draws": [4]}, 4 * bare),
         ("flux", {"sigma": 0.2, "p": [1.0], "directions": 4}, 4 * bare),

@@ -1,5 +1,8 @@
 """Small models and pictures that the tests make for themselves."""
 
+from collections import Counter
+from collections.abc import Callable
+
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +18,23 @@ torch.set_num_threads(1)  # small tensors: more threads only get in each other's
 
 settings.register_profile("study", deadline=None, derandomize=True)
 settings.load_profile("study")
+
+
+@pytest.fixture
+def backward_rows(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Rows of the backward passes through networks, as they happen: of cotangents [k, N, ...] that are pulled back at once."""
+    seen: Counter[str] = Counter()
+    vmap = torch.vmap
+
+    def counting(pull_back: Callable) -> Callable:
+        def pulled(cotangents: torch.Tensor) -> torch.Tensor:
+            seen["backward"] += len(cotangents) * cotangents.shape[1]
+            return vmap(pull_back)(cotangents)
+
+        return pulled
+
+    monkeypatch.setattr(torch, "vmap", counting)
+    return seen
 
 
 @pytest.fixture

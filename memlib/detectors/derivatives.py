@@ -1,4 +1,4 @@
-"""Derivatives of a field along several directions at once."""
+"""Derivatives of a map along several directions at once."""
 
 from collections.abc import Callable
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.detectors.api import Detector, Items, Scores, conditioned
-from memlib.detectors.derivatives import directional_derivatives
 from memlib.fields import Field, NoisePredictor
 from memlib.tensors import average, check_seeds, generators, norm, signs, standard_error, total
 
@@ -27,8 +26,8 @@ STEP = 1e-2  # of the finite differences in `ball`, relative to sigma
 class PLaplacian(NamedTuple):
     """p-Laplacian of N items for P values of p: value and standard_error [P, N]; evaluations: of the network, per item.
 
-    The standard error is that of the choice of directions (nan with a single one, 0 with all of them). A forward-mode
-    derivative counts two evaluations.
+    The standard error is that of the choice of directions (nan with a single one, 0 with all of them). A backward pass
+    counts one evaluation, as a forward pass does.
     """
 
     value: Tensor
@@ -102,8 +101,8 @@ def p_laplacian(
     error = standard_error(samples, directions is None) * (1 - share) ** 0.5
     if share == 1:
         error[powers[:, 0, 0] != 2] = float("nan")
-    along = 2 if estimator == "autodiff" else 0  # the derivative along the score
-    cost = len(by_direction) * (2 if estimator in ("autodiff", "ball") else 1) + along
+    around = 2 if estimator == "autodiff" else 0  # the score itself, and the derivative along it
+    cost = len(by_direction) * (2 if estimator == "ball" else 1) + around
     return PLaplacian(average(by_direction, 0), error, cost)
 
 
@@ -165,15 +164,13 @@ def _autodiff(
         tangents = torch.eye(d, dtype=x.dtype, device=x.device)[:, None].expand(d, len(x), d)
     else:
         tangents = signs(random, directions, x.flatten(1))
-    score_at = partial(_score, eps, sigma=sigma)
-    score, derivatives = directional_derivatives(score_at, x, tangents.reshape(-1, *x.shape))
-    curvatures = total(tangents * derivatives.flatten(2))  # v'Hv [k, N]
-    score = score.flatten(1)
-    length = norm(score)
-    unit = score / length.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
-    _, derivatives = directional_derivatives(score_at, x, unit.reshape(1, *x.shape))
-    along = total(unit * derivatives[0].flatten(1))
-    trace = curvatures * (d if directions is None else 1)
+    score, pull_back = torch.func.vjp(partial(_score, eps, sigma=sigma), x)
+    length = norm(score.flatten(1))
+    unit = score.flatten(1) / length.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
+    tangents = torch.cat([tangents, unit[None]])
+    (pulled,) = torch.vmap(pull_back)(tangents.reshape(-1, *x.shape))
+    curvatures = total(tangents * pulled.flatten(2))  # v'Hv, the last along the score [k + 1, N]
+    trace, along = curvatures[:-1] * (d if directions is None else 1), curvatures[-1]
     return _power(length, powers - 2, d, sigma) * (trace + (powers - 2) * along)
 
 

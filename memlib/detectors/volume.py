@@ -40,7 +40,7 @@ class Growth(NamedTuple):
     value: [N]. standard_error: [N], of the choice of directions alone: 0 with all of them; nan with a single one, and for
     axes that are carried along, which depend on one another. by_direction: growth per unit of log sigma that each of k
     directions alone would give, [k, N, S + 1] at each noise level (`trace`) or [k, N, S] over each step (`axes`, `edges`).
-    evaluations: network evaluations per item, a forward-mode derivative counting two.
+    evaluations: network evaluations per item: a backward pass counts one, a forward-mode derivative (`axes`) two.
     """
 
     value: Tensor
@@ -101,7 +101,7 @@ def divergence(
     directions: int | None = None,
     seeds: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """tr(d eps / dx) and its standard error (nan with a single direction), each [N], by forward-mode derivatives.
+    """tr(d eps / dx) and its standard error (nan with a single direction), each [N].
 
     With a number of `directions`, Hutchinson's estimate over random signs (Grathwohl et al., arXiv 1810.01367, eq. 7), an
     item's from its own seed; without, the exact trace over all d axes.
@@ -114,7 +114,7 @@ def divergence(
 def _divergences(
     eps: NoisePredictor, x: Tensor, sigma: float, directions: int | None, items: list[torch.Generator] | None
 ) -> Tensor:
-    """The divergence that each direction alone gives [k, N]."""
+    """The divergence that each direction v alone gives [k, N]: v . J'v, a backward pass each after one forward pass."""
     d = x[0].numel()
     if directions is None:
         tangents = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
@@ -123,8 +123,9 @@ def _divergences(
     else:
         tangents = signs(items, directions, x)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, derivatives = directional_derivatives(lambda y: eps(y, sigma), x, tangents)
-    return total((tangents * derivatives).flatten(2)) * (d if directions is None else 1)
+        _, pull_back = torch.func.vjp(lambda y: eps(y, sigma), x)
+        (pulled,) = torch.vmap(pull_back)(tangents)
+    return total((tangents * pulled).flatten(2)) * (d if directions is None else 1)
 
 
 def _trace_growth(
@@ -146,7 +147,7 @@ def _trace_growth(
     by_direction = torch.stack(rates, 2)
     weights = trapezoid_weights(levels.log()).to(by_direction)
     error = standard_error(by_direction, directions is None)
-    cost = (len(levels) - 1) * EVALUATIONS[method] + len(levels) * 2 * (directions or x[0].numel())
+    cost = (len(levels) - 1) * EVALUATIONS[method] + len(levels) * (1 + (directions or x[0].numel()))
     value, error = total(average(by_direction, 0) * weights), (error.square() @ weights.square()).sqrt()
     return Growth(value, error, by_direction, cost)
 
@@ -223,7 +224,7 @@ def score_growth(
     x = field.to_latents(items.pictures)
     run = growth(conditioned(field, items, prompt), x, levels, directions, items.seeds, method)
     rates = [
-        Scores(rate, i * EVALUATIONS[method] + 2 * directions, {"rate_at": float(f"{sigma:.4g}")})
+        Scores(rate, i * EVALUATIONS[method] + 1 + directions, {"rate_at": float(f"{sigma:.4g}")})
         for i, (rate, sigma) in enumerate(zip(run.rate.T, levels.tolist(), strict=True))
     ]
     return [Scores(run.value, run.evaluations), *rates]
@@ -266,7 +267,7 @@ def score_rate(
     samples = sigma * _divergences(
         conditioned(field, items, prompt), x, sigma, max(directions), generators(items.seeds)
     )
-    return [Scores(average(samples[:k], 0), 2 * k, {"directions": k}) for k in directions]
+    return [Scores(average(samples[:k], 0), 1 + k, {"directions": k}) for k in directions]
 
 
 GROWTH = Detector("growth", {"model", "picture"}, ({"sigma_min": 0.02, "steps": 16, "directions": 2},), score_growth)

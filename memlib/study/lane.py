@@ -38,12 +38,13 @@ KEPT_MEMORY = {  # glibc keeps what is freed: without page faults a training ste
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
+QUIET = {"TRANSFORMERS_VERBOSITY": "error"}  # it warns of picture processors that nothing here uses
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 
 
 def prepare(threads: int | None, imports: bool) -> None:
     """Set up the server that lanes are forked of: with so many threads each (None: all), and with imports made before or not."""
-    os.environ.update(KEPT_MEMORY)
+    os.environ.update(KEPT_MEMORY | QUIET)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     if imports and sys.platform == "linux":
