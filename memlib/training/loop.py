@@ -96,7 +96,8 @@ def optimise(
     written every `checkpoint_every` steps; one of the same code, settings, `inputs` and starting weights is taken up again,
     any other is overwritten.
     """
-    accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, PartialState().device))
+    together = PartialState(cpu=not torch.accelerator.is_available())  # without `cpu`, each would train by itself on one
+    accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, together.device))
     if config.batch % accelerator.num_processes:
         raise ValueError(
             f"{config.section}.batch is {config.batch}, which {accelerator.num_processes} processes cannot share evenly"
