@@ -1,11 +1,16 @@
 """Small models and pictures that the tests make for themselves."""
 
+import os
+import socket
 from collections import Counter
 from collections.abc import Callable
+
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its pipelines warn of torchvision, which nothing here uses
 
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from hypothesis import settings
 
@@ -14,10 +19,26 @@ from memlib.training import text_model
 from memlib.training.settings import AutoencoderConfig, TextConfig, TrainConfig
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
-
+START = "spawn" if torch.cuda.is_available() else "fork"  # a fork has imported everything, but may not use CUDA
 
 settings.register_profile("study", deadline=None, derandomize=True)
 settings.load_profile("study")
+
+
+def side_by_side(work: Callable[[], None]) -> None:
+    """Do some work in two processes, as torchrun starts them; raise what one of them raises."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(_process, (work, port), nprocs=2, start_method=START)
+
+
+def _process(rank: int, work: Callable[[], None], port: int) -> None:
+    where = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in (where | {"OMP_NUM_THREADS": 1}).items()}
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    work()
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """Score tables: the same bytes however they are made, what is refused, and the command line."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import scheduler, small_pipeline, small_unet
+from conftest import scheduler, side_by_side, small_pipeline, small_unet
 from diffusers import DDPMPipeline
 from PIL import Image
 from test_detectors import Counted, items_for, pixel_field, text_field
@@ -359,43 +356,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def two_processes(arguments: Sequence[str], folder: Path) -> str:
-    """The command in two processes, as torchrun starts them; what both have printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "memlib.cli", *arguments]
-    runs = [
-        subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | together | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    printed = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], printed
-    return "".join(printed)
-
-
 def test_pictures_are_scored_by_the_command_and_by_two_processes(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(folder)
     names = ["flux", "loss", "calibrated_loss", "nearest_training", "nearest_picture", "png_size"]
     common = ["score", "model", "--images", "pictures", "--training", "training", "--samples", "samples.safetensors"]
     common += ["--reference", "reference", "--seed", "4", "--rows", "4", "--detectors"]
     cli.main([*common, *names, "--batch", "2", "--output", str(tmp_path / "one")])
-    printed = capsys.readouterr()
+    printed = capfd.readouterr()
     assert printed.out.splitlines() == [str(tmp_path / "one" / f"{name}.parquet") for name in names]
     assert "not scored: 2.png: pictures/2.png cannot be read as an image" in printed.err
     assert (
@@ -407,8 +376,8 @@ def test_pictures_are_scored_by_the_command_and_by_two_processes(
     assert table["score"].isna().tolist() == [False, False, True, True, False]
     assert table["note"].str.contains("cannot be read").tolist() == [False, False, True, False, False]
     assert table["evaluations"].tolist() == [4, 4, 0, 0, 4]
-    out = two_processes([*common, *names, "--batch", "1", "--output", str(tmp_path / "two")], folder)
-    assert out.count("flux.parquet") == 1, "one of the processes tells"
+    side_by_side(partial(cli.main, [*common, *names, "--batch", "1", "--output", str(tmp_path / "two")]))
+    assert capfd.readouterr().out.count("flux.parquet") == 1, "one of the processes tells"
     for name in names:
         assert (tmp_path / "two" / f"{name}.parquet").read_bytes() == (
             tmp_path / "one" / f"{name}.parquet"

@@ -1,11 +1,13 @@
 """Training: what it sees, that it learns, and that a kill changes nothing."""
 
-import os
+import contextlib
+import multiprocessing
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import CONFIG, TEXT, planted
+from conftest import CONFIG, START, TEXT, planted, side_by_side
 from diffusers import DDPMPipeline
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
@@ -22,6 +24,7 @@ from safetensors.torch import load_file
 from memlib.datasets import images
 from memlib.fields.load import load_field
 from memlib.files import read_json
+from memlib.study import train_image
 from memlib.tensors import to_float
 from memlib.training import image_model, loop
 from memlib.training.settings import LoopConfig, TextConfig, TrainConfig
@@ -53,11 +56,10 @@ def test_a_step_depends_on_seed_and_number_alone() -> None:
 def test_a_single_picture_is_learnt_by_heart(prediction_type: str, tmp_path: Path) -> None:
     config = replace(
         CONFIG,
-        steps=250,
+        steps=60,
         prediction_type=prediction_type,
-        batch=32,
-        learning_rate=5e-3,
-        ema_decay=0.95,
+        batch=16,
+        learning_rate=1e-2,
         checkpoint_every=1000,
     )
     smooth = torch.linspace(0, 255, 64).reshape(1, 1, 8, 8).to(torch.uint8)
@@ -67,7 +69,7 @@ def test_a_single_picture_is_learnt_by_heart(prediction_type: str, tmp_path: Pat
     noisy = to_float(smooth) + noise
     with torch.no_grad():
         error = (noisy - eps(noisy, 1.0) - to_float(smooth)).square().mean().sqrt()
-    assert error < 0.2, f"noise of size 1 is taken off with an error of {error:.2f}"
+    assert error < 0.3, f"noise of size 1 is taken off with an error of {error:.2f}"
 
 
 def test_the_result_is_a_pipeline_of_diffusers(tmp_path: Path) -> None:
@@ -86,33 +88,30 @@ def scratch_study(folder: Path, config: TrainConfig) -> None:
     images.save(planted({4: 2}), folder / "results/data")
 
 
-def run_training(folder: Path, *launcher: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
-    command = [
-        *(launcher or (sys.executable,)),
-        "-m",
-        "memlib.study.train_image",
-        "results/data",
-        "results/model",
-        *options,
-    ]
-    return subprocess.Popen(
-        command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
-    )
+PROGRAM = ["memlib.study.train_image", "results/data", "results/model"]
 
 
-def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=200, checkpoint_every=20)
+def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, steps=100, checkpoint_every=10)
     scratch_study(tmp_path, config)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", PROGRAM)
     checkpoint = tmp_path / "results/checkpoints/train.pt"
-    process = run_training(tmp_path)
-    while process.poll() is None and not checkpoint.exists():
+    process = multiprocessing.get_context(START).Process(target=train_image.main)
+    process.start()
+    while process.is_alive() and not checkpoint.exists():
         time.sleep(0.001)
-    assert process.poll() is None, f"the run ended before it could be killed: {process.stderr.read()}"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 0 < torch.load(checkpoint, weights_only=True)["reached"]["step"] < config.steps
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
+    reached = torch.load(checkpoint, weights_only=True)["reached"]["step"]
+    assert 0 < reached < config.steps
     assert not (tmp_path / "results/model").exists()
-    assert run_training(tmp_path).wait() == 0
+    seen = []
+    batch = image_model.training_batch
+    monkeypatch.setattr(image_model, "training_batch", lambda *given: seen.append(given[2]) or batch(*given))
+    train_image.main()
+    assert seen == [*range(reached, config.steps)], "no step is done twice"
     assert not checkpoint.exists()
     unbroken_run(tmp_path, config)
     for name in ("unet/diffusion_pytorch_model.safetensors", "loss.parquet"):
@@ -126,13 +125,27 @@ def unbroken_run(folder: Path, config: TrainConfig) -> None:
     image_model.train(part.images, copies, config, folder / "unbroken", folder / "c.pt")
 
 
-def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+def launch(folder: Path) -> None:
+    """The training program under torchrun, in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    subprocess.run([*launcher, *PROGRAM], cwd=folder, check=True)
+
+
+def fork(folder: Path) -> None:
+    """The same in two processes that have imported everything."""
+    with contextlib.chdir(folder):
+        side_by_side(train_image.main)
+
+
+@pytest.mark.parametrize("start", [fork, pytest.param(launch, marks=pytest.mark.ci)])
+def test_two_processes_train_as_one_does(
+    start: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(CONFIG, learning_rate=1e-4)
     scratch_study(tmp_path, config)
-    accelerate = Path(sys.executable).with_name("accelerate")
-    options = ["launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    process = run_training(tmp_path, str(accelerate), *options)
-    assert process.wait() == 0, process.stderr.read()
+    monkeypatch.setattr(sys, "argv", PROGRAM)
+    start(tmp_path)
+    assert read_json(tmp_path / "results/model/training.json")["processes"] == 2
     unbroken_run(tmp_path, config)
     two, one = (
         load_file(tmp_path / name / "unet/diffusion_pytorch_model.safetensors")
@@ -156,15 +169,15 @@ def test_training_goes_on_from_a_given_start(tmp_path: Path) -> None:
         image_model.train(PICTURES[:, :1], COPIES, still, tmp_path / "grey", tmp_path / "c.pt", tmp_path / "start")
 
 
-def test_the_command_takes_split_section_seed_and_start(tmp_path: Path) -> None:
+def test_the_command_takes_split_section_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch_study(tmp_path, CONFIG)
-    options = ("--split", "heldout", "--section", "retrain", "--seed", "5", "--tables", "tables/training")
-    process = run_training(tmp_path, options=options)
-    assert process.wait() == 0, process.stderr.read()
+    options = ["--split", "heldout", "--section", "retrain", "--seed", "5", "--tables", "tables/training"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*PROGRAM, *options])
+    train_image.main()
     name = "unet/diffusion_pytorch_model.safetensors"
     part = images.load(tmp_path / "results/data").split("heldout")
     expected = replace(CONFIG, steps=3, seed=5)
-    torch.set_num_threads(1)
     copies = torch.ones(len(part.images), dtype=torch.long)
     image_model.train(part.images, copies, expected, tmp_path / "expected", tmp_path / "c.pt")
     assert (tmp_path / "results/model" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()

@@ -96,7 +96,9 @@ def optimise(
     written every `checkpoint_every` steps; one of the same code, settings, `inputs` and starting weights is taken up again,
     any other is overwritten.
     """
-    together = PartialState(cpu=not torch.accelerator.is_available())  # without `cpu`, each would train by itself on one
+    together = PartialState(
+        cpu=not torch.accelerator.is_available()
+    )  # without `cpu`, each would train by itself on one
     accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, together.device))
     if config.batch % accelerator.num_processes:
         raise ValueError(
