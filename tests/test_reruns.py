@@ -7,7 +7,7 @@ import contextlib
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
+from memlib.study import digests as digesting
 from memlib.study.digests import digest_files
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
@@ -24,6 +25,24 @@ STUDY = yaml.safe_load((ROOT / "params.yaml").read_text())
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 PAGES = {*CHAPTERS, "claims", "book"}
 EVALUATION = sorted(path.name for path in (ROOT / "memlib/evaluation").glob("*.py") if path.name != "__init__.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def digested_once() -> Iterator[None]:
+    """A source that no edit has changed is parsed and digested once: each test edits one of a hundred."""
+    parse, kept = digesting._parse, functools.cache(digesting._parse)
+    changed = Path("memlib/detectors/__init__.py")  # whose tree loses what belongs to each detector by itself
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digesting, "_parse", lambda source, path: (parse if path == changed else kept)(source, path))
+        patch.setattr(digesting, "_digest", kept_by_tree(digesting._digest))
+        patch.setattr(digesting, "imports", kept_by_tree(digesting.imports))
+        yield
+
+
+def kept_by_tree(function: Callable) -> Callable:
+    """A function of one syntax tree or several, computed once for each of them."""
+    found = functools.cache(lambda trees, *given: function(list(trees) if isinstance(trees, tuple) else trees, *given))
+    return lambda trees, *given: found(tuple(trees) if isinstance(trees, list) else trees, *given)
 
 
 @pytest.fixture
