@@ -1,22 +1,26 @@
-"""Small models and pictures that the tests make for themselves."""
+"""Small models and pictures that the tests make for themselves, and processes side by side.
+
+What makes networks is imported where it is used: the process that hands out the tests reads this file and uses none.
+"""
 
 import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its pipelines warn of torchvision, which nothing here uses
 
 import pandas as pd
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from hypothesis import settings
 
 from memlib.datasets.images import ImageSet, plant
-from memlib.training import text_model
 from memlib.training.settings import AutoencoderConfig, TextConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 START = "spawn" if torch.cuda.is_available() else "fork"  # a fork has imported everything, but may not use CUDA
@@ -34,6 +38,8 @@ def side_by_side(work: Callable[[], None]) -> None:
 
 
 def _process(rank: int, work: Callable[[], None], port: int) -> None:
+    from accelerate.state import AcceleratorState
+
     where = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in (where | {"OMP_NUM_THREADS": 1}).items()}
     torch.set_num_threads(1)
@@ -63,8 +69,10 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def small_unet(channels: int = 3, attention: bool = True, seed: int = 0) -> UNet2DModel:
+def small_unet(channels: int = 3, attention: bool = True, seed: int = 0) -> "UNet2DModel":
     """An untrained network of the study's kind, small enough for full Jacobians."""
+    from diffusers import UNet2DModel
+
     torch.manual_seed(seed)
     return UNet2DModel(
         sample_size=8,
@@ -79,7 +87,9 @@ def small_unet(channels: int = 3, attention: bool = True, seed: int = 0) -> UNet
     )
 
 
-def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
+def scheduler(prediction_type: str = "epsilon") -> "DDPMScheduler":
+    from diffusers import DDPMScheduler
+
     return DDPMScheduler(1000, prediction_type=prediction_type, clip_sample=False)
 
 
@@ -130,8 +140,10 @@ TEXT = TextConfig(
 )
 
 
-def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int = 0) -> StableDiffusionPipeline:
+def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int = 0) -> "StableDiffusionPipeline":
     """An untrained text-to-image pipeline of the study's kind, for pictures of 16 pixels."""
+    from memlib.training import text_model
+
     torch.manual_seed(seed)
     tokenizer = text_model.train_tokenizer(["a red apple on a green tree", "the big blue whale"], length)
     pipe = text_model.build_pipeline(text_model.build_autoencoder(16, AUTOENCODER), tokenizer, TEXT)
