@@ -105,17 +105,25 @@ def judged(method: str, strength: float, similarity: list[float], agreement: lis
 
 
 def test_samples_are_summed_up_over_prompts() -> None:
-    samples = pd.concat(
-        [judged("strong", 2.0, [0.1, 0.5, 0.3], [0.9, 0.8, 0.7]), judged("mild", 1.0, [0.7, 0.5, 0.3], [0.5, 0.4, 0.3])]
+    rng = np.random.default_rng(0)
+    names = [("strong", 2.0), ("mild", 1.0)]
+    values = rng.random((2, 8, 3, 2)).round(2)  # method, prompt, sample; similarity and agreement
+    copies = rng.random((2, 8, 3)) < 0.3
+    columns = {"similarity": values[..., 0].ravel(), "agreement": values[..., 1].ravel(), "copies_own": copies.ravel()}
+    where = pd.DataFrame(
+        [(*name, f"p{prompt}") for name in names for prompt in range(8) for _ in range(3)],
+        columns=["method", "strength", "id"],
     )
-    table = summarise(samples, ["method", "strength"], seed=3)
-    assert table[["method", "strength"]].to_numpy().tolist() == [["strong", 2.0], ["mild", 1.0]], "as they come"
-    strong, mild = table.to_dict("records")
-    assert strong["similarity"] == pytest.approx(intervals.mean([0.2, 0.6, 0.4]))
-    assert strong["agreement"] == pytest.approx(intervals.mean([0.9, 0.8, 0.7]))
-    assert strong["copies"] == intervals.mean_share([0, 0.5, 0], 3)
-    assert mild["copies"] == intervals.mean_share([1, 0.5, 0], 3)
-    assert mild["drawn at all"] == intervals.proportion(2, 3)
+    table = summarise(where.assign(**columns), ["method", "strength"], seed=3)
+    assert table[["method", "strength"]].apply(tuple, axis=1).tolist() == names, "as they come"
+    shares = copies.mean(2)
+    assert intervals.mean_share(shares[0], 3) != intervals.mean_share(shares[0], 0)
+    assert 0 < copies.any(2)[0].sum() < 8
+    for row, value, share in zip(table.to_dict("records"), values.mean(2), shares, strict=True):
+        assert row["similarity"] == pytest.approx(intervals.mean(value[:, 0]))
+        assert row["agreement"] == pytest.approx(intervals.mean(value[:, 1]))
+        assert row["copies"] == pytest.approx(intervals.mean_share(share, 3))
+        assert row["drawn at all"] == intervals.proportion(int((share > 0).sum()), 8)
 
 
 def test_methods_are_compared_over_the_similarity_that_both_reach_with_the_unchanged_prompts() -> None:
@@ -137,24 +145,29 @@ def test_methods_are_compared_over_the_similarity_that_both_reach_with_the_uncha
 
 
 def test_every_curve_begins_at_the_unchanged_prompts() -> None:
-    table = pd.DataFrame({"method": ["unchanged", "late", "late", "early"], "similarity": [9, 5, 3, 4]})
-    curves = curves_from_unchanged(table)
-    assert {name: rows["similarity"].tolist() for name, rows in curves.items()} == {"late": [9, 5, 3], "early": [9, 4]}
-    assert list(curves) == ["late", "early"], "as they come"
+    methods = ["unchanged", "late", "late", "early", "weak"]
+    curves = curves_from_unchanged(pd.DataFrame({"method": methods, "similarity": [9, 5, 3, 4, 2]}))
+    found = {name: rows["similarity"].tolist() for name, rows in curves.items()}
+    assert found == {"late": [9, 5, 3], "early": [9, 4], "weak": [9, 2]}
+    assert list(curves) == ["late", "early", "weak"], "as they come"
 
 
 def test_how_near_embeddings_came_to_their_target() -> None:
     moves = pd.DataFrame(
         {
-            "target": [0.8, 0.8, 0.2, 0.2],
-            "target_magnitude": [4.0, 4.0, 1.0, 1.0],
-            "magnitude": [4.0, 4.2, 2.0, 3.0],
-            "iterations": [1, 3, 10, 10],
+            "target": [0.8, 0.8, 0.8, 0.2, 0.2],
+            "target_magnitude": [4.0, 4.0, 4.0, 1.0, 1.0],
+            "magnitude": [4.0, 3.0, 8.0, 2.0, 3.0],
+            "iterations": [1, 3, 11, 10, 10],
         }
     )
-    table = targets_reached(moves)
-    assert table.iloc[0].tolist() == [0.8, 4.0, 4.1, 0.5, 2.0]
-    assert table.iloc[1].tolist() == [0.2, 1.0, 2.5, 0.0, 10.0]
+    assert targets_reached(moves).to_dict("list") == {
+        "target": [0.8, 0.2],
+        "target magnitude": [4.0, 1.0],
+        "mean magnitude reached": [5.0, 2.5],
+        "share at the target": [pytest.approx(2 / 3), 0.0],
+        "mean iterations": [5.0, 10.0],
+    }
 
 
 def test_the_share_that_an_arm_saves_is_paired_over_prompts() -> None:
@@ -162,9 +175,13 @@ def test_the_share_that_an_arm_saves_is_paired_over_prompts() -> None:
         [
             judged("", 1.0, [0.7, 0.5, 0.1, 0.1], [0.5] * 4).assign(arm="planted"),
             judged("", 1.0, [0.7, 0.1, 0.1, 0.1], [0.5] * 4).assign(arm="filter"),
+            judged("", 1.0, [0.1, 0.1, 0.1, 0.9], [0.5] * 4).assign(arm="removed"),
         ]
     )
     saved = shares_saved(samples, "planted")
-    assert saved == {"filter": intervals.proportion_difference([1, 1, 0, 0], [1, 0, 0, 0])}
+    assert saved == {
+        "filter": intervals.proportion_difference([1, 1, 0, 0], [1, 0, 0, 0]),
+        "removed": intervals.proportion_difference([1, 1, 0, 0], [0, 0, 0, 1]),
+    }
     with pytest.raises(ValueError, match="the arm 'filter' lacks prompts that others have"):
-        shares_saved(samples[(samples["arm"] == "planted") | (samples["id"] != "p3")], "planted")
+        shares_saved(samples[(samples["arm"] != "filter") | (samples["id"] != "p3")], "planted")
