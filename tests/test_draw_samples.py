@@ -1,0 +1,135 @@
+"""What a model reproduces, as the stage writes it: samples from seeds alone, matches by hand, and all or nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import scheduler, small_unet
+from diffusers import DDPMPipeline
+
+from memlib.datasets import images
+from memlib.datasets.images import ImageSet
+from memlib.datasets.items import read_samples
+from memlib.detectors.denoising import denoising_loss
+from memlib.fields.load import load_field
+from memlib.files import read_pictures
+from memlib.sampling.ancestral import sample_ancestral
+from memlib.sampling.grids import sigma_grid
+from memlib.sampling.ode import sample
+from memlib.study import draw_samples as stage
+from memlib.tensors import item_seeds, to_float, to_uint8
+from memlib.truth.replication import match
+
+SETTINGS = {
+    "model": "model",
+    "images": "data",
+    "split": "train",
+    "samples": 6,
+    "steps": 3,
+    "sampler": "ancestral",
+    "mirrored": False,
+    "seed": 4,
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    """An untrained model beside pictures to be reproduced, and others."""
+    monkeypatch.chdir(tmp_path)
+    DDPMPipeline(small_unet(attention=False), scheduler()).save_pretrained("model")
+    pictures = torch.randint(0, 256, (9, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    splits = ["heldout", "train", "other"] * 3
+    items = pd.DataFrame({"id": [f"i{n}" for n in range(9)], "name": "", "caption": "", "split": splits, "copies": 1})
+    found = ImageSet(pictures, items)
+    images.save(found, "data")
+    return found
+
+
+def draw(key: str = "a", **settings: Any) -> tuple[torch.Tensor, pd.DataFrame]:
+    """The samples [N, 3, 8, 8] and the matches that the stage writes."""
+    stage.draw_samples(key, **SETTINGS | settings)
+    samples, _ = read_samples(f"results/samples/{key}.safetensors")
+    return samples[:, 0], pd.read_parquet(f"tables/truth/{key}/matches.parquet")
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "heun"])
+def test_samples_are_those_of_their_numbers_and_the_seed(
+    sampler: str, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = draw(sampler=sampler)
+    field = load_field("model")
+    if sampler == "heun":
+        expected = sample(field, item_seeds(range(6), 4), sigma_grid(field.sigma_min, field.sigma_max, 3))
+    else:
+        expected = sample_ancestral(field, item_seeds(range(6), 4), field.sigmas[[0, 500, 999]])
+    assert (made.int() - to_uint8(expected).int()).abs().max() <= 1, "only what rounding changes"
+    monkeypatch.setattr(stage, "BATCH", 4)
+    torch.manual_seed(9)
+    fewer, _ = draw("fewer", sampler=sampler, samples=5)
+    assert (fewer.int() - made[:5].int()).abs().max() <= 1, "whatever is drawn beside them"
+    other, _ = draw("other", sampler=sampler, seed=5)
+    assert (other.int() - made.int()).abs().float().mean() > 10
+    assert read_samples("results/samples/a.safetensors")[1] == [f"{n:04d}" for n in range(6)]
+
+
+def test_matches_are_those_of_the_samples_with_the_pictures_of_the_split(
+    data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = data.split("train")
+    copied = to_float(part.images)[[2, 0, 1, 1]]
+    made = torch.cat([copied + 0.01, copied.flip(-1)])
+    monkeypatch.setattr(stage, "sample_ancestral", lambda field, seeds, sigmas: made)
+    for mirrored in (False, True):
+        _, matches = draw(samples=8, mirrored=mirrored)
+        expected = match(made.clamp(-1, 1), part.floats, mirrored)
+        assert matches["sample"].tolist() == [*range(8)]
+        assert matches["nearest"].tolist() == part.items["id"].to_numpy()[expected.nearest].tolist()
+        assert matches["distance"].tolist() == pytest.approx(expected.distance.tolist())
+        assert matches["second_distance"].tolist() == pytest.approx(expected.second_distance.tolist())
+        assert matches["nearest"][:4].tolist() == ["i7", "i1", "i4", "i4"]
+        is_copy = matches["distance"] < matches["second_distance"] / 3
+        assert is_copy.tolist() == [True] * 4 + [mirrored] * 4
+    shown = torch.from_numpy(read_pictures("tables/truth/a/pictures.png")).permute(0, 3, 1, 2)
+    assert torch.equal(shown, to_uint8(made))
+    examples = torch.from_numpy(read_pictures("tables/truth/a/examples.png")).permute(0, 3, 1, 2)
+    assert torch.equal(examples[:3], to_uint8(made[4:7])), "an exact copy of each picture, the first of two"
+
+
+def test_the_quality_is_the_loss_of_every_held_out_picture(data: ImageSet) -> None:
+    draw()
+    quality = pd.read_parquet("tables/truth/a/quality.parquet")
+    heldout = data.split("heldout")
+    assert quality["item"].tolist() == heldout.items["id"].tolist()
+    losses = denoising_loss(load_field("model"), heldout.floats, 0.2, 4, item_seeds(heldout.items["id"], 4))
+    assert quality["loss"].tolist() == pytest.approx(losses.mean(0).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(stage, "sample_ancestral"), (pd.DataFrame, "to_parquet")])
+def test_an_interrupted_run_leaves_nothing_half(
+    owner: Any, name: str, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any, path: Any, *rest: Any, **how: Any) -> None:
+        if owner is pd.DataFrame:
+            Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    draw(seed=5)
+    whole = written()
+    draw()
+    before = written()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, interrupted)
+        draw(seed=5)
+    after = written()
+    assert after.keys() == before.keys()
+    assert all(content in (before[path], whole[path]) for path, content in after.items())
+    draw(seed=5)
+    assert written() == whole
+
+
+def written() -> dict[Path, bytes]:
+    """Everything that lies where the stage writes."""
+    paths = [path for folder in ("results", "tables") for path in Path(folder).rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in paths}
