@@ -53,10 +53,10 @@ def backward_rows(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     seen: Counter[str] = Counter()
     vmap = torch.vmap
 
-    def counting(pull_back: Callable) -> Callable:
+    def counting(pull_back: Callable, chunk_size: int) -> Callable:
         def pulled(cotangents: torch.Tensor) -> torch.Tensor:
             seen["backward"] += len(cotangents) * cotangents.shape[1]
-            return vmap(pull_back)(cotangents)
+            return vmap(pull_back, chunk_size=chunk_size)(cotangents)
 
         return pulled
 

@@ -133,12 +133,12 @@ def test_a_run_that_is_ended_ends_its_stages_and_goes_on_with_the_same_command(t
         tmp_path,
         {
             "quick": {"cmd": "echo 1 > results/quick"},
-            "slow": {"cmd": "echo $$ > slow_pid; while ! [ -e enough ]; do sleep 0.1; done; cat results/quick > results/slow",
+            "slow": {"cmd": "echo $$ > slow_pid; touch slow_pid.whole; while ! [ -e enough ]; do sleep 0.1; done; cat results/quick > results/slow",
                      "deps": ["quick"]},
         },
     )  # fmt: skip
     process = start(tmp_path)
-    wait_for(tmp_path / "slow_pid")
+    wait_for(tmp_path / "slow_pid.whole")
     stage = psutil.Process(int((tmp_path / "slow_pid").read_text()))
     process.send_signal(sent)
     process.communicate(timeout=20)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memlib.datasets import sources
-from memlib.mitigation.data import Modification
 from memlib.study import parameters, schema
 from memlib.training.settings import TextConfig, TrainConfig
 from memlib.training.text_model import build_scheduler
@@ -522,7 +521,6 @@ def test_the_schedules_are_those_of_the_schedulers() -> None:
 
 
 def test_names_that_the_schema_knows_are_those_of_the_modules() -> None:
-    assert get_args(Modification) == parameters.MODIFICATIONS
     assert get_args(schema.Pictures) == sources.NAMES
 
 

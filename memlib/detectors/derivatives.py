@@ -5,6 +5,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from memlib.fields import NoisePredictor
+
+
+def adjoint_derivative(
+    function: Callable[[Tensor], Tensor], x: Tensor, rows: int
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """A function's value at x [N, ...], and its adjoint derivative there: of cotangents [k, N, ...], `rows` rows at a time.
+
+    One forward pass serves all cotangents. Call it under `torch.no_grad()`, so that no parameter's gradient is kept, and
+    under `sdpa_kernel(SDPBackend.MATH)`.
+    """
+    value, adjoint = torch.func.vjp(function, x)
+    several = torch.vmap(adjoint, chunk_size=max(1, rows // len(x)))
+    return value, lambda cotangents: several(cotangents)[0]
+
+
+def rows_of(eps: NoisePredictor, x: Tensor) -> int:
+    """Rows that one call of a network takes; of a closed form, all axes of all items x [N, ...]."""
+    return getattr(eps, "rows", x.numel())
+
 
 def directional_derivatives(
     function: Callable[[Tensor], Tensor], x: Tensor, tangents: Tensor, edge: float | None = None

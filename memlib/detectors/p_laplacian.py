@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.detectors.api import Detector, Items, Scores, conditioned
+from memlib.detectors.derivatives import adjoint_derivative, rows_of
 from memlib.fields import Field, NoisePredictor
 from memlib.tensors import average, check_seeds, generators, norm, signs, standard_error, total
 
@@ -164,12 +165,13 @@ def _autodiff(
         tangents = torch.eye(d, dtype=x.dtype, device=x.device)[:, None].expand(d, len(x), d)
     else:
         tangents = signs(random, directions, x.flatten(1))
-    score, pull_back = torch.func.vjp(partial(_score, eps, sigma=sigma), x)
+    score, pull_back = adjoint_derivative(partial(_score, eps, sigma=sigma), x, rows_of(eps, x))
     length = norm(score.flatten(1))
     unit = score.flatten(1) / length.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
     tangents = torch.cat([tangents, unit[None]])
-    (pulled,) = torch.vmap(pull_back)(tangents.reshape(-1, *x.shape))
-    curvatures = total(tangents * pulled.flatten(2))  # v'Hv, the last along the score [k + 1, N]
+    curvatures = total(
+        tangents * pull_back(tangents.reshape(-1, *x.shape)).flatten(2)
+    )  # v'Hv, the last along the score [k + 1, N]
     trace, along = curvatures[:-1] * (d if directions is None else 1), curvatures[-1]
     return _power(length, powers - 2, d, sigma) * (trace + (powers - 2) * along)
 

@@ -1,15 +1,14 @@
 """Pictures modified before training, so that the model reproduces them less (the use that Hasegawa & Yasuda propose)."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from memlib.files import suggest
-
-Modification = Literal["drop", "augment", "mask"]
+from memlib.mitigation import Modification
 
 
 def modify(

@@ -9,7 +9,7 @@ import ast
 import hashlib
 import importlib.util
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,16 @@ def digest_files() -> dict[str, str]:
     """
     trees = {_name(path): _parse(path.read_text(), path) for path in Path(PACKAGE).rglob("*.py")}
     families = _families(trees[DETECTORS])
-    _check(DETECTORS, families, trees)
+    _check(DETECTORS, set(families.values()), trees)
     trees[DETECTORS].body = [node for node in trees[DETECTORS].body if not _assigns_all(node)]
     modules = {name: (_digest(tree), imports(tree, name)) for name, tree in trees.items()}
     programs = [name for name, tree in trees.items() if name.startswith(f"{PACKAGE}.study.") and _is_program(tree)]
     files = [
         *((name.rpartition(".")[2], lines([name], modules)) for name in programs),
-        *((f"score-{name.rpartition('.')[2]}", lines([SCORE, name], modules)) for name in families),
+        *(
+            (f"score-{family.rpartition('.')[2]}", _scores(family, families, modules))
+            for family in set(families.values())
+        ),
         *((path.stem, _notebook(path, modules)) for path in notebooks()),
     ]
     names = [name for name, _ in files]
@@ -101,6 +104,12 @@ def _notebook(path: Path, modules: Modules) -> str:
     return f"{path} {tree_digest(cells, path)}\n{lines(imported, modules)}"
 
 
+def _scores(family: str, families: Mapping[str, str], modules: Modules) -> str:
+    """Digest file of a family's scores: of what scoring imports, and of the detectors that `ALL` has of this family."""
+    named = sorted(place for place, module in families.items() if module == family)
+    return f"{lines([SCORE, family], modules)}{', '.join(named)}\n"
+
+
 def _check(importer: str | Path, imported: Iterable[str], modules: Collection[str]) -> None:
     for name in imported:
         if name not in modules:
@@ -150,12 +159,12 @@ def _assigns_all(node: ast.stmt) -> bool:
     return any(isinstance(target, ast.Name) and target.id == "ALL" for target in targets)
 
 
-def _families(tree: ast.Module) -> set[str]:
-    """The modules that `memlib.detectors.ALL` names, of values `module:ATTRIBUTE`."""
+def _families(tree: ast.Module) -> dict[str, str]:
+    """The entries of `memlib.detectors.ALL`, as `name: module:ATTRIBUTE`, with the module of each."""
     found = [ast.literal_eval(node.value) for node in tree.body if _assigns_all(node)]
     if not found:
         raise ValueError(f"{_file(DETECTORS)} assigns no ALL, the detectors' names and where each is defined")
-    return {place.partition(":")[0] for place in found[0].values()}
+    return {f"{name}: {place}": place.partition(":")[0] for name, place in found[0].items()}
 
 
 def _name(path: Path) -> str:

@@ -42,11 +42,9 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error"}  # it warns of picture processors th
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 
 
-def prepare(threads: int | None, imports: bool) -> None:
-    """Set up the server that lanes are forked of: with so many threads each (None: all), and with imports made before or not."""
+def prepare(imports: bool) -> None:
+    """Set up the server that lanes are forked of, with imports made before or not."""
     os.environ.update(KEPT_MEMORY | QUIET)
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
     if imports and sys.platform == "linux":
         CONTEXT.set_forkserver_preload(IMPORTED)
 

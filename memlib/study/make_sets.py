@@ -16,7 +16,8 @@ import torch
 from memlib.datasets import images
 from memlib.datasets.images import ImageSet
 from memlib.files import write_json, write_pictures, write_table
-from memlib.mitigation.data import Modification, modify
+from memlib.mitigation import Modification
+from memlib.mitigation.data import modify
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 from memlib.tables import read_score

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import yaml
@@ -19,13 +19,14 @@ from pydantic import ValidationError, create_model
 from memlib.datasets.prompts import read_prompts
 from memlib.detectors import ALL as DETECTORS
 from memlib.files import suggest
+from memlib.mitigation import Modification
 from memlib.study.digests import notebooks
 from memlib.study.schema import NOTEBOOKS, SECTIONS, Section, every_setting, section
 from memlib.training.settings import AutoencoderConfig, JudgeConfig, Seed, TextConfig, TrainConfig
 
 ENTRIES = ("truth", "scores")  # sections of which every entry is a stage
 CHOICES = ("growth", "loss", "random", "oracle")  # by what an arm of the retraining chooses pictures
-MODIFICATIONS = ("drop", "augment", "mask")
+MODIFICATIONS = get_args(Modification)
 PROMPTS = ("tables/drawings/prompts.parquet", "tables/drawings/followed.parquet")
 
 

@@ -1,7 +1,7 @@
 """The study in lanes: `python -m memlib.study.run` reproduces DVC's stages, those that do not wait for one another side by side.
 
-A stage in a lane has one thread. What DVC finds unchanged is not run again, so a run that was killed goes on with the same
-command; `dvc repro` does the same work, one stage after the other.
+What DVC finds unchanged is not run again, so a run that was killed goes on with the same command; `dvc repro` does the same
+work, one stage after the other.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from rich.table import Table
 
 from memlib.files import atomic_write, read_json, suggest, write_json
 from memlib.study import lane
-from memlib.study.stages import STUDY, WALL, stage_times
+from memlib.study.stages import STUDY, WALL, forget_times, stage_times
 
 if TYPE_CHECKING:
     from dvc.stage import Stage
@@ -42,6 +42,7 @@ GPUS = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 MOST_LANES = 8  # each takes about a GiB of memory, and the longest chain of stages leaves no work for more
 USUAL_SECONDS = 10.0  # of a stage that nothing is known of
 FEW = 8  # stages for which importing all that programs import does not pay
+FAILURES = (DvcException, OSError, RuntimeError)  # of one stage, which stop only those that need it
 SHOWN_LINES = 15  # of the output of a stage that has failed
 
 
@@ -103,7 +104,7 @@ def longest_chains(graph: Graph, seconds: Mapping[str, float]) -> dict[str, floa
 
 
 def count_lanes() -> int:
-    """A lane a core; a single one, with all threads, where there is one core or a GPU."""
+    """A lane a core; a single one where there is a GPU."""
     return 1 if any(Path(device).exists() for device in GPUS) else min(joblib.cpu_count(), MOST_LANES)
 
 
@@ -189,15 +190,19 @@ class Lanes:
             record(done)
 
     def start(self, name: str) -> Outcome | None:
-        """Start a stage; gives how it has ended where there is nothing to run."""
+        """Start a stage by the code and parameters that are there now; gives how it has ended where nothing is to run."""
         stage = self.stages[name]
-        if not stage.changed():
-            return "unchanged"
-        stage.remove_outs()
-        with contextlib.suppress(RunCacheNotFoundError):
-            stage.repo.stage_cache.restore(stage)
-            return self._keep(stage)
-        stage.save_deps()
+        try:
+            self.reproduce_here(CODE)
+            if not stage.changed():
+                return "unchanged"
+            stage.remove_outs()
+            with contextlib.suppress(RunCacheNotFoundError):
+                stage.repo.stage_cache.restore(stage)
+                return self._keep(name)
+            stage.save_deps()
+        except FAILURES as error:
+            return self._failed(name, error)
         commands = [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd
         self.running[name] = lane.start(name, commands, LOGS / f"{name}.txt")
         return None
@@ -209,18 +214,23 @@ class Lanes:
             name = sentinels[sentinel]
             process = self.running.pop(name)
             process.join()
-            yield name, "failed" if process.exitcode else self._keep(self.stages[name])
+            yield name, "failed" if process.exitcode else self._keep(name)
 
-    def _keep(self, stage: "Stage") -> Outcome:
+    def _keep(self, name: str) -> Outcome:
+        stage = self.stages[name]
         try:
             stage.save()
             stage.commit()
-        except DvcException as error:  # an output that the stage has not written
-            with (LOGS / f"{stage.addressing}.txt").open("a") as log:
-                log.write(f"{error}\n")
-            return "failed"
-        record(stage)
+            record(stage)
+        except FAILURES as error:  # most likely an output that the stage has not written
+            return self._failed(name, error)
         return "done"
+
+    def _failed(self, name: str, error: Exception) -> Outcome:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        with (LOGS / f"{name}.txt").open("a") as log:
+            log.write(f"{error}\n")
+        return "failed"
 
 
 def run_stages(graph: Graph, lanes: Lanes, count: int) -> Iterator[tuple[str, Outcome]]:
@@ -288,7 +298,9 @@ def run(targets: Collection[str], book_only: bool, count: int) -> None:
         lanes = Lanes(repo)
         lanes.reproduce_here(CODE)
         graph = only(graph, outdated(repo, only(graph, graph.keys() - {CODE})))
-        lane.prepare(threads=1 if count > 1 else None, imports=len(graph) > FEW)
+        lane.prepare(imports=len(graph) > FEW)
+        if graph.keys() == everything.keys() - {CODE}:
+            forget_times()  # of the run before
         full = not targets and not book_only and not everything.keys() <= stage_times().keys()
         earlier = read_json(WALL)["seconds"] if full and WALL.exists() else 0.0
         outcomes = {}
@@ -313,6 +325,10 @@ def main() -> None:
     )
     parser.add_argument("--lanes", type=int, help="stages side by side")
     arguments = parser.parse_args()
+    if arguments.book and arguments.stages:
+        parser.error("--book makes all pages; name no stages with it")
+    if arguments.lanes is not None and arguments.lanes < 1:
+        parser.error(f"--lanes is {arguments.lanes}; it must be at least 1")
     os.environ["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ["PATH"]]
     )  # of the stages' `python`
@@ -323,7 +339,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from here", flush=True)
         os._exit(130)  # without waiting for the stages: the lanes end them
-    print(f"The book is at {Path('book/_build/html/index.html').resolve()}")
+    if not arguments.stages:
+        print(f"The book is at {Path('book/_build/html/index.html').resolve()}")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,13 @@ def stage_times(root: str | Path = ".") -> dict[str, dict[str, float]]:
     return {path.stem: read_json(path) for path in sorted(Path(root, TIMES).glob("*.json"))}
 
 
+def forget_times() -> None:
+    """Forget the times of stages and the time of the run, but that of the stage `code`, which runs before all others."""
+    for path in [*TIMES.glob("*.json"), WALL]:
+        if path.stem != "code":
+            path.unlink(missing_ok=True)
+
+
 def made_here(paths: Iterable[str | Path]) -> bool | None:
     """Whether all files at or under the paths are as a stage has written them on this machine; None where only some are."""
     made = {item for record in MADE.glob("*.json") for item in read_json(record).items()}
