@@ -54,7 +54,7 @@ def test_every_training_picture_is_a_copy_for_the_prompts_that_it_belongs_to(stu
     assert table["id"].tolist() == study.prompts["id"].repeat(len(rows)).tolist()
     assert table["copies_any"].all()
     shown = study.drawn.items["subject"].to_numpy()[rows]
-    for prompt, found in zip(study.prompts.itertuples(), np.split(table, len(study.prompts)), strict=True):
+    for prompt, (_, found) in zip(study.prompts.itertuples(), table.groupby("id", sort=False), strict=True):
         own = rows == prompt.row if prompt.row >= 0 else shown == prompt.subject
         assert found["copies_own"].tolist() == own.tolist()
         if prompt.row >= 0:
@@ -82,9 +82,10 @@ def test_a_sample_agrees_as_far_as_the_judge_sees_its_subject(study: Study) -> N
     assert not table["copies_any"][1::2].any()
     with torch.no_grad():
         chances = study.judge(samples.flatten(0, 1)).softmax(1).unflatten(0, (-1, 2))
-    for subject, chance, found in zip(study.prompts["subject"], chances, np.split(table, len(chances)), strict=True):
+    by_prompt = table.groupby("id", sort=False)["agreement"]
+    for subject, chance, (_, found) in zip(study.prompts["subject"], chances, by_prompt, strict=True):
         if study.subjects.items["split"][subject] == "unseen":
-            assert found["agreement"].isna().all()
+            assert found.isna().all()
         else:
             # The two subjects that the judge does not know come first.
-            assert found["agreement"].tolist() == pytest.approx(chance[:, subject - 2].tolist(), rel=1e-4)
+            assert found.tolist() == pytest.approx(chance[:, subject - 2].tolist(), rel=1e-4)
