@@ -38,7 +38,7 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("scores"), help="folder for the tables")
     parser.add_argument("--seed", type=int, default=0, help="decides, with an item's id, its random numbers")
-    parser.add_argument("--batch", type=int, default=256, help="items between two writes")
+    parser.add_argument("--batch", type=int, help="items between two writes (default: as many as --rows)")
     parser.add_argument("--rows", type=int, default=64, help="items in one call of the network")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--replace", action="store_true", help="replace a table of another model, setting or items")
@@ -50,8 +50,9 @@ def _score(options: argparse.Namespace) -> None:
     detectors = [find(name) for name in options.detectors]
     setting = [_setting(options.setting)] if options.setting else []
     for name in ("batch", "rows"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1")
 
     import torch
 

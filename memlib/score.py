@@ -49,15 +49,16 @@ def score(
     settings: Sequence[Mapping[str, Any]],
     output: str | Path,
     model: str = "",
-    batch: int = 256,
+    batch: int | None = None,
     replace: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Score items by a detector at some settings; write the table to `output` and return it.
 
-    `batch` items are scored at a time, and kept in a folder beside the output, from which a run that was killed goes on.
-    Processes started together (by accelerate or torchrun) share the batches. `model` names the weights (see `weights_digest`).
-    `notes`: items that could not be read, by their id, with the reason; their rows have no score.
+    `batch` items (as many as a call of the network takes, if not given) are scored at a time, and kept in a folder beside the
+    output, from which a run that was killed goes on. Processes started together (by accelerate or torchrun) share the batches.
+    `model` names the weights (see `weights_digest`). `notes`: items that could not be read, by their id, with the reason; their
+    rows have no score.
 
     Raises ValueError, before any work, for settings that the detector does not know, items that lack what it needs, ids
     that are there twice, no items at all, and an output that holds another table (unless `replace`); and for scores that are
@@ -84,6 +85,7 @@ def score(
     check_output(output, about, replace)
     code = inspect.getsource(sys.modules[getattr(detector.score, "func", detector.score).__module__])
     rows = None if field is None else field.rows
+    batch = batch or rows or len(ids)
     parts = output.with_name(f"{output.stem}.{_digest([about, batch, rows, code])[:12]}.parts")
     state = processes()
     field = field if field is None else field.with_rows(rows, pad=True)

@@ -116,7 +116,12 @@ def test_every_entry_point_has_a_digest_of_its_own(tree: Path) -> None:
         ("memlib/study/helper.py", "red", "blue", {"growth"}),
         ("memlib/detectors/volume.py", "= load", "= load()", {"score-volume"}),
         ("memlib/detectors/__init__.py", "BATCH = 4", "BATCH = 8", {"score", "score-volume", "score-denoising"}),
-        ("memlib/detectors/__init__.py", "'loss':", "'pia': 'memlib.detectors.denoising:PIA', 'loss':", {"score-denoising"}),
+        (
+            "memlib/detectors/__init__.py",
+            "'loss':",
+            "'pia': 'memlib.detectors.denoising:PIA', 'loss':",
+            {"score-denoising"},
+        ),
         ("notebooks/growth.ipynb", "# Title", "# Another title", set()),
         ("notebooks/growth.ipynb", "plotting.helper", "plotting.helper  # a remark", set()),
         ("notebooks/growth.ipynb", "plotting.helper", "plotting.helper.COLOUR", {"growth"}),

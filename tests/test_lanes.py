@@ -133,8 +133,8 @@ def test_a_run_that_is_ended_ends_its_stages_and_goes_on_with_the_same_command(t
         tmp_path,
         {
             "quick": {"cmd": "echo 1 > results/quick"},
-            "slow": {"cmd": "echo $$ > slow_pid; touch slow_pid.whole; while ! [ -e enough ]; do sleep 0.1; done; cat results/quick > results/slow",
-                     "deps": ["quick"]},
+            "slow": {"cmd": "echo $$ > slow_pid; touch slow_pid.whole; while ! [ -e enough ]; do sleep 0.1; done; "
+                            "cat results/quick > results/slow", "deps": ["quick"]},
         },
     )  # fmt: skip
     process = start(tmp_path)

@@ -9,21 +9,18 @@ from memlib.fields import NoisePredictor
 
 
 def adjoint_derivative(
-    function: Callable[[Tensor], Tensor], x: Tensor, rows: int
+    eps: NoisePredictor, function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """A function's value at x [N, ...], and its adjoint derivative there: of cotangents [k, N, ...], `rows` rows at a time.
+    """Value at x [N, ...] of a function that calls `eps` once, and its adjoint derivative there, of cotangents [k, N, ...].
 
-    One forward pass serves all cotangents. Call it under `torch.no_grad()`, so that no parameter's gradient is kept, and
-    under `sdpa_kernel(SDPBackend.MATH)`.
+    One forward pass serves all cotangents, of which as many are pulled back at once as fill a call of the network: one, where
+    the network fills its calls up itself. Call it under `torch.no_grad()`, so that no parameter's gradient is kept, and under
+    `sdpa_kernel(SDPBackend.MATH)`.
     """
     value, adjoint = torch.func.vjp(function, x)
-    several = torch.vmap(adjoint, chunk_size=max(1, rows // len(x)))
+    filled, rows = getattr(eps, "pad", False), getattr(eps, "rows", x.numel())
+    several = torch.vmap(adjoint, chunk_size=1 if filled else max(1, rows // len(x)))
     return value, lambda cotangents: several(cotangents)[0]
-
-
-def rows_of(eps: NoisePredictor, x: Tensor) -> int:
-    """Rows that one call of a network takes; of a closed form, all axes of all items x [N, ...]."""
-    return getattr(eps, "rows", x.numel())
 
 
 def directional_derivatives(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.detectors.api import Detector, Items, Scores, conditioned
-from memlib.detectors.derivatives import adjoint_derivative, rows_of
+from memlib.detectors.derivatives import adjoint_derivative
 from memlib.fields import Field, NoisePredictor
 from memlib.tensors import average, check_seeds, generators, norm, signs, standard_error, total
 
@@ -165,7 +165,7 @@ def _autodiff(
         tangents = torch.eye(d, dtype=x.dtype, device=x.device)[:, None].expand(d, len(x), d)
     else:
         tangents = signs(random, directions, x.flatten(1))
-    score, pull_back = adjoint_derivative(partial(_score, eps, sigma=sigma), x, rows_of(eps, x))
+    score, pull_back = adjoint_derivative(eps, partial(_score, eps, sigma=sigma), x)
     length = norm(score.flatten(1))
     unit = score.flatten(1) / length.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
     tangents = torch.cat([tangents, unit[None]])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.detectors.api import Detector, Items, Scores, calibrated, conditioned
-from memlib.detectors.derivatives import adjoint_derivative, directional_derivatives, rows_of
+from memlib.detectors.derivatives import adjoint_derivative, directional_derivatives
 from memlib.fields import Field, NoisePredictor
 from memlib.sampling.grids import check_timesteps, ratio_grid, sigma_grid
 from memlib.sampling.ode import EVALUATIONS, Method, check_method, integrate, solver_step
@@ -123,7 +123,7 @@ def _divergences(
     else:
         tangents = signs(items, directions, x)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, pull_back = adjoint_derivative(lambda y: eps(y, sigma), x, rows_of(eps, x))
+        _, pull_back = adjoint_derivative(eps, lambda y: eps(y, sigma), x)
         pulled = pull_back(tangents)
     return total((tangents * pulled).flatten(2)) * (d if directions is None else 1)
 
