@@ -104,36 +104,25 @@ def judged(method: str, strength: float, similarity: list[float], agreement: lis
     )
 
 
-def table_of(values: np.ndarray, names: list[tuple[str, float]]) -> pd.DataFrame:
-    """A row a sample, of values [3, method, prompt, sample]: similarity, agreement, and a copy where it is above 0.5."""
-    rows = [(*name, f"p{p}") for name in names for p in range(values.shape[2]) for _ in range(values.shape[3])]
-    table = pd.DataFrame(rows, columns=["method", "strength", "id"])
-    similarity, agreement, copy = values.reshape(3, -1)
-    return table.assign(similarity=similarity, agreement=agreement, copies_own=copy > 0.5)
-
-
 def test_samples_are_summed_up_over_prompts() -> None:
-    values, names = np.random.default_rng(0).random((3, 2, 12, 3)), [("strong", 2.0), ("mild", 1.0)]
-    values[2, :, :9] = np.arange(9)[:, None] < 4  # copied in all samples or in none
-    table = summarise(table_of(values, names), ["method", "strength"], seed=3)
+    rng = np.random.default_rng(0)
+    names = [("strong", 2.0), ("mild", 1.0)]
+    values = rng.random((2, 8, 3, 2)).round(2)  # method, prompt, sample; similarity and agreement
+    copies = rng.random((2, 8, 3)) < 0.3
+    columns = {"similarity": values[..., 0].ravel(), "agreement": values[..., 1].ravel(), "copies_own": copies.ravel()}
+    where = pd.DataFrame(
+        [(*name, f"p{prompt}") for name in names for prompt in range(8) for _ in range(3)],
+        columns=["method", "strength", "id"],
+    )
+    table = summarise(where.assign(**columns), ["method", "strength"], seed=3)
     assert table[["method", "strength"]].apply(tuple, axis=1).tolist() == names, "as they come"
-    similarity, agreement, copies = [*values[:2], values[2] > 0.5]
-    for row, near, agreed, copied in zip(table.to_dict("records"), similarity, agreement, copies, strict=True):
-        assert row["similarity"] == pytest.approx(intervals.mean(near.mean(1)))
-        assert row["agreement"] == pytest.approx(intervals.mean(agreed.mean(1)))
-        assert row["copies"] == pytest.approx(intervals.mean_share(copied.mean(1), 3))
-        assert row["drawn at all"] == intervals.proportion(int(copied.any(1).sum()), 12)
-
-
-def test_curves_go_through_the_means_of_each_prompts_samples() -> None:
-    values = np.random.default_rng(0).random((3, 3, 8, 5))
-    values[0] += np.array([1.0, 0.4, 0.1])[:, None, None]
-    names = [("unchanged", 0.0), ("adding words", 1.0), ("moving", 1.0)]
-    (found,) = at_equal_similarity(table_of(values, names), [("adding words", "moving")], seed=5)["difference"]
-    similarity, agreement, _ = values.mean(3)
-    first, second = ((similarity[[0, k]], agreement[[0, k]]) for k in (1, 2))
-    assert found == pytest.approx(intervals.difference_of_curves(first, second, 5))
-    assert found != pytest.approx(intervals.difference_of_curves(first, second, 0))
+    shares = copies.mean(2)
+    assert 0 < copies.any(2)[0].sum() < 8
+    for row, value, share in zip(table.to_dict("records"), values.mean(2), shares, strict=True):
+        assert row["similarity"] == pytest.approx(intervals.mean(value[:, 0]))
+        assert row["agreement"] == pytest.approx(intervals.mean(value[:, 1]))
+        assert row["copies"] == pytest.approx(intervals.mean_share(share, 3))
+        assert row["drawn at all"] == intervals.proportion(int((share > 0).sum()), 8)
 
 
 def test_methods_are_compared_over_the_similarity_that_both_reach_with_the_unchanged_prompts() -> None:
@@ -144,15 +133,14 @@ def test_methods_are_compared_over_the_similarity_that_both_reach_with_the_uncha
     steep = [judged("steep", k, (0.8 - 0.2 * k + item).tolist(), (0.6 - 0.2 * k + item).tolist()) for k in (1.0, 2.0)]
     apart = judged("apart", 1.0, (0.8 + item).tolist(), (0.1 + item).tolist())
     samples = pd.concat([start, *steep, *flat, apart]).sample(frac=1, random_state=1)
-    pairs = [("flat", "steep"), ("steep", "flat"), ("flat", "apart")]
-    table = at_equal_similarity(samples, pairs)
+    table = at_equal_similarity(samples, [("flat", "steep"), ("steep", "flat"), ("flat", "apart")])
     assert table[["method", "minus"]].to_numpy().tolist() == [["flat", "steep"], ["steep", "flat"]]
     first, second = table["difference"]
     assert first.value == pytest.approx(0.2), "a line that falls by 0.4 over the common range, half of it on average"
     assert first.low <= 0.2 <= first.high
     assert second.value == pytest.approx(-0.2)
-    assert table["low"].tolist() == pytest.approx([0.5 + item.mean()] * 2)
-    assert table["high"].tolist() == pytest.approx([0.9 + item.mean()] * 2)
+    assert table["low"][0] == pytest.approx(0.5 + item.mean())
+    assert table["high"][0] == pytest.approx(0.9 + item.mean())
 
 
 def test_every_curve_begins_at_the_unchanged_prompts() -> None:
