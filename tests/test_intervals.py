@@ -12,7 +12,7 @@ from memlib.evaluation import intervals
 def test_rank_correlation_is_that_of_scipy_and_its_interval_covers() -> None:
     rng, covered = np.random.default_rng(2), []
     truth = 6 / np.pi * np.arcsin(0.6 / 2)
-    for _ in range(100):
+    for _ in range(200):
         a = rng.normal(size=60)
         b = 0.6 * a + 0.8 * rng.normal(size=60)
         estimate = intervals.spearman(a, b)

@@ -52,7 +52,7 @@ def test_only_rates_that_the_negatives_resolve_are_reported() -> None:
 def test_intervals_cover_the_truth() -> None:
     rng, truth = np.random.default_rng(0), stats.norm.cdf(1 / np.sqrt(2))
     covered = [
-        e.low <= truth <= e.high for e in (roc.auroc(rng.normal(1, 1, 60), rng.normal(0, 1, 60)) for _ in range(100))
+        e.low <= truth <= e.high for e in (roc.auroc(rng.normal(1, 1, 60), rng.normal(0, 1, 60)) for _ in range(200))
     ]
     assert 0.89 <= np.mean(covered) <= 0.99
 
@@ -85,7 +85,7 @@ def test_a_paired_comparison_is_sharper_than_an_unpaired_one() -> None:
 def test_paired_intervals_cover_the_truth() -> None:
     rng, covered = np.random.default_rng(1), []
     truth = stats.norm.cdf(1 / np.sqrt(2)) - stats.norm.cdf(1 / np.sqrt(2 * 1.25))
-    for _ in range(100):
+    for _ in range(200):
         positive, negative = rng.normal(1, 1, 50), rng.normal(0, 1, 25)
         noisy = [group + rng.normal(0, 0.5, len(group)) for group in (positive, negative)]
         estimate = roc.auroc_difference((positive, noisy[0]), (negative, noisy[1]))

@@ -79,9 +79,10 @@ def test_equal_runs_give_equal_bytes(kind: str, name: str, tmp_path: Path, reque
     path = tmp_path / "scores.parquet"
     whole = table_bytes(path, (field, items), name, setting)
     table = read_scores(path)
-    assert table_bytes(path, (field, items), name, setting, batch=1) == whole
+    for batch in (1, 3):
+        assert table_bytes(path, (field, items), name, setting, batch=batch) == whole
     order = [3, 0, 4, 2, 1]
-    assert table_bytes(path, (field, items.rows(order)), name, setting, batch=3) == whole
+    assert table_bytes(path, (field, items.rows(order)), name, setting, batch=4) == whole
     table_bytes(path, (field, items.rows([4, 2])), name, setting)
     pd.testing.assert_frame_equal(read_scores(path), table.loc[["item 2", "item 4"]], check_exact=True)
     assert [*table.index] == sorted(items.ids)

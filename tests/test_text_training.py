@@ -27,35 +27,33 @@ def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) ->
     colours = torch.randint(0, 256, (32, 3, 2, 1), generator=generator, dtype=torch.uint8)
     images = colours.repeat_interleave(8, 2).expand(-1, -1, -1, 16)
     torch.manual_seed(0)
-    config = replace(AUTOENCODER, steps=60, learning_rate=1e-2)
-    vae = text_model.build_autoencoder(16, config)
-    run = text_to_image.train_autoencoder(vae, images, config, tmp_path / "c.pt")
-    assert run.losses[-10:].mean() < 0.65 * run.losses[:10].mean()
+    vae = text_model.build_autoencoder(16, AUTOENCODER)
+    run = text_to_image.train_autoencoder(vae, images, AUTOENCODER, tmp_path / "c.pt")
+    assert run.losses[-10:].mean() < run.losses[:10].mean() / 3
     latents = encode(vae, to_float(images))
     assert latents.shape == (32, 4, 4, 4)
     assert float(latents.std()) == pytest.approx(1, rel=1e-3)
     error = (decode(vae, latents) - to_float(images)).square().mean()
-    assert error < 0.8 * to_float(images).var()
+    assert error < to_float(images).var() / 3
 
 
-def test_what_a_prompt_stands_for_is_learnt(tmp_path) -> None:
-    """Of velocities; that the loss of noise predictions is theirs is checked below."""
-    pipe = small_pipeline("v_prediction")
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_what_a_prompt_stands_for_is_learnt(prediction_type: str, tmp_path) -> None:
+    pipe = small_pipeline(prediction_type)
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    prompts, copies = ["a red apple", "the blue whale"], torch.ones(2, dtype=torch.long)
-    config = replace(TEXT, steps=80, batch=8, learning_rate=5e-3)
-    run = text_to_image.train_denoiser(pipe, pictures, prompts, copies, config, tmp_path / "c.pt")
-    assert run.losses[-20:].mean() < 0.7 * run.losses[:20].mean()
+    run = text_to_image.train_denoiser(
+        pipe, pictures, ["a red apple", "the blue whale"], torch.ones(2, dtype=torch.long), TEXT, tmp_path / "c.pt"
+    )
+    assert run.losses[-20:].mean() < run.losses[:20].mean() / 2
     pipe.set_progress_bar_config(disable=True)
     made = pipe(
-        prompts * 8,
+        ["a red apple", "the blue whale"],
         num_inference_steps=10,
         guidance_scale=2.0,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
     ).images
-    right = torch.cdist(made.flatten(1), pictures.flatten(1)).argmin(1) == torch.arange(2).repeat(8)
-    assert right.sum() >= 15
+    assert (torch.cdist(made.flatten(1), pictures.flatten(1)).argmin(1) == torch.arange(2)).all()
     run.save(pipe, tmp_path / "model", tmp_path / "c.pt")
     again = DiffusionPipeline.from_pretrained(tmp_path / "model")
     again.set_progress_bar_config(disable=True)
@@ -65,6 +63,28 @@ def test_what_a_prompt_stands_for_is_learnt(tmp_path) -> None:
     ]
     assert (images[0] == images[1]).all()
     assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_copies_decide_what_an_unconditional_sample_shows(tmp_path) -> None:
+    pipe = small_pipeline()
+    pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    text_to_image.train_denoiser(
+        pipe,
+        pictures,
+        ["apple", "whale"],
+        torch.tensor([1, 9]),
+        replace(TEXT, drop_prompt=0.9, steps=200),
+        tmp_path / "c.pt",
+    )
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(
+        [""] * 20,
+        num_inference_steps=10,
+        guidance_scale=1.0,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    assert (torch.cdist(made.flatten(1), pictures.flatten(1)).argmin(1) == 1).float().mean() > 0.7
 
 
 @torch.no_grad()
