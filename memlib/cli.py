@@ -57,7 +57,8 @@ def _score(options: argparse.Namespace) -> None:
     import torch
 
     from memlib.datasets.items import load_items
-    from memlib.fields.load import load_field, processes
+    from memlib.fields.load import load_field
+    from memlib.processes import processes
     from memlib.score import score, weights_digest
 
     dtype = getattr(torch, options.dtype)

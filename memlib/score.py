@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, as_list
-from memlib.fields.load import processes
 from memlib.fields.unet import UNetField
 from memlib.files import atomic_write
+from memlib.processes import processes
 from memlib.progress import progress
 from memlib.tables import KEY, SCHEMA, setting_name
 

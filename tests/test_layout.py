@@ -13,7 +13,7 @@ import pytest
 from memlib.study.digests import imports
 
 ROOT = Path(__file__).parent.parent
-HELPERS = ("tensors", "files", "progress", "words", "tables")  # of all folders; they import none of them
+HELPERS = ("tensors", "files", "progress", "words", "tables", "processes")  # of all folders; they import none of them
 FOLDERS = ("fields", "sampling", "detectors", "mitigation", "truth", "evaluation", "datasets", "training")
 LAYERS = (*FOLDERS, "score", "cli", "study")  # each may import those before it, itself and the helpers
 MODULES = sorted((ROOT / "memlib").rglob("*.py"))

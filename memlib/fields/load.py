@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import PartialState
 from diffusers import DDPMScheduler, UNet2DModel
 
 from memlib.fields.unet import ROWS, UNetField
+from memlib.processes import processes
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -38,11 +38,6 @@ def load_field(name: str | Path, dtype: torch.dtype = torch.float32, rows: int =
     pipe.unet.requires_grad_(False)
     text = pipe if getattr(pipe, "text_encoder", None) is not None else None
     return UNetField(pipe.unet, pipe.scheduler, text, rows)
-
-
-def processes() -> PartialState:
-    """The processes that accelerate or torchrun has started together, and the device of this one."""
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def check_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.files import atomic_write, write_json, write_table
+from memlib.processes import processes
 from memlib.progress import progress
 from memlib.training.settings import LoopConfig
 
@@ -51,7 +52,7 @@ class Optimised(NamedTuple):
                 write_table(temporary / "loss.parquet", self.loss_table())
                 write_json(temporary / "training.json", self.how)
             Path(checkpoint).unlink(missing_ok=True)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
 
     def report(self, folder: str | Path, **numbers: Any) -> None:
         """Write to a folder of tables `loss.parquet` (step, loss) and `model.json`: the steps, how, and numbers by name."""
@@ -96,10 +97,7 @@ def optimise(
     written every `checkpoint_every` steps; one of the same code, settings, `inputs` and starting weights is taken up again,
     any other is overwritten.
     """
-    together = PartialState(
-        cpu=not torch.accelerator.is_available()
-    )  # without `cpu`, each would train by itself on one
-    accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, together.device))
+    accelerator = Accelerator(mixed_precision=resolve_precision(config.precision, processes().device))
     if config.batch % accelerator.num_processes:
         raise ValueError(
             f"{config.section}.batch is {config.batch}, which {accelerator.num_processes} processes cannot share evenly"
