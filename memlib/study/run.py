@@ -181,7 +181,6 @@ class Lanes:
 
     def reproduce_here(self, name: str) -> None:
         """Reproduce a stage as DVC does, in no lane; raises RuntimeError when it fails, having said why on stderr."""
-        logging.getLogger("dvc").setLevel(logging.WARNING)  # it tells what it runs
         try:
             done = self.stages[name].reproduce()
         except DvcException as error:
@@ -332,6 +331,7 @@ def main() -> None:
     os.environ["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ["PATH"]]
     )  # of the stages' `python`
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # it tells what it runs
     try:
         run(arguments.stages, arguments.book, arguments.lanes or count_lanes())
     except (ValueError, RuntimeError, DvcException) as error:
