@@ -22,7 +22,7 @@ from memlib.detectors.api import Items
 from memlib.detectors.p_laplacian import p_laplacian
 from memlib.detectors.volume import divergence
 from memlib.fields.unet import UNetField
-from memlib.score import score
+from memlib.score import one_thread, score
 from memlib.tensors import to_float
 from memlib.training import image_model, loop, text_model
 from memlib.training.settings import AutoencoderConfig, TextConfig, TrainConfig
@@ -49,7 +49,7 @@ def training_seconds(config: TrainConfig, steps: int) -> float:
         AcceleratorState._reset_state(True)
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            run = replace(config, steps=count, checkpoint_every=10**6)
+            run = replace(config, steps=count, warmup_steps=0, checkpoint_every=10**6)
             image_model.train(
                 PICTURES, torch.ones(256, dtype=torch.long), run, Path(folder) / "model", Path(folder) / "checkpoint.pt"
             )
@@ -137,7 +137,8 @@ def scoring(field: UNetField, items: Items) -> None:
 def main() -> None:
     field = UNetField(image_model.build_network(3, 16, CONFIG), DDPMScheduler(1000))
     items = Items([str(number) for number in range(256)], pictures=to_float(PICTURES))
-    scoring(field, items)
+    with one_thread():  # as `score` computes, so that the calls compared are alike
+        scoring(field, items)
     x, seeds = items.pictures[:64], items.seeds[:64]
     published = seconds(lambda: p_laplacian(field, x[:1], 0.3, [1.0], 128, seeds[:1], "flux", None, "independent"))
     for name, arguments in {"16 antithetic directions": (16, seeds, "flux"), "2 derivatives": (2, seeds)}.items():
