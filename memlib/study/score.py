@@ -7,8 +7,9 @@ from typing import Any
 
 from memlib.datasets.items import load_items
 from memlib.detectors import find
+from memlib.fields.digest import weights_digest
 from memlib.fields.load import load_field
-from memlib.score import score, weights_digest
+from memlib.score import score
 from memlib.study.sections import expanded, read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
