@@ -157,9 +157,10 @@ def test_tables_and_image_sets_of_another_kind_are_refused(given: Path) -> None:
         load_items(prompts=given / "none.parquet")
     table = pd.read_parquet(given / "set" / "items.parquet")
     table.drop(columns="split").to_parquet(given / "set" / "items.parquet")
-    with pytest.raises(
-        ValueError, match=r"items.parquet has no column 'split'; it needs id, name, caption, split, cop"
-    ):
+    with pytest.raises(ValueError, match=r"items.parquet has no column 'split'; it needs name, caption, split, copies"):
+        load_items(images=given / "set")
+    table.drop(columns="id").to_parquet(given / "set" / "items.parquet")
+    with pytest.raises(ValueError, match=r"items.parquet has no column 'id'; every item needs an id of its own"):
         load_items(images=given / "set")
     table[:-1].to_parquet(given / "set" / "items.parquet")
     with pytest.raises(

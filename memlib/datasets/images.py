@@ -14,7 +14,7 @@ from torch import Tensor
 from memlib.files import atomic_write, suggest
 from memlib.tensors import to_float
 
-COLUMNS = ("id", "name", "caption", "split", "copies")
+COLUMNS = ("name", "caption", "split", "copies")
 
 
 @dataclass(frozen=True)

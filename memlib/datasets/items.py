@@ -80,6 +80,8 @@ def _pictures(
     """Ids, pictures in [-1, 1], captions (None without any), and why some could not be read."""
     if _is_image_set(folder):
         image_set = image_sets.load(folder)
+        if "id" not in image_set.items:
+            raise ValueError(f"{folder / 'items.parquet'} has no column 'id'; every item needs an id of its own")
         if splits:
             parts = [image_set.split(name) for name in splits]
             ids = [name for part in parts for name in part.items["id"]]
