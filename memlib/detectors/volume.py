@@ -123,7 +123,7 @@ def _divergences(
     else:
         tangents = signs(items, directions, x)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, pull_back = adjoint_derivative(eps, lambda y: eps(y, sigma), x)
+        _, pull_back = adjoint_derivative(eps, x, sigma)
         pulled = pull_back(tangents)
     return total((tangents * pulled).flatten(2)) * (d if directions is None else 1)
 
