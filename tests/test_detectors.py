@@ -84,6 +84,13 @@ def test_every_detector_costs_what_it_says(name: str, backward_rows: Counter[str
         assert seen.evaluations + backward_rows.total() == 2 * dearest.total() + shared
 
 
+def test_a_batch_of_prompts_costs_no_calls_filled_up_for_the_empty_one() -> None:
+    field = text_field().with_rows(8, pad=True)
+    items, seen = items_for(field, 5), Counted(field)
+    find("magnitude").score(field, items, noises=3, sampling_steps=10)
+    assert seen.evaluations == 2 * 8 + 3
+
+
 READINGS = [
     ("loss", {"sigma": 0.2}, {"draws": [1, 3]}),
     ("calibrated_loss", {"sigma": 0.2}, {"draws": [1, 2]}),

@@ -30,7 +30,7 @@ def first_step(field: UNetField, prompts: Sequence[str], noise: Tensor, sampling
     warn_of_cuts(field.pipe, prompts)
     t = timesteps(field.scheduler, sampling_steps)[0]
     noise = noise.to(field.device)
-    without = field.data_at(noise, t, field.unconditional())
+    without = field.with_rows(field.rows).data_at(noise, t, field.unconditional())  # the same call for any prompts
     cond = field.encode_prompts(prompts)
     found = field.data_at(noise.repeat_interleave(len(prompts), 0), t, cond).unflatten(0, (len(noise), -1))
     return norm((found - without[:, None]).flatten(2)).T.cpu()

@@ -154,7 +154,7 @@ class UNetField:
 
     def unconditional(self) -> Conditioning:
         """The condition [1, ...] of no prompt: that of the empty one, or zeros where the pipeline takes those."""
-        cond = self.encode_prompts([""])
+        cond = self.with_rows(1).encode_prompts([""])
         if self.pipe.config.get("force_zeros_for_empty_prompt", False):
             cond |= {name: torch.zeros_like(value) for name, value in cond.items() if name != "time_ids"}
         return cond
