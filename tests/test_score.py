@@ -454,7 +454,7 @@ def test_prompts_are_scored_by_the_command(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(folder)
-    arguments = ["score", "text", "--prompts", "prompts.txt", "--rows", "2", "--detectors", "magnitude"]
+    arguments = ["score", "text", "--prompts", "prompts.txt", "--rows", "2", "--detectors", "magnitude", "magnitude"]
     arguments += ["--output", str(tmp_path)]
     cli.main([*arguments, "--setting", "noises=2", "sampling_steps=5"])
     table = read_scores(tmp_path / "magnitude.parquet")
