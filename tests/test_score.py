@@ -472,6 +472,7 @@ def test_prompts_are_scored_by_the_command(
 
 def test_what_the_command_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the name of no folder is looked for there
     pictures, detector = ["--images", "pictures"], ["--detectors", "loss"]
     for arguments, message in (
         (["model", *pictures, "--detectors", "losss"], "there is no detector 'losss'; did you mean 'loss'?"),
