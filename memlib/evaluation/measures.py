@@ -21,8 +21,8 @@ def newcombe(value: float, positives: int, negatives: int, level: float = 0.95) 
         variance = theta * (1 - theta) / (positives * negatives)
         return (value - theta) ** 2 - z2 * variance * (1 + balance * ((1 - theta) / (2 - theta) + theta / (1 + theta)))
 
-    low = 0.0 if excess(0.0) <= 0 or value == 0 else optimize.brentq(excess, 0.0, value)
-    high = 1.0 if excess(1.0) <= 0 or value == 1 else optimize.brentq(excess, value, 1.0)
+    low = 0.0 if excess(0.0) <= 0 or value == 0 else optimize.brentq(excess, 0.0, value - 1e-12)
+    high = 1.0 if excess(1.0) <= 0 or value == 1 else optimize.brentq(excess, value + 1e-12, 1.0)
     return low, high
 
 
@@ -97,7 +97,7 @@ def share(outcomes: ArrayLike, seed: int = 0) -> Measured:
     if n < 2 or not ((outcomes >= 0) & (outcomes <= 1)).all():
         raise ValueError("a share needs two items or more, with outcomes between 0 and 1")
     items = outcomes.mean(1)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    counts = _counts(n, np.random.default_rng(seed))
     return Measured(
         value=float(items.mean()),
         by_training=outcomes.mean(0),
@@ -141,5 +141,11 @@ def _cluster_counts(
     counts = np.empty((RESAMPLES, size))
     for stratum in np.unique(kind):
         members = np.flatnonzero(kind == stratum)
-        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), RESAMPLES)
+        counts[:, members] = _counts(len(members), rng)
     return counts
+
+
+def _counts(n: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """How often each of n is drawn in each resample [R, n]."""
+    drawn = rng.integers(0, n, (RESAMPLES, n)) + n * np.arange(RESAMPLES)[:, None]
+    return np.bincount(drawn.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n)
