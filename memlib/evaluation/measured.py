@@ -15,7 +15,7 @@ from scipy import optimize, stats
 from memlib.evaluation.intervals import Estimate, percentiles, square_and_add, wider
 
 LEVEL = 0.95
-SMALLEST_P = 1e-6
+SMALLEST_P, LARGEST_P = 1e-6, 0.999  # between which an interval is inverted
 POWER = 0.8
 
 
@@ -137,11 +137,10 @@ def p_value(found: Measured | Difference, threshold: float) -> float:
 
     if found.value == threshold:
         return 1.0
-    if beyond(np.log(SMALLEST_P)) > 0:
+    least, most = np.log(SMALLEST_P), np.log(LARGEST_P)
+    if beyond(least) > 0:
         return SMALLEST_P
-    if beyond(-1e-9) <= 0:
-        return 1.0
-    return float(np.exp(optimize.bisect(beyond, np.log(SMALLEST_P), -1e-9, xtol=1e-4)))
+    return float(np.exp(optimize.bisect(beyond, least, most, xtol=1e-4))) if beyond(most) > 0 else 1.0
 
 
 def settleable(found: Measured | Difference, threshold: float) -> bool:

@@ -1,8 +1,6 @@
 """What a criterion compares, read from the tables: items with their outcomes, and scores, over the trainings."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +48,7 @@ def read_cases(name: str, criterion: Criterion) -> Cases:
     Raises ValueError, in one sentence, for tables, columns and items that are not there, and for fewer items than the power
     of the criterion asks for.
     """
-    frames = []
+    frames, whole = [], items_of(name, criterion, criterion.trainings[0])
     for training in criterion.trainings:
         frame = items_of(name, criterion, training)
         if criterion.statistic == "AUROC":
@@ -62,7 +60,7 @@ def read_cases(name: str, criterion: Criterion) -> Cases:
         frames.append(frame)
     items = pd.concat(dict(zip(criterion.trainings, frames, strict=True)), names=["training", "item"])
     positive = items.pop("_positive").to_numpy(bool) if "_positive" in items else np.zeros(len(items), dtype=bool)
-    cases = Cases(name, criterion, items, positive, _choosing(criterion, frames[0], items))
+    cases = Cases(name, criterion, items, positive, _choosing(name, criterion, whole, items))
     for kind, least in criterion.at_least.items():
         if cases.counts[kind] < least:
             raise ValueError(
@@ -78,7 +76,7 @@ def measure(cases: Cases, comparison: Comparison | None = None) -> tuple[Measure
     comparison = comparison or criterion
     sides = {"first": comparison.first} | ({"minus": comparison.minus} if comparison.minus else {})
     if criterion.statistic == "agreement":
-        samples = cases.items.reset_index("item", names="id").rename(columns={"item": "id"})
+        samples = cases.items.reset_index("item").rename(columns={"item": "id"})
         _check_methods(cases.name, samples, [side.method for side in sides.values()])
         curves = (mitigation.curve(samples, side.method) for side in sides.values())
         return measures.gap(*curves, seed=criterion.seed), {}
@@ -158,7 +156,7 @@ def _measure_side(cases: Cases, side: Side) -> tuple[Measured, str]:
 def _scores(cases: Cases, side: Side, training: str) -> pd.DataFrame:
     """The scores of one side in one training, a row for each of its cases, a column for each setting that fits."""
     path = side.table.format(training=training)
-    scores = _score_table(path) if Path(path).exists() else _missing(cases.name, path)
+    scores = read_scores(path) if Path(path).exists() else _missing(cases.name, path)
     asked = {key: value if isinstance(value, list) else [value] for key, value in side.setting.items()}
     settings = {column: parse_setting(column) for column in scores}
     fitting = [
@@ -176,13 +174,12 @@ def _scores(cases: Cases, side: Side, training: str) -> pd.DataFrame:
     return found / [settings[column]["sigma"] for column in fitting] if side.per_sigma else found
 
 
-def _choosing(criterion: Criterion, first: pd.DataFrame, items: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which rows are in the half that settings are chosen on: a half of the first training's items, the same in all."""
+def _choosing(name: str, criterion: Criterion, whole: pd.DataFrame, items: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows are in the half that settings are chosen on: a half of all items of the first training, the same in all."""
     if criterion.split is None:
         return np.zeros(len(items), dtype=bool)
-    keys = [first[column] for column in criterion.split.by]
-    groups = pd.MultiIndex.from_arrays(keys).factorize(sort=True)[0]
-    half = first.index[stratified_split(groups, np.zeros(len(first)), criterion.split.seed)]
+    groups = pd.MultiIndex.from_arrays([_evaluate(name, whole, key) for key in criterion.split.by])
+    half = whole.index[stratified_split(groups.factorize(sort=True)[0], np.zeros(len(whole)), criterion.split.seed)]
     return items.index.get_level_values("item").isin(half)
 
 
@@ -219,8 +216,3 @@ def _table(name: str, path: str) -> pd.DataFrame:
 
 def _missing(name: str, path: str) -> Any:
     raise ValueError(f"the claim {name!r} is judged on {path}, which is not there")
-
-
-@cache
-def _score_table(path: str) -> pd.DataFrame:
-    return read_scores(path)

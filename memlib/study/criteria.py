@@ -40,7 +40,7 @@ class Side(_Strict):
     setting: the values by which columns of the score table are found; a list stands for any of its values, null for a key that
     a setting does not have. Of several columns, the best on one half of the items is taken where the criterion has a `split`;
     `average: scores` takes their mean, `average: aurocs` the mean of their AUROCs. per_sigma: scores are divided by the
-    noise level of their setting, which gives |eps_c - eps_u| from |D_c - D_u|. outcome: an expression in the columns of the items.
+    noise level of their setting: |eps_c - eps_u| from |D_c - D_u|. outcome: an expression in the columns of the items.
     """
 
     table: Text | None = None
