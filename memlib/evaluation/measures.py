@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from memlib.evaluation.intervals import RESAMPLES, percentiles, proportion, resampled_gaps
+from memlib.evaluation.intervals import RESAMPLES, proportion, resampled_gaps
 from memlib.evaluation.measured import Measured
 
 
@@ -111,16 +111,16 @@ def share(outcomes: ArrayLike, seed: int = 0) -> Measured:
 def gap(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0) -> Measured:
     """How far a first curve lies above a second over their common range; see `intervals.difference_of_curves`.
 
-    limits: those of the bootstrap, moved to the value.
+    limits: Student's, with the standard deviation of the resamples as the standard error.
     """
     value, resampled = resampled_gaps(first, second, seed)
-    moved = resampled - value
+    error, items = np.nanstd(resampled), np.shape(first[0])[1]
     return Measured(
         value=value,
         by_training=np.array([value]),
         deviations=np.zeros(1),
         resampled=resampled,
-        limits=lambda value, level: tuple(value + limit for limit in percentiles(moved, level)),
+        limits=lambda value, level: stats.t.interval(level, items - 1, value, error),
         bounds=(-1.0, 1.0),
     )
 

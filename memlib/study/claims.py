@@ -12,34 +12,13 @@ from typing import Any
 from memlib.evaluation.claims import after_correction, rounded, settle
 from memlib.evaluation.intervals import Estimate
 from memlib.files import atomic_write, read_json, suggest, write_json
-from memlib.study import cases, history
-from memlib.study.criteria import REGISTRY, Claim, digest, read_claims, read_entries
+from memlib.study import cases
+from memlib.study.criteria import REGISTRY, Claim, committed_criteria, digests, read_claims
 from memlib.study.stages import reporting_errors, timed_stage
 
 FOUND = Path("metrics/claims.json")
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
 HEADER = ("Claim", "Verdict", "Found here", "Threshold", "Holm's correction", "Plain baseline", "Detectable")
-
-
-def committed_criteria() -> dict[str, str]:
-    """The commit at which the criterion of each claim was last changed; `unknown` without git's history.
-
-    Raises ValueError for a criterion that is not committed, and so would be newer than its result.
-    """
-    if not history.has_history():
-        return dict.fromkeys(read_claims(), "unknown")
-    commits = history.last_changes(REGISTRY, digests)
-    for name, commit in commits.items():
-        if commit == history.UNCOMMITTED:
-            raise ValueError(
-                f"the criterion of {name!r} would be newer than its result: commit {REGISTRY} before the run that settles it"
-            )
-    return commits
-
-
-def digests(text: str) -> dict[str, str]:
-    """The digest of the criterion of each claim of a registry's text; of claims of older forms, too."""
-    return {name: digest(entry) for name, entry in read_entries(text).items()}
 
 
 def collect() -> list[dict[str, Any]]:

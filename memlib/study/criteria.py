@@ -6,13 +6,14 @@ needed, the trainings, the scores that are compared, the split on which settings
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from memlib.study import history
 
 REGISTRY = Path("book/claims.yml")
 Text = Annotated[str, MinLen(1)]
@@ -145,7 +146,25 @@ def read_entries(text: str | None = None) -> dict[str, Any]:
     return {f"{section}.{name}": entry for section, entries in sections.items() for name, entry in entries.items()}
 
 
-def digest(entry: Mapping[str, Any]) -> str:
-    """Digest of the criterion of an entry; its order and format do not matter."""
-    canonical = json.dumps(entry.get("criterion"), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+def committed_criteria() -> dict[str, str]:
+    """The commit at which the criterion of each claim was last changed; `unknown` without git's history.
+
+    Raises ValueError for a criterion that is not committed, and so would be newer than its result.
+    """
+    if not history.has_history():
+        return dict.fromkeys(read_claims(), "unknown")
+    commits = history.last_changes(REGISTRY, digests)
+    for name, commit in commits.items():
+        if commit == history.UNCOMMITTED:
+            raise ValueError(
+                f"the criterion of {name!r} would be newer than its result: commit {REGISTRY} before the run that settles it"
+            )
+    return commits
+
+
+def digests(text: str) -> dict[str, str]:
+    """Digest of the criterion of each claim in a registry's text, of older forms too; order and format do not matter."""
+    return {
+        name: hashlib.sha256(json.dumps(entry.get("criterion"), sort_keys=True).encode()).hexdigest()[:16]
+        for name, entry in read_entries(text).items()
+    }

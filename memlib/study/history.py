@@ -9,9 +9,9 @@ UNCOMMITTED = "uncommitted"
 
 
 def has_history() -> bool:
-    """Whether this is a git checkout with all of its history: no exported tree, and no shallow clone."""
-    shallow = _git("rev-parse", "--is-shallow-repository")
-    return shallow is not None and shallow.strip() == "false" and _git("rev-parse", "HEAD") is not None
+    """Whether this folder is that of a git checkout with all of its history: no exported tree, and no shallow clone."""
+    asked = _git("rev-parse", "--is-shallow-repository", "--show-prefix", "--verify", "HEAD")
+    return asked is not None and asked.splitlines()[:2] == ["false", ""]
 
 
 def last_changes(path: str | Path, read: Callable[[str], Mapping[str, Any]]) -> dict[str, str]:
