@@ -5,6 +5,7 @@ in several trainings) are drawn again together.
 """
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
@@ -54,7 +55,7 @@ def auroc(
             raise ValueError(f"the {name} have {len(labels)} items; the scores have {len(scores)}")
     if not np.isfinite(scores).all():
         raise ValueError(f"the scores of {(~np.isfinite(scores)).any(1).sum()} items are not finite")
-    _, cluster = np.unique(clusters, return_inverse=True)
+    cluster, _ = pd.factorize(clusters)  # in order of appearance, whatever their names
     counts = _cluster_counts(cluster, positive, np.random.default_rng(seed))
     size, rows = counts.shape[1], [np.flatnonzero(trainings == name) for name in np.unique(trainings)]
     values, resampled, parts = [], np.zeros(RESAMPLES), np.zeros((2, size))
