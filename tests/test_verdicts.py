@@ -139,7 +139,7 @@ def auroc_part(asked: dict[str, Any], side: dict[str, Any]) -> Part:
     )
     value, limits = float(np.mean(values)), newcombe(float(np.mean(values)), m, n)
     drawn = np.quantile(
-        [resample(replicas, held, rng) for rng in np.random.default_rng(99).spawn(2000)], [0.025, 0.975]
+        [resample(replicas, held, rng) for rng in np.random.default_rng(99).spawn(800)], [0.025, 0.975]
     )
     return value, min(limits[0], drawn[0]), max(limits[1], drawn[1]), by_item, np.array(values)
 
@@ -167,7 +167,7 @@ def share_part(asked: dict[str, Any], side: dict[str, Any]) -> Part:
     )
     own, n = outcomes.mean(axis=1).to_numpy(), len(outcomes)
     wilson = proportion_confint(round(own.sum()), n, method="wilson")
-    drawn = stats.bootstrap((own,), np.mean, n_resamples=4000, method="percentile", random_state=9, vectorized=True)
+    drawn = stats.bootstrap((own,), np.mean, n_resamples=2000, method="percentile", random_state=9, vectorized=True)
     low, high = drawn.confidence_interval if np.ptp(own) else wilson
     return own.mean(), min(low, wilson[0]), max(high, wilson[1]), own - own.mean(), outcomes.mean().to_numpy()
 
@@ -190,7 +190,7 @@ def curve_part(asked: dict[str, Any]) -> tuple[float, float, float]:
         return np.trapezoid(np.interp(x, *points[0]) - np.interp(x, *points[1]), x) / (x[-1] - x[0])
 
     rng, value = np.random.default_rng(5), gap(np.arange(count))
-    drawn = [gap(rng.integers(0, count, count)) for _ in range(1500)]
+    drawn = [gap(rng.integers(0, count, count)) for _ in range(800)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     student = stats.t.interval(0.95, count - 1, value, np.std(drawn))
     return value, min(low, student[0]), max(high, student[1])
