@@ -19,7 +19,7 @@ from memlib.evaluation.intervals import Estimate, mean_share, proportion
 from memlib.evaluation.measured import Difference
 from memlib.evaluation.split import choice_difference, choose, stratified_split
 from memlib.files import read_json, write_table
-from memlib.study import cases, claims, criteria
+from memlib.study import cases, claims, criteria, history
 
 ROOT = Path(__file__).parent.parent
 AUROC = {
@@ -240,6 +240,8 @@ def test_a_claim_that_cannot_be_judged_is_refused_before_any_is(
 ) -> None:
     write_registry(change)
     monkeypatch.setattr(claims, "committed_criteria", lambda: dict.fromkeys(criteria.read_claims(), "0e2ecd3"))
+    monkeypatch.setattr(history, "has_history", lambda: True)
+    monkeypatch.setattr(history, "is_committed", lambda path: True)
     monkeypatch.setattr(cases, "measure", lambda *_: pytest.fail("a claim was measured"))
     with pytest.raises(ValueError, match=message) as refused:
         claims.collect()
@@ -275,11 +277,12 @@ def test_a_criterion_that_is_not_committed_is_refused(project: pd.DataFrame) -> 
     assert [row["criterion"]["commit"] for row in claims.collect()] == [first, first], "another wording"
 
 
-def test_without_git_what_cannot_be_judged_stays_open(project: pd.DataFrame) -> None:
+def test_in_another_study_what_cannot_be_judged_stays_open(project: pd.DataFrame) -> None:
     write_registry(update("grows", at_least={"positive": 400, "negative": 20}))
     claims.main()
     grows, helps = read_json("metrics/claims.json")
     assert grows["verdict"] == "open"
+    assert "the tables hold 40" in grows["reason"]
     assert helps["holm_p_value"] == helps["p_value"]
     assert "{cite}`hasegawa2025` | open |  |" in Path("book/generated/claims.md").read_text()
 

@@ -44,8 +44,10 @@ def test_an_entry_was_last_changed_where_it_became_what_it_is(repository: Path) 
     assert history.is_before(second, back)
     assert not history.is_before(back, second)
     assert not history.is_before(back, back)
+    assert history.is_committed("claims.yml")
     Path("claims.yml").write_text(yaml.safe_dump({"a": 2, "b": 4, "d": 1}))
     assert history.last_changes("claims.yml", yaml.safe_load) == {"a": back, "b": "uncommitted", "d": "uncommitted"}
+    assert not history.is_committed("claims.yml")
 
 
 def test_a_merge_changes_nothing_that_one_side_has(repository: Path) -> None:

@@ -138,9 +138,7 @@ def auroc_part(asked: dict[str, Any], side: dict[str, Any]) -> Part:
         ]
     )
     value, limits = float(np.mean(values)), newcombe(float(np.mean(values)), m, n)
-    drawn = np.quantile(
-        [resample(replicas, held, rng) for rng in np.random.default_rng(99).spawn(800)], [0.025, 0.975]
-    )
+    drawn = np.quantile([resample(replicas, held, rng) for rng in np.random.default_rng(99).spawn(800)], [0.025, 0.975])
     return value, min(limits[0], drawn[0]), max(limits[1], drawn[1]), by_item, np.array(values)
 
 

@@ -22,8 +22,8 @@ def newcombe(value: float, positives: int, negatives: int, level: float = 0.95) 
         variance = theta * (1 - theta) / (positives * negatives)
         return (value - theta) ** 2 - z2 * variance * (1 + balance * ((1 - theta) / (2 - theta) + theta / (1 + theta)))
 
-    low = 0.0 if excess(0.0) <= 0 or value == 0 else optimize.brentq(excess, 0.0, value - 1e-12)
-    high = 1.0 if excess(1.0) <= 0 or value == 1 else optimize.brentq(excess, value + 1e-12, 1.0)
+    low = 0.0 if value == 0 else optimize.brentq(excess, 0.0, value - 1e-12)
+    high = 1.0 if value == 1 else optimize.brentq(excess, value + 1e-12, 1.0)
     return low, high
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from memlib.evaluation.claims import after_correction, rounded, settle
 from memlib.evaluation.intervals import Estimate
 from memlib.files import atomic_write, read_json, suggest, write_json
-from memlib.study import cases
+from memlib.study import cases, history
 from memlib.study.criteria import REGISTRY, Claim, committed_criteria, digests, read_claims
+from memlib.study.sections import PARAMS
 from memlib.study.stages import reporting_errors, timed_stage
 
 FOUND = Path("metrics/claims.json")
@@ -24,18 +25,20 @@ HEADER = ("Claim", "Verdict", "Found here", "Threshold", "Holm's correction", "P
 def collect() -> list[dict[str, Any]]:
     """All claims with their verdicts; all are read and checked before any is judged.
 
-    Without git's history, as in the copy of a profile, nothing can be proven, and a claim whose tables are not there or hold
-    too little is left open. Otherwise it is refused by a ValueError, as what `committed_criteria` refuses.
+    Raises ValueError for what `committed_criteria` refuses, and for a claim whose tables are not there or hold too little. In
+    another study than the committed one, with other parameters or in the copy of a profile, such a claim is left open, with the
+    reason.
     """
     claims, commits = read_claims(), committed_criteria()
-    read: dict[str, cases.Cases | None] = {}
+    the_study = history.has_history() and history.is_committed(PARAMS)
+    read: dict[str, cases.Cases | str] = {}
     for name, claim in claims.items():
         try:
             read[name] = cases.read_cases(name, claim.criterion)
-        except ValueError:
-            if commits[name] != "unknown":
+        except ValueError as error:
+            if the_study:
                 raise
-            read[name] = None
+            read[name] = str(error)
     criteria = digests(REGISTRY.read_text())
     rows = [
         {"id": name, "criterion": {"digest": criteria[name], "commit": commits[name]}} | _judged(claim, read[name])
@@ -55,9 +58,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(f"{p:.3g}") for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
-def _judged(claim: Claim, read: cases.Cases | None) -> dict[str, Any]:
-    if read is None:
-        return {"verdict": "open"}
+def _judged(claim: Claim, read: cases.Cases | str) -> dict[str, Any]:
+    if isinstance(read, str):
+        return {"verdict": "open", "reason": read}
     found, chosen = cases.measure(read)
     row = {"items": read.counts, "chosen": chosen} | settle(found, claim.criterion.above)
     if claim.criterion.baseline:

@@ -14,6 +14,11 @@ def has_history() -> bool:
     return asked is not None and asked.splitlines()[:2] == ["false", ""]
 
 
+def is_committed(path: str | Path) -> bool:
+    """Whether a file is as HEAD has it."""
+    return _git("diff", "--quiet", "HEAD", "--", str(path)) is not None
+
+
 def last_changes(path: str | Path, read: Callable[[str], Mapping[str, Any]]) -> dict[str, str]:
     """For each entry of a file, the commit at which it became what it is now; `uncommitted` where that is not yet in HEAD.
 
