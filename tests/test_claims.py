@@ -235,7 +235,7 @@ def update(name: str, **changes: Any) -> Callable[[dict[str, Any]], Any]:
         (update("grows", items="tables/none.parquet"), "is judged on tables/none.parquet, which is not there"),
         (
             update("grows", first=GROWTH | {"setting": {"sigma": 3}}),
-            "{'sigma': 3}, which no setting of .*main-growth.parquet has",
+            "{'sigma': 3}, which no setting of .*main-growth",
         ),
         (update("grows", first=GROWTH), "finds 3 settings in .*growth.parquet and no split to choose one on"),
         (
