@@ -54,7 +54,9 @@ def test_a_limit_is_a_quantile_of_the_control(generator: torch.Generator) -> Non
     control = torch.rand(1001, 4, generator=generator)
     expected = np.quantile(control.numpy(), 0.01, axis=0, method="higher")
     np.testing.assert_allclose(calibration.own_limits(control, 0.01), expected)
-    torch.testing.assert_close(calibration.common_limits(control[:, :1], 0.01)[0], calibration.own_limits(control, 0.01)[0])
+    torch.testing.assert_close(
+        calibration.common_limits(control[:, :1], 0.01)[0], calibration.own_limits(control, 0.01)[0]
+    )
 
 
 def test_samples_of_the_control_are_copies_at_the_level_and_no_more(generator: torch.Generator) -> None:
@@ -106,7 +108,9 @@ def test_blur_is_that_of_scipy(generator: torch.Generator) -> None:
     sigma = torch.tensor([0.3, 0.7, 1.0])
     found = embedding.blurred(pictures, sigma)
     for picture, blurred, width in zip(pictures, found, sigma, strict=True):
-        expected = [gaussian_filter(plane, float(width), mode="nearest", radius=3) for plane in picture.double().numpy()]
+        expected = [
+            gaussian_filter(plane, float(width), mode="nearest", radius=3) for plane in picture.double().numpy()
+        ]
         np.testing.assert_allclose(blurred, np.stack(expected), atol=1e-5)
 
 
@@ -133,7 +137,9 @@ PICTURES, CONTROL = scenes(60, 1), scenes(1000, 2)
 PLANTED = {
     "slightly noisy": PICTURES + 0.1 * torch.randn(PICTURES.shape, generator=torch.Generator().manual_seed(3)),
     "blurred": embedding.blurred(PICTURES, torch.full((60,), 1.0)),
-    "shifted": torch.roll(torch.nn.functional.pad(PICTURES, (2, 2, 2, 2), mode="replicate"), (1, 2), (2, 3))[..., 2:-2, 2:-2],
+    "shifted": torch.roll(torch.nn.functional.pad(PICTURES, (2, 2, 2, 2), mode="replicate"), (1, 2), (2, 3))[
+        ..., 2:-2, 2:-2
+    ],
     "mirrored": PICTURES.flip(-1),
     "near neighbour": scenes(60, 1, subject_seed=9),
 }
