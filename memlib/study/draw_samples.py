@@ -53,7 +53,7 @@ def draw_samples(
     image_set = image_sets.load(images)
     heldout = image_set.split("heldout")
     judged = image_set.rows(image_set.items["split"].isin([split, "heldout"]).to_numpy().nonzero()[0])
-    seen = torch.from_numpy((judged.items["split"] == split).to_numpy())
+    seen = torch.tensor((judged.items["split"] == split).tolist())
     made = sampled(field, samples, steps, sampler, seed)
     control = to_float(read_samples(CONTROL / "samples.safetensors")[0][:, 0])
     network = load_embedding(CONTROL / "embedding.safetensors", *image_set.images.shape[1:3])
