@@ -198,11 +198,9 @@ def test_a_detector_runs_its_own_scores_again(tree: Path, family: str) -> None:
 
 TRAININGS = {
     "train",
-    "reference",
-    "repeat",
+    "control",
+    "pair",
     "retrain",
-    "mirrored",
-    "scratch",
     "autoencoder",
     "text_base",
     "judge",
