@@ -71,8 +71,8 @@ IMPOSSIBLE = [
     ("data", [1], r"data is \[1\]; it must be a mapping with the names name, root, size"),
     ("data", None, "data is None; it must be a mapping"),
     ("train", "fast", "train is 'fast'; it must be a mapping with the names steps"),
-    ("truth", {"main": 3}, "truth.main is 3; it must be a mapping with the names model"),
-    ("run.seeds", 0, "run.seeds is 0; it must be a list"),
+    ("truth", {"main": 3}, "truth.main is 3; it must be a mapping with the names samples"),
+    ("detection.arms", 0, "detection.arms is 0; it must be a list"),
     ("run.text_arms", ["planted"], "run.text_arms is .*; it must be a mapping of names to values"),
     # out of range
     ("train.steps", 0, "train.steps is 0; it must be a whole number from 1 to 100000000"),
@@ -246,9 +246,9 @@ IMPOSSIBLE = [
     ("drawings.drawings_each", 0, "drawings.drawings_each is 0"),
     ("drawings.prompts.ordinary", 0, "drawings.prompts.ordinary is 0"),
     ("run.launcher", "", "run.launcher is ''; it must not be empty"),
-    ("run.seeds", [], r"run.seeds is \[\]; it must be a list with 1 to 100 entries"),
-    ("run.seeds", [0, 0], r"run.seeds is \[0, 0\]; it must not hold 0 twice"),
-    ("run.seeds", [0, -1], r"run.seeds\[1\] is -1"),
+    ("detection.arms", [], r"detection.arms is \[\]; it must be a list with 1 to 100 entries"),
+    ("detection.arms", ["planted"] * 2, r"detection.arms is .*; it must not hold 'planted' twice"),
+    ("train.channels", [32, -1], r"train.channels\[1\] is -1"),
     ("solver.steps", [72], "solver.steps is .72.; it must be a list with 2 to 100 entries"),
     ("solver.steps", [72, 8], "solver.steps is .72, 8.; it must be in rising order"),
     (
