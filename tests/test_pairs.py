@@ -139,13 +139,15 @@ def test_a_score_of_the_picture_alone_cancels_in_the_same_picture() -> None:
     assert pairs.share_above(differences).value == 0.5
 
 
-def arms(choices: dict[str, float], draws: int = 3) -> pd.DataFrame:
+def arms(shares: dict[str, float], draws: int = 3) -> pd.DataFrame:
+    """Pictures of which each training sees two thirds; the first of them are reproduced."""
     rows = [
-        {"item": f"p{n}", "training": f"pair-{k}", "choice": choice, "draw": draw, "reproduced": n < share * 40}
-        for choice, share in choices.items()
+        {"item": f"p{n}", "training": f"pair-{k}", "choice": choice, "draw": draw, "reproduced": n // 3 < share * 20}
+        for choice, share in shares.items()
         for k in range(3)
         for draw in range(draws if choice == "random" else 1)
-        for n in range(40)
+        for n in range(60)
+        if n % 3 != k
     ]
     return pd.DataFrame(rows)
 
@@ -154,13 +156,19 @@ def test_what_a_choice_saves_is_over_the_draws_and_the_trainings() -> None:
     table = arms({"growth": 0.25, "random": 0.5})
     found = pairs.saved(table, "random", "growth")
     assert found.value == pytest.approx(0.25)
-    assert len(found.first.by_training) == 3
-    table.loc[(table["choice"] == "random") & (table["draw"] == 2), "reproduced"] = False
+    assert found.first.by_training.tolist() == pytest.approx([0.5] * 3)
+    low, high = found.interval()[1:]
+    assert 0 < low < 0.25 < high
+    drawn = table["choice"] == "random"
+    table.loc[drawn & (table["draw"] == 2), "reproduced"] = False
     assert pairs.saved(table, "random", "growth").value == pytest.approx(2 / 3 * 0.5 - 0.25)
-    with pytest.raises(
-        ValueError, match="growth was tried in the trainings pair-0, pair-1, pair-2 and random in pair-0, pair-1; "
-    ):
-        pairs.saved(table[(table["choice"] != "random") | (table["training"] != "pair-2")], "growth", "random")
+    table.loc[drawn & (table["training"] == "pair-1"), "reproduced"] = False
+    spread = pairs.saved(table, "random", "growth")
+    assert spread.second.by_training.tolist() == pytest.approx([0.25] * 3)
+    assert spread.interval().low < 0, "one training of three says otherwise"
+    message = "growth was tried in the trainings pair-0, pair-1, pair-2 and random was tried in the trainings pair-0, pair-1; "
+    with pytest.raises(ValueError, match=message):
+        pairs.saved(table[~drawn | (table["training"] != "pair-2")], "growth", "random")
 
 
 def test_outcomes_stand_beside_the_roles_of_their_training() -> None:

@@ -6,6 +6,7 @@ the rows that it compares, with the column `positive`; its columns go to `memlib
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -75,16 +76,21 @@ def share_above(differences: pd.Series, seed: int = 0) -> Measured:
 def saved(arms: pd.DataFrame, first: str, second: str, seed: int = 0) -> Difference:
     """Share of pictures reproduced after one way to choose what is modified minus that after another, over trainings.
 
-    arms: item, training, choice, draw and reproduced, a row each; the draws of a choice are averaged. Raises ValueError where
-    the two were not tried in the same trainings.
+    arms: item, training, choice and reproduced, a row a picture that the training saw and draw of the choice; the draws are
+    averaged. Raises ValueError where the two were not tried in the same trainings.
     """
-    means = arms.groupby(["choice", "item", "training"])["reproduced"].mean()
-    a, b = (means.loc[name].unstack() for name in (first, second))
-    if list(a.columns) != list(b.columns):
-        raise ValueError(
-            f"{first} was tried in the trainings {', '.join(a)} and {second} in {', '.join(b)}; compare them in the same"
-        )
-    return Difference(share(a, seed), share(b, seed))
+    means = arms.groupby(["choice", "training", "item"])["reproduced"].mean()
+    tried = {choice: means[choice].index.unique("training") for choice in (first, second)}
+    if not tried[first].equals(tried[second]):
+        names = [f"{choice} was tried in the trainings {', '.join(found)}" for choice, found in tried.items()]
+        raise ValueError(f"{' and '.join(names)}; compare them in the same")
+    return Difference(*(_over_trainings(means[choice], seed) for choice in (first, second)))
+
+
+def _over_trainings(outcomes: pd.Series, seed: int) -> Measured:
+    """Share over pictures, each the mean of the trainings that saw it; outcomes: by training and item."""
+    found = share(outcomes.groupby("item").mean(), seed)
+    return replace(found, by_training=outcomes.groupby("training").mean().to_numpy())
 
 
 def _sides(rows: pd.DataFrame, positive: Callable[[pd.DataFrame], pd.Series]) -> pd.DataFrame:
