@@ -92,20 +92,22 @@ def test_what_is_written_is_judged_by_the_control_among_the_split_and_the_held_o
     network = stage.load_embedding(stage.CONTROL / "embedding.safetensors", 3, 8)
     for mirrored in (False, True):
         _, matches = draw(samples=9, mirrored=mirrored)
-        similarity = pd.read_parquet("tables/truth/a/similarity.parquet")
+        pictures = pd.read_parquet("tables/truth/a/pictures.parquet").set_index("id")
+        similarity = pictures[["relative", "embedded_relative"]]
         whole = to_float(to_uint8(made)), control, judged.floats, judged.items["id"], seen, network, mirrored
         for written, expected in zip((matches, similarity), judge_samples(*whole), strict=True):
             pd.testing.assert_frame_equal(written, expected, check_dtype=False)
         assert matches["picture"][[0, 1, 2, 3, 8]].tolist() == ["i7", "i1", "i4", "i4", "i0"]
         assert (matches["relative"] < 1).tolist() == [True] * 4 + [mirrored] * 4 + [True]
         assert matches["nearest"].isin(["i1", "i4", "i7"]).all(), "the ratio is that of two pictures seen"
-        assert (similarity.set_index("item")["relative"] < 1).to_dict() == {
-            name: name in ("i0", "i1", "i4", "i7") for name in judged.items["id"]
-        }
-    pictures = to_uint8(made).permute(0, 2, 3, 1).numpy()
-    assert (read_pictures("tables/truth/a/pictures.png") == pictures).all()
+        near = {name: name in ("i0", "i1", "i4", "i7") for name in judged.items["id"]}
+        assert (similarity["relative"] < 1).to_dict() == near
+        assert pictures["generated_copies"].sum() == (matches["relative"] < 1).sum()
+        assert (pictures["copies"] == judged.items.set_index("id")["copies"]).all()
+    shown = to_uint8(made).permute(0, 2, 3, 1).numpy()
+    assert (read_pictures("tables/truth/a/pictures.png") == shown).all()
     examples = read_pictures("tables/truth/a/examples.png")
-    exact = (examples[:4, None] == pictures[None, 4:]).all((2, 3, 4))
+    exact = (examples[:4, None] == shown[None, 4:]).all((2, 3, 4))
     assert exact.any(1).all(), "an exact copy of each picture first"
 
 

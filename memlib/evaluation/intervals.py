@@ -196,7 +196,8 @@ def resampled_gaps(
     if np.isnan(value):
         raise ValueError("the two curves cover no common range, so that they cannot be compared")
     rows = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    return value, np.array([_gap(*(curve[:, resample].mean(1) for curve in curves)) for resample in rows])
+    means = [curve[:, rows].mean(2).T for curve in curves]  # [R, S]
+    return value, np.array([_gap(*points) for points in zip(*means, strict=True)])
 
 
 def common_range(x1: ArrayLike, x2: ArrayLike) -> tuple[float, float] | None:

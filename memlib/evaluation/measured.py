@@ -15,7 +15,7 @@ from scipy import optimize, stats
 from memlib.evaluation.intervals import Estimate, percentiles, square_and_add, wider
 
 LEVEL = 0.95
-SMALLEST_P = 1e-6
+SMALLEST_P, LARGEST_P = 1e-6, 0.999  # between which an interval is inverted
 POWER = 0.8
 
 
@@ -112,10 +112,11 @@ class Difference:
         a, b = self.first.by_training, self.second.by_training
         if self.same_trainings:
             return _half_width(a - b, level)
-        if len(a) == 1:
+        errors = [group.var(ddof=1) / len(group) if len(group) > 1 else 0.0 for group in (a, b)]
+        if sum(errors) == 0:
             return 0.0
-        interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(level) if np.ptp(a) + np.ptp(b) else None
-        return float(interval.high - interval.low) / 2 if interval else 0.0
+        freedom = sum(errors) ** 2 / sum(e**2 / (len(group) - 1) for e, group in zip(errors, (a, b), strict=True))
+        return float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(sum(errors)))
 
     def interval(self, level: float = LEVEL) -> Estimate:
         """The difference with its interval."""
@@ -137,17 +138,15 @@ def p_value(found: Measured | Difference, threshold: float) -> float:
 
     if found.value == threshold:
         return 1.0
-    if beyond(np.log(SMALLEST_P)) > 0:
+    least, most = np.log(SMALLEST_P), np.log(LARGEST_P)
+    if beyond(least) > 0:
         return SMALLEST_P
-    if beyond(-1e-9) <= 0:
-        return 1.0
-    return float(np.exp(optimize.bisect(beyond, np.log(SMALLEST_P), -1e-9, xtol=1e-4)))
+    return float(np.exp(optimize.bisect(beyond, least, most, xtol=1e-4))) if beyond(most) > 0 else 1.0
 
 
 def settleable(found: Measured | Difference, threshold: float) -> bool:
-    """Whether any value that could have been found on these items would have had its whole interval above the threshold."""
-    values = np.linspace(threshold, found.largest, 401)[1:]
-    return threshold < found.largest and any(found.if_found(value).low > threshold for value in values)
+    """Whether the best value that could have been found on these items would have had its whole interval above the threshold."""
+    return found.if_found(found.largest).low > threshold
 
 
 def detectable(found: Measured | Difference, threshold: float) -> float | None:
@@ -157,11 +156,15 @@ def detectable(found: Measured | Difference, threshold: float) -> float | None:
     trainings as found, times (z_0.975 + z_0.8) / z_0.975.
     """
     factor = 1 + stats.norm.ppf(POWER) / stats.norm.ppf((1 + LEVEL) / 2)
-    for value in np.linspace(threshold, found.largest, 401)[1:] if threshold < found.largest else ():
-        planned = _widened(found.if_found(value), found.spread())
-        if value - factor * (value - planned.low) >= threshold:
-            return float(value)
-    return None
+    spread = found.spread()
+
+    def excess(value: float) -> float:
+        planned = _widened(found.if_found(value), spread)
+        return value - factor * (value - planned.low) - threshold
+
+    if threshold >= found.largest or excess(found.largest) < 0:
+        return None
+    return float(optimize.bisect(excess, threshold, found.largest, xtol=1e-4))
 
 
 def _half_width(values: NDArray[np.float64], level: float) -> float:

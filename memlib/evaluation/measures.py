@@ -5,10 +5,11 @@ in several trainings) are drawn again together.
 """
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from memlib.evaluation.intervals import RESAMPLES, percentiles, proportion, resampled_gaps
+from memlib.evaluation.intervals import RESAMPLES, proportion, resampled_gaps
 from memlib.evaluation.measured import Measured
 
 
@@ -21,8 +22,8 @@ def newcombe(value: float, positives: int, negatives: int, level: float = 0.95) 
         variance = theta * (1 - theta) / (positives * negatives)
         return (value - theta) ** 2 - z2 * variance * (1 + balance * ((1 - theta) / (2 - theta) + theta / (1 + theta)))
 
-    low = 0.0 if excess(0.0) <= 0 or value == 0 else optimize.brentq(excess, 0.0, value)
-    high = 1.0 if excess(1.0) <= 0 or value == 1 else optimize.brentq(excess, value, 1.0)
+    low = 0.0 if excess(0.0) <= 0 or value == 0 else optimize.brentq(excess, 0.0, value - 1e-12)
+    high = 1.0 if excess(1.0) <= 0 or value == 1 else optimize.brentq(excess, value + 1e-12, 1.0)
     return low, high
 
 
@@ -54,7 +55,7 @@ def auroc(
             raise ValueError(f"the {name} have {len(labels)} items; the scores have {len(scores)}")
     if not np.isfinite(scores).all():
         raise ValueError(f"the scores of {(~np.isfinite(scores)).any(1).sum()} items are not finite")
-    _, cluster = np.unique(clusters, return_inverse=True)
+    cluster, _ = pd.factorize(clusters)  # in order of appearance, whatever their names
     counts = _cluster_counts(cluster, positive, np.random.default_rng(seed))
     size, rows = counts.shape[1], [np.flatnonzero(trainings == name) for name in np.unique(trainings)]
     values, resampled, parts = [], np.zeros(RESAMPLES), np.zeros((2, size))
@@ -97,7 +98,7 @@ def share(outcomes: ArrayLike, seed: int = 0) -> Measured:
     if n < 2 or not ((outcomes >= 0) & (outcomes <= 1)).all():
         raise ValueError("a share needs two items or more, with outcomes between 0 and 1")
     items = outcomes.mean(1)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    counts = _counts(n, np.random.default_rng(seed))
     return Measured(
         value=float(items.mean()),
         by_training=outcomes.mean(0),
@@ -111,16 +112,16 @@ def share(outcomes: ArrayLike, seed: int = 0) -> Measured:
 def gap(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0) -> Measured:
     """How far a first curve lies above a second over their common range; see `intervals.difference_of_curves`.
 
-    limits: those of the bootstrap, moved to the value.
+    limits: Student's, with the standard deviation of the resamples as the standard error.
     """
     value, resampled = resampled_gaps(first, second, seed)
-    moved = resampled - value
+    error, items = np.nanstd(resampled), np.shape(first[0])[1]
     return Measured(
         value=value,
         by_training=np.array([value]),
         deviations=np.zeros(1),
         resampled=resampled,
-        limits=lambda value, level: tuple(value + limit for limit in percentiles(moved, level)),
+        limits=lambda value, level: stats.t.interval(level, items - 1, value, error),
         bounds=(-1.0, 1.0),
     )
 
@@ -141,5 +142,11 @@ def _cluster_counts(
     counts = np.empty((RESAMPLES, size))
     for stratum in np.unique(kind):
         members = np.flatnonzero(kind == stratum)
-        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), RESAMPLES)
+        counts[:, members] = _counts(len(members), rng)
     return counts
+
+
+def _counts(n: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """How often each of n is drawn in each resample [R, n]."""
+    drawn = rng.integers(0, n, (RESAMPLES, n)) + n * np.arange(RESAMPLES)[:, None]
+    return np.bincount(drawn.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n)

@@ -20,7 +20,7 @@ from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 from memlib.tensors import item_seeds, to_float, to_uint8
 from memlib.truth.embedding import load_embedding
-from memlib.truth.outcomes import borderline, clearest
+from memlib.truth.outcomes import borderline, clearest, reproduced
 from memlib.truth.verdicts import judge_samples
 
 CONTROL = Path("results/control")  # what samples are judged by, of the stage `control`
@@ -44,9 +44,10 @@ def draw_samples(
 ) -> None:
     """Write results/samples/KEY.safetensors and tables/truth/KEY/, from an entry of the section `truth`.
 
-    The samples are compared with the pictures of the split and with those held out. matches.parquet and similarity.parquet:
-    the two tables of `memlib.truth.verdicts.judge_samples`. pictures.png: the first samples. examples.png: the clearest copies
-    and then the borderline cases, as `memlib.truth.outcomes` names them. quality.parquet: the denoising loss of every held-out
+    The samples are compared with the pictures of the split and with those held out. matches.parquet: a row a sample of
+    `memlib.truth.verdicts.judge_samples`. pictures.parquet: id and copies of each picture, how many samples copy it and whether
+    it is `reproduced`, and how near samples come to it. pictures.png: the first samples. examples.png: the clearest copies and
+    then the borderline cases, as `memlib.truth.outcomes` names them. quality.parquet: the denoising loss of every held-out
     picture. A seed starts every model from the same noise.
     """
     field = load_field(model)
@@ -66,7 +67,8 @@ def draw_samples(
     output = Path("tables/truth") / key
     write_samples(f"results/samples/{key}.safetensors", made[:, None], [f"{number:04d}" for number in range(samples)])
     write_table(output / "matches.parquet", matches)
-    write_table(output / "similarity.parquet", similarity)
+    pictures = judged.items.set_index("id")[["copies"]].join([reproduced(matches, similarity.index), similarity])
+    write_table(output / "pictures.parquet", pictures.reset_index())
     write_table(output / "quality.parquet", pd.DataFrame({"item": heldout.items["id"], "loss": losses.mean(0).cpu()}))
     write_pictures(output / "pictures.png", made[:SHOWN])
     write_pictures(output / "examples.png", made[[*clearest(matches, EXAMPLES), *borderline(matches, EXAMPLES)]])

@@ -453,7 +453,6 @@ def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> No
 
 
 def _growth(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    _one_of("growth.copies", section["copies"], "pairs.copies", parameters["pairs"]["copies"])
     for model in ("main", "reference", "unseen", *parameters["run"]["trainings"]):
         _reads("growth", parameters, f"{model}-volume", "growth")
         _reads("growth", parameters, f"{model}-denoising", "loss", sigma=0.2, draws=4)

@@ -421,7 +421,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
     ),
     # Chapters
     "mixtures": section(repeats=Several, directions=Several, seed=Seed),
-    "growth": section(sensitivity=OpenShare, copies=Several, shown=Count, seed=Seed),
+    "growth": section(sensitivity=OpenShare, shown=Count, seed=Seed),
     "frontier": section(budget=Several, seed=Seed),
     "peaks": section(seed=Seed),
     "modification": section(seed=Seed),

@@ -29,12 +29,12 @@ def judge_samples(
     The first table has a row a sample: `picture`, the id of the picture that the sample comes nearest to by that picture's
     limit, and `relative`, the distance over the limit (`memlib.truth.calibration`); `embedded_picture` and
     `embedded_relative`, the same in the embedding; `nearest`, `distance` and `second_distance` (L2 over pixels), of the ratio
-    rule, among the pictures seen. The second has a row a picture: `item`, and in `relative` and `embedded_relative` the
+    rule, among the pictures seen. The second has a row a picture, by its id: in `relative` and `embedded_relative` the
     smallest of all samples, which is its similarity to what the model draws.
     """
     names = np.asarray(ids)
     by_row = {"sample": range(len(samples))}
-    by_picture = {"item": names}
+    by_picture = {}
     own = {
         "": (pixel_distance(samples, pictures, mirrored), pixel_distance(control, pictures, mirrored)),
         "embedded_": (embedding_distance(network, samples, pictures), embedding_distance(network, control, pictures)),
@@ -50,4 +50,4 @@ def judge_samples(
         "distance": by_ratio.distance.numpy(),
         "second_distance": by_ratio.second_distance.numpy(),
     }
-    return pd.DataFrame(by_row), pd.DataFrame(by_picture)
+    return pd.DataFrame(by_row), pd.DataFrame(by_picture, pd.Index(names, name="id"))
