@@ -353,6 +353,8 @@ UNFITTING = [
     ({"drawings.copies": {960: 1}}, "with at least two pictures each"),
     ({"data.name": "folder"}, "data.root is ''; it must be the folder that holds the files of 'folder'"),
     ({"data.root": "/no/such/folder"}, "data.root is '/no/such/folder'; it must be the folder"),
+    ({"frontier.copies": 5}, "frontier.copies is 5; it must be one of data.copies.train"),
+    ({"peaks.copies": 5}, "peaks.copies is 5; it must be one of data.copies.train"),
     ({"sets.modified": 99999}, "sets.modified is 99999; it must be at most two thirds of data.splits.pairs, 96"),
     (
         {"pairs.copies": {16: 9}},

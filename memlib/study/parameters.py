@@ -459,11 +459,13 @@ def _growth(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
 
 
 def _frontier(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _one_of("frontier.copies", section["copies"], "data.copies.train", parameters["data"]["copies"]["train"])
     _reads("frontier", parameters, "main-volume", "edges", axes=1, steps=1)
     _reads("frontier", parameters, "main-denoising", "loss", draws=2)
 
 
 def _peaks(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _one_of("peaks.copies", section["copies"], "data.copies.train", parameters["data"]["copies"]["train"])
     for key, table in (
         ("main-p_laplacian", "flux"),
         ("main-p_laplacian", "derivatives"),

@@ -422,8 +422,8 @@ NOTEBOOKS: dict[str, type[Section]] = {
     # Chapters
     "mixtures": section(repeats=Several, directions=Several, seed=Seed),
     "growth": section(sensitivity=OpenShare, shown=Count, seed=Seed),
-    "frontier": section(budget=Several, seed=Seed),
-    "peaks": section(seed=Seed),
+    "frontier": section(budget=Several, copies=Several, seed=Seed),
+    "peaks": section(copies=Several, seed=Seed),
     "modification": section(seed=Seed),
     "estimators": section(seed=Seed),
     "flow": section(seed=Seed),
