@@ -55,7 +55,7 @@ def test_the_control_is_the_reference_models_and_equal_runs_give_equal_bytes(stu
     assert torch.equal(samples[:, 0], sampled(load_field(stage.MODEL), 100, 2, "heun", 3))
     assert ids[:2] == ["0000", "0001"]
     assert load_embedding(CONTROL / "embedding.safetensors", 3, 8)(study.floats).shape == (20, 64)
-    rules = pd.read_parquet("tables/control/rules.parquet")
+    rules = pd.read_parquet("tables/picture_control/rules.parquet")
     assert rules.groupby("rule").size().to_dict() == {"pixels": 5, "embedding": 5}
     assert rules[["found", "copies"]].apply(lambda share: share.between(0, 1).all()).all()
 

@@ -319,7 +319,7 @@ IMPOSSIBLE = [
         "is 'smal'; it must be the number of a round of exchanged roles, .* or small",
     ),
     ("run.trainings.pair-0.section", "train", "section is 'train'; it must be one of retrain, mirrored, scratch"),
-    ("control.samples", 99, "control.samples is 99; it must be a whole number from 100 to 1000000"),
+    ("picture_control.samples", 99, "picture_control.samples is 99; it must be a whole number from 100 to 1000000"),
 ]
 
 

@@ -198,7 +198,7 @@ def test_a_detector_runs_its_own_scores_again(tree: Path, family: str) -> None:
 
 TRAININGS = {
     "train",
-    "control",
+    "picture_control",
     "pair",
     "retrain",
     "autoencoder",

@@ -23,7 +23,7 @@ from memlib.truth.embedding import load_embedding
 from memlib.truth.outcomes import borderline, clearest, reproduced
 from memlib.truth.verdicts import judge_samples
 
-CONTROL = Path("results/control")  # what samples are judged by, of the stage `control`
+CONTROL = Path("results/picture_control")  # what samples are judged by, of the stage of this name
 
 SHOWN = 64  # samples that a chapter can show
 EXAMPLES = 8  # of copies and of the hardest cases of the criterion

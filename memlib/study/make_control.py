@@ -1,8 +1,8 @@
-"""Stage `control`: what samples are judged by.
+"""Stage `picture_control`: what samples are judged by.
 
-`results/control/samples.safetensors`: samples of the reference model, which saw none of the pictures that copies are looked
-for among. `results/control/embedding.safetensors`: an embedding that forgives blur, shift and mirror, trained on the pictures
-of `reference`. `tables/control/rules.parquet`: what it and the pixels say of held-out pictures that were altered in a known way;
+`results/picture_control/samples.safetensors`: samples of the reference model, which saw none of the pictures that copies are looked
+for among. `results/picture_control/embedding.safetensors`: an embedding that forgives blur, shift and mirror, trained on the pictures
+of `reference`. `tables/picture_control/rules.parquet`: what it and the pixels say of held-out pictures that were altered in a known way;
 columns alteration, rule, `found` (share whose nearest picture is their original) and `copies` (share that counts as a copy).
 """
 
@@ -31,7 +31,7 @@ MODEL = "results/models/reference"
 
 
 def make_control(samples: int, steps: int, sampler: str, seed: int) -> None:
-    """Draw the control's samples and train the embedding, from the parameters of the sections `control` and `embedding`."""
+    """Draw the control's samples and train the embedding, from the parameters of the sections `picture_control` and `embedding`."""
     image_set = images.load("results/data")
     config = EmbeddingConfig(**read_section("embedding"))
     training, heldout = image_set.split("reference"), image_set.split("heldout").floats
@@ -44,7 +44,7 @@ def make_control(samples: int, steps: int, sampler: str, seed: int) -> None:
     with atomic_write(CONTROL / "embedding.safetensors") as temporary:
         save_file(network.state_dict(), temporary)
     checkpoint.unlink(missing_ok=True)
-    write_table(Path("tables/control/rules.parquet"), validated(network, heldout, to_float(drawn), seed))
+    write_table(Path("tables/picture_control/rules.parquet"), validated(network, heldout, to_float(drawn), seed))
 
 
 @torch.no_grad()
@@ -75,5 +75,5 @@ def validated(network: nn.Module, pictures: Tensor, control: Tensor, seed: int) 
 
 
 if __name__ == "__main__":
-    with reporting_errors("control"), timed_stage("control"):
-        make_control(**read_section("control"))
+    with reporting_errors("picture_control"), timed_stage("picture_control"):
+        make_control(**read_section("picture_control"))

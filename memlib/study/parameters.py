@@ -369,7 +369,7 @@ def _truth(parameters: Mapping[str, Any]) -> None:
             raise ValueError(f"truth.{name}.split is {entry['split']!r}{suggest(entry['split'], splits)}")
         if entry["sampler"] == "ancestral" and not 2 <= entry["steps"] <= 1000:
             raise ValueError(f"truth.{name}.steps is {entry['steps']}; the ancestral sampler takes 2 to 1000 steps")
-    for name in ("control", "pair_truth"):
+    for name in ("picture_control", "pair_truth"):
         if parameters[name]["sampler"] == "ancestral" and not 2 <= parameters[name]["steps"] <= 1000:
             raise ValueError(
                 f"{name}.steps is {parameters[name]['steps']}; the ancestral sampler takes 2 to 1000 steps"

@@ -459,7 +459,7 @@ SECTIONS: dict[str, Any] = {
     "scratch": settings(TrainConfig, laid_over=True),
     "embedding": settings(EmbeddingConfig),
     "pairs": Pairs,
-    "control": Control,
+    "picture_control": Control,
     "pair_truth": PairTruth,
     "truth": dict[Name, Truth],
     "scores": dict[Name, Scores],
