@@ -355,10 +355,10 @@ UNFITTING = [
     ({"data.root": "/no/such/folder"}, "data.root is '/no/such/folder'; it must be the folder"),
     ({"frontier.copies": 5}, "frontier.copies is 5; it must be one of data.copies.train"),
     ({"peaks.copies": 5}, "peaks.copies is 5; it must be one of data.copies.train"),
-    ({"sets.modified": 99999}, "sets.modified is 99999; it must be at most two thirds of data.splits.pairs, 96"),
+    ({"sets.modified": 99999}, "sets.modified is 99999; it must be at most two thirds of data.splits.pairs, 64"),
     (
         {"pairs.copies": {16: 9}},
-        "pairs.copies is {16: 9}, 9 pictures; they must be a third of data.splits.pairs, which is 144",
+        "pairs.copies is {16: 9}, 9 pictures; they must be a third of data.splits.pairs, which is 96",
     ),
     ({"run.arms.growth-drop-0.roles": 9}, "run.arms.growth-drop-0.roles is 'pair-9'; it must be one of run.trainings"),
     ({"run.trainings.pair-2": GONE}, "run.trainings has no entry 'pair-2'"),
