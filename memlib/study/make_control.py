@@ -1,9 +1,10 @@
 """Stage `picture_control`: what samples are judged by.
 
-`results/picture_control/samples.safetensors`: samples of the reference model, which saw none of the pictures that copies are looked
-for among. `results/picture_control/embedding.safetensors`: an embedding that forgives blur, shift and mirror, trained on the pictures
-of `reference`. `tables/picture_control/rules.parquet`: what it and the pixels say of held-out pictures that were altered in a known way;
-columns alteration, rule, `found` (share whose nearest picture is their original) and `copies` (share that counts as a copy).
+Writes results/picture_control/samples.safetensors, samples of the reference model, which saw none of the pictures that copies
+are looked for among, and results/picture_control/embedding.safetensors, an embedding that forgives blur, shift and mirror,
+trained on the pictures of `reference`; for the chapters tables/picture_control/rules.parquet, what the embedding and the pixels
+say of held-out pictures that were altered in a known way: alteration, rule, `found` (share whose nearest picture is their
+original) and `copies` (share that counts as a copy).
 """
 
 from pathlib import Path
@@ -31,7 +32,7 @@ MODEL = "results/models/reference"
 
 
 def make_control(samples: int, steps: int, sampler: str, seed: int) -> None:
-    """Draw the control's samples and train the embedding, from the parameters of the sections `picture_control` and `embedding`."""
+    """Draw the samples and train the embedding, from the parameters of the sections `picture_control` and `embedding`."""
     image_set = images.load("results/data")
     config = EmbeddingConfig(**read_section("embedding"))
     training, heldout = image_set.split("reference"), image_set.split("heldout").floats
