@@ -49,8 +49,8 @@ def repro(*arguments: str) -> tuple[set[str], float]:
 def kill_while_training() -> float:
     """Start a run and kill it with all it has started as soon as the training has written a checkpoint; its seconds."""
     started = time.monotonic()
-    process = subprocess.Popen([*RUN, "train"], start_new_session=True, stdout=subprocess.DEVNULL)
-    while not Path("results/checkpoints/train.pt").exists():
+    process = subprocess.Popen([*RUN, "train@main"], start_new_session=True, stdout=subprocess.DEVNULL)
+    while not Path("results/checkpoints/train@main.pt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -113,7 +113,7 @@ def check_edits(pages: set[str]) -> None:
             assert found <= pages, f"{path} would run {found - pages}"
     with edited("memlib/detectors/p_laplacian.py", appended("\nMORE = 1\n")) as found:
         assert {name for name in found if name.startswith("scores@")} == family
-        assert not found & {"data", "train", "reference", "drawings", "text_base", "sets"}, (
+        assert not found & {"data", "train@main", "train@reference", "drawings", "text_base", "sets"}, (
             f"a detector would run {found}"
         )
     more = {"more": {"random_words": 4}}
@@ -182,7 +182,7 @@ def main() -> None:
             pages = {path.stem for path in Path("notebooks").glob("*.ipynb")}
             check_edits(pages)
             print("smoke: after each kind of edit, `dvc status` names what it should")
-            check_same_bytes("train", "truth@main", "scores@main-volume")
+            check_same_bytes("train@main", "truth@main", "scores@main-volume")
             print("smoke: the same run twice writes the same tables, byte for byte")
         check_book(folder, other)
     after = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout

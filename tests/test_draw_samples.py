@@ -6,12 +6,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import scheduler, small_unet
 from diffusers import DDPMPipeline
+from safetensors.torch import save_file
 
 from memlib.datasets import images
 from memlib.datasets.images import ImageSet
-from memlib.datasets.items import read_samples
+from memlib.datasets.items import read_samples, write_samples
 from memlib.detectors.denoising import denoising_loss
 from memlib.fields.load import load_field
 from memlib.files import read_pictures
@@ -20,7 +22,8 @@ from memlib.sampling.grids import sigma_grid
 from memlib.sampling.ode import sample
 from memlib.study import draw_samples as stage
 from memlib.tensors import item_seeds, to_float, to_uint8
-from memlib.truth.replication import match
+from memlib.truth.embedding import build_embedding
+from memlib.truth.verdicts import judge_samples
 
 SETTINGS = {
     "model": "model",
@@ -44,6 +47,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     items = pd.DataFrame({"id": [f"i{n}" for n in range(9)], "name": "", "caption": "", "split": splits, "copies": 1})
     found = ImageSet(pictures, items)
     images.save(found, "data")
+    control = torch.randint(0, 256, (100, 1, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    write_samples(stage.CONTROL / "samples.safetensors", control, [str(n) for n in range(100)])
+    save_file(build_embedding(3, 8).state_dict(), stage.CONTROL / "embedding.safetensors")
     return found
 
 
@@ -74,27 +80,45 @@ def test_samples_are_those_of_their_numbers_and_the_seed(
     assert read_samples("results/samples/a.safetensors")[1] == [f"{n:04d}" for n in range(6)]
 
 
-def test_matches_are_those_of_the_samples_with_the_pictures_of_the_split(
+def test_what_is_written_is_judged_by_the_control_among_the_split_and_the_held_out(
     data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = data.split("train")
-    copied = to_float(part.images)[[2, 0, 1, 1]]
-    made = torch.cat([copied + 0.01, copied.flip(-1)])
+    rows = [n for n in range(9) if n % 3 != 2]
+    judged, seen = data.rows(rows), torch.tensor([n % 3 == 1 for n in rows])
+    copied = data.split("train").floats[[2, 0, 1, 1]]
+    made = torch.cat([copied + 0.01, copied.flip(-1), data.split("heldout").floats[:1]])
     monkeypatch.setattr(stage, "sample_ancestral", lambda field, seeds, sigmas: made)
+    control = to_float(read_samples(stage.CONTROL / "samples.safetensors")[0][:, 0])
+    network = stage.load_embedding(stage.CONTROL / "embedding.safetensors", 3, 8)
     for mirrored in (False, True):
-        _, matches = draw(samples=8, mirrored=mirrored)
-        expected = match(made.clamp(-1, 1), part.floats, mirrored)
-        assert matches["sample"].tolist() == [*range(8)]
-        assert matches["nearest"].tolist() == part.items["id"].to_numpy()[expected.nearest].tolist()
-        assert matches["distance"].tolist() == pytest.approx(expected.distance.tolist())
-        assert matches["second_distance"].tolist() == pytest.approx(expected.second_distance.tolist())
-        assert matches["nearest"][:4].tolist() == ["i7", "i1", "i4", "i4"]
-        is_copy = matches["distance"] < matches["second_distance"] / 3
-        assert is_copy.tolist() == [True] * 4 + [mirrored] * 4
-    pictures = to_uint8(made).permute(0, 2, 3, 1).numpy()
-    assert (read_pictures("tables/truth/a/pictures.png") == pictures).all()
+        _, matches = draw(samples=9, mirrored=mirrored)
+        pictures = pd.read_parquet("tables/truth/a/pictures.parquet").set_index("id")
+        similarity = pictures[["relative", "embedded_relative"]]
+        whole = to_float(to_uint8(made)), control, judged.floats, judged.items["id"], seen, network, mirrored
+        for written, expected in zip((matches, similarity), judge_samples(*whole), strict=True):
+            pd.testing.assert_frame_equal(written, expected, check_dtype=False)
+        assert matches["picture"][[0, 1, 2, 3, 8]].tolist() == ["i7", "i1", "i4", "i4", "i0"]
+        assert (matches["relative"] < 1).tolist() == [True] * 4 + [mirrored] * 4 + [True]
+        assert matches["nearest"].isin(["i1", "i4", "i7"]).all(), "the ratio is that of two pictures seen"
+        near = {name: name in ("i0", "i1", "i4", "i7") for name in judged.items["id"]}
+        assert (similarity["relative"] < 1).to_dict() == near
+        assert pictures["generated_copies"].sum() == (matches["relative"] < 1).sum()
+        assert (pictures["copies"] == judged.items.set_index("id")["copies"]).all()
+    shown = to_uint8(made).permute(0, 2, 3, 1).numpy()
+    assert (read_pictures("tables/truth/a/pictures.png") == shown).all()
     examples = read_pictures("tables/truth/a/examples.png")
-    assert (examples[:3] == pictures[4:7]).all(), "an exact copy of each picture, the first of two"
+    exact = (examples[:4, None] == shown[None, 4:]).all((2, 3, 4))
+    assert exact.any(1).all(), "an exact copy of each picture first"
+
+
+def test_a_key_with_a_model_takes_the_settings_of_the_pairs(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"samples": 5, "steps": 3, "sampler": "ancestral", "mirrored": True, "seed": 4}
+    Path("params.yaml").write_text(yaml.safe_dump({"truth": {"a": SETTINGS}, "pair_truth": settings}))
+    for arguments in (["a"], ["b", "model", "data"]):
+        monkeypatch.setattr("sys.argv", ["draw_samples", *arguments])
+        stage.main()
+    counts = {key: len(pd.read_parquet(f"tables/truth/{key}/matches.parquet")) for key in "ab"}
+    assert counts == {"a": 6, "b": 5}
 
 
 def test_the_quality_is_the_loss_of_every_held_out_picture(data: ImageSet) -> None:

@@ -62,7 +62,10 @@ def test_what_chapters_read_tables_with_loads_no_networks() -> None:
 
 
 FIGURES = {"matplotlib", "seaborn", "sklearn", "papermill"}
-PROGRAMS = [f"memlib.study.{name}" for name in ("train_image", "train_text", "make_data", "score", "draw_samples")]
+PROGRAMS = [
+    f"memlib.study.{name}"
+    for name in ("train_image", "train_text", "make_data", "score", "draw_samples", "make_control")
+]
 
 
 def test_what_trains_samples_and_scores_imports_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def test_data_writes_the_image_set_and_what_a_chapter_shows(folder: str, tmp_pat
         "root": folder,
         "size": 8,
         "min_distance": 0.2,
-        "splits": {"train": 8, "heldout": 6, "reference": 5, "retrain": 4},
-        "copies": {"train": {4: 2}, "reference": {}, "retrain": {3: 1}},
+        "splits": {"train": 8, "heldout": 6, "reference": 5, "pairs": 4},
+        "copies": {"train": {4: 2}, "reference": {}},
         "seed": 0,
     }
     make_data.make_data(**section)
@@ -128,39 +128,46 @@ def write_scores(table: str, score: pd.Series, settings: tuple[str, ...] = ("ste
 def test_sets_take_the_pictures_of_the_largest_scores(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = subjects(6, 2, 2)
-    items = found.items.assign(
-        split=["train"] * 4 + ["retrain"] * 5 + ["heldout"], copies=[3, 1, 1, 3, 1, 5, 1, 1, 2, 0]
-    )
-    images.save(images.ImageSet(found.images, items), "results/data")
-    score = pd.Series(0.0, index=pd.Index(items["id"]).sort_values(ascending=False))
-    write_scores(
-        "main-volume/growth", score + (score.index == "s1") + 2 * (score.index == "s2") + 9 * (score.index == "s9")
-    )
-    retrain = score[[f"s{i}" for i in (8, 7, 6, 5, 4)]]
-    growth = retrain + (retrain.index == "s7") + (retrain.index == "s5")
-    write_scores("repeat-0-volume/growth", growth, ("steps=2", "rate_at=0.1 steps=2"))
-    write_scores("repeat-0-denoising/loss", retrain + (retrain.index == "s4") + (retrain.index == "s8"))
-    make_sets.make_sets(modified=2, seed=3)
-    chosen = pd.read_parquet("tables/sets/chosen.parquet").set_index("id")
-    named = {choice: chosen.index[marks].tolist() for choice, marks in chosen.items()}
-    uniform = torch.rand(5, generator=torch.Generator().manual_seed(3))
-    at_random = sorted(f"s{4 + row}" for row in uniform.topk(2).indices.tolist())
-    assert named == {"growth": ["s5", "s7"], "loss": ["s4", "s8"], "random": at_random, "oracle": ["s5", "s8"]}
-    main = images.load("results/sets/main").items.set_index("id")["copies"]
-    assert main.to_dict() == {"s0": 3, "s1": 1, "s2": 1, "s3": 3}, "as many as were planted, by growth: s1 and s2"
-    dropped = images.load("results/sets/growth-drop").items.set_index("id")["copies"]
-    assert dropped.to_dict() == {"s4": 1, "s5": 1, "s6": 1, "s7": 1, "s8": 2}
-    assert read_json("tables/sets/summary.json")["chosen"]["growth"] == {"planted": 1, "copies": 6}
-    mirrored = images.load("results/sets/mirrored")
-    training = found.images[4:9]
-    assert torch.equal(mirrored.images, torch.cat([training, training.flip(-1)]))
-    assert (mirrored.items["copies"] == 1).all()
+    copies = {0: [3, 1, 1, 3, 1, 5, 1, 1, 0, 0], 1: [0, 0, 1, 1, 3, 1, 1, 5, 1, 1]}
+    for roles, planted in copies.items():
+        split = ["train" if k else "heldout" for k in planted]
+        items = found.items.assign(split=split, copies=planted)
+        images.save(images.ImageSet(found.images, items), f"results/pairs/{roles}")
+    score = pd.Series(0.0, index=pd.Index(found.items["id"]).sort_values(ascending=False))
+    for roles, (growth, loss) in {0: (("s2", "s4"), ("s0", "s7")), 1: (("s2", "s9"), ("s3", "s5"))}.items():
+        held = 9 * score.index.isin(["s8", "s1" if roles else "s9"])
+        write_scores(
+            f"pair-{roles}-volume/growth", score + score.index.isin(growth) + held, ("steps=2", "rate_at=0.1 steps=2")
+        )
+        write_scores(f"pair-{roles}-denoising/loss", score + score.index.isin(loss))
+    held_out = {0: ["s8", "s9"], 1: ["s0", "s1"]}
+    wanted = ["growth-drop-0", "loss-drop-1", "oracle-mask-0", "random1-drop-0", "random2-drop-0", "random1-drop-1"]
+    parts = {name: name.split("-") for name in wanted}
+    arms = {name: {"choice": choice, "how": how, "roles": int(roles)} for name, (choice, how, roles) in parts.items()}
+    make_sets.make_sets(arms, modified=2, seed=3)
+    chosen = pd.read_parquet("tables/sets/chosen.parquet").groupby(["training", "choice"])["item"].agg(list)
+    assert chosen["pair-0", "growth"] == ["s2", "s4"], "held-out pictures are not the auditor's to modify"
+    assert chosen["pair-1", "loss"] == ["s3", "s5"]
+    assert chosen["pair-0", "oracle"] == ["s0", "s5"]
+    drawn = [chosen["pair-0", "random1"], chosen["pair-0", "random2"], chosen["pair-1", "random1"]]
+    assert len({tuple(items) for items in drawn}) == 3, "a draw of its own each"
+    for (training, _), items in chosen.items():
+        assert len(items) == 2
+        assert not set(items) & set(held_out[int(training[-1])])
+    dropped = images.load("results/sets/growth-drop-0").items.set_index("id")["copies"]
+    assert dropped.to_dict() == {"s0": 3, "s1": 1, "s2": 1, "s3": 3, "s4": 1, "s5": 5, "s6": 1, "s7": 1}
     pictures = read_pictures("tables/sets/pictures.png")
-    sheets = [as_shown(images.load(f"results/sets/oracle-{how}").images) for how in ("augment", "mask")]
-    assert (pictures == np.concatenate(sheets)).all()
-    write_scores("repeat-0-denoising/loss", retrain, ("steps=2", "steps=4"))
+    first = images.load("results/pairs/0").split("train")
+    kept = as_shown(first.images)[[1, 2, 3, 4, 6, 7]]
+    for sheet in np.split(pictures, 2):
+        assert len(sheet) == 6 + 3 + 5
+        assert (sheet[:6] == kept).all()
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    make_sets.make_sets(arms, modified=2, seed=3)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    write_scores("pair-1-denoising/loss", score, ("steps=2", "steps=4"))
     with pytest.raises(
         ValueError,
-        match=r"repeat-0-denoising/loss.parquet has 2 settings with .*; one is needed; known: steps=2, steps=4",
+        match=r"pair-1-denoising/loss.parquet has 2 settings with .*; one is needed; known: steps=2, steps=4",
     ):
-        make_sets.make_sets(modified=2, seed=3)
+        make_sets.make_sets(arms, modified=2, seed=3)

@@ -21,23 +21,25 @@ def names(n: int) -> list[str]:
 
 
 def table(matches: replication.Matches) -> pd.DataFrame:
-    """The matches as a stage writes them, the training pictures by name."""
+    """Of the ratio rule's columns those that a stage writes, the training pictures by name."""
     columns = {name: values.numpy() for name, values in matches._asdict().items()}
-    return pd.DataFrame(columns | {"nearest": [f"picture {row}" for row in matches.nearest.tolist()]})
+    return pd.DataFrame(columns | {"nearest": [f"picture {row}" for row in matches.nearest.tolist()]}).assign(
+        picture="picture 0", relative=2.0, embedded_picture="picture 0", embedded_relative=2.0
+    )
 
 
 def test_a_perfect_memoriser_only_copies(generator: torch.Generator) -> None:
     training = torch.randn(12, 3, 4, 4, generator=generator)
     matches = replication.match(sampled(PointMasses(training), (300, 3, 4, 4), generator), training)
     assert replication.is_copy(matches).float().mean() > 0.97
-    assert outcomes.reproduced(table(matches), names(12))["reproduced"].all()
+    assert outcomes.reproduced(table(matches), names(12), "ratio")["reproduced"].all()
 
 
 def test_copies_in_training_are_copied_more_often(generator: torch.Generator) -> None:
     training = torch.randn(8, 1, 4, 4, generator=generator)
     weights = torch.tensor([16.0, 16, 1, 1, 1, 1, 1, 1])
     samples = sampled(PointMasses(training, weights), (2000, 1, 4, 4), generator)
-    counts = outcomes.reproduced(table(replication.match(samples, training)), names(8))["generated_copies"]
+    counts = outcomes.reproduced(table(replication.match(samples, training)), names(8), "ratio")["generated_copies"]
     assert counts[names(2)].sum() / counts.sum() == pytest.approx(32 / 38, abs=0.03)
 
 
@@ -54,7 +56,7 @@ def test_a_copy_is_nearer_to_one_picture_than_to_the_crowd(scale: float) -> None
     generated = scale * torch.tensor([[0.7, 0.0], [0.8, 0.0], [1.5, 0.1], [0.0, 22.4]])
     matches = replication.match(generated, training)
     assert replication.is_copy(matches).tolist() == [True, False, False, False]
-    assert outcomes.is_copy(table(matches)).tolist() == [True, False, False, False]
+    assert outcomes.is_copy(table(matches), "ratio").tolist() == [True, False, False, False]
     assert replication.is_copy(replication.match(scale * torch.tensor([[0.0, 23.0]]), training)).all()
 
 
@@ -109,39 +111,72 @@ def test_a_table_of_matches_says_the_same_as_the_tensors(generator: torch.Genera
     samples = training[rows] + strength * torch.randn(4, 1, 4, 4, generator=generator)
     matches = replication.match(samples, training)
     written = table(matches)
-    assert outcomes.is_copy(written).tolist() == replication.is_copy(matches).tolist() == [True, True, True, False]
+    assert (
+        outcomes.is_copy(written, "ratio").tolist()
+        == replication.is_copy(matches).tolist()
+        == [True, True, True, False]
+    )
     torch.testing.assert_close(torch.tensor(outcomes.ratio(written).to_numpy()), matches.ratio)
     order = names(6)[::-1]
-    found = outcomes.reproduced(written, order)
+    found = outcomes.reproduced(written, order, "ratio")
     assert found.index.tolist() == order
     assert found["generated_copies"].to_dict() == dict.fromkeys(order, 0) | {"picture 4": 2, "picture 1": 1}
     assert (found["reproduced"] == (found["generated_copies"] > 0)).all()
     assert found["reproduced"].dtype == bool
     with pytest.raises(ValueError, match="matched with other pictures: 'picture 4' is none of the 3 ids"):
-        outcomes.reproduced(written.iloc[:3], names(3))
+        outcomes.reproduced(written.iloc[:3], names(3), "ratio")
 
 
-def test_what_is_held_out_stands_beside_a_split_as_not_reproduced() -> None:
+def found(pictures: str, relative: list[float]) -> pd.DataFrame:
+    """Matches by the calibrated rule; by the others no sample is a copy."""
+    nothing = {"nearest": pictures[0], "distance": 1.0, "second_distance": 1.0}
+    return pd.DataFrame({"picture": [*pictures], "relative": relative}).assign(
+        **nothing, embedded_picture=pictures[0], embedded_relative=2.0
+    )
+
+
+def test_what_is_held_out_stands_beside_a_split_and_one_copy_by_chance_is_no_reproduction() -> None:
     items = pd.DataFrame(
         {
-            "id": ["h", "t1", "r", "t2", "t3"],
+            "id": [*"hsrtu"],
             "split": ["heldout", "train", "reference", "train", "train"],
             "copies": [0, 16, 1, 1, 4],
         }
     )
-    matches = pd.DataFrame(
-        {"nearest": ["t3", "t1", "t3", "t1"], "distance": [1.0, 2, 1, 1], "second_distance": [9.0, 3, 4, 2]}
-    )
+    matches = found("ushut" * 20, [0.9, 2.0, 0.5, 0.3, 3.0] * 20)
     pictures = outcomes.judged(items, matches, "train")
-    assert pictures["generated_copies"].to_dict() == {"h": 0, "t1": 0, "t2": 0, "t3": 2}
-    assert pictures["reproduced"].to_dict() == {"h": False, "t1": False, "t2": False, "t3": True}
-    assert pictures["copies"].to_dict() == {"h": 0, "t1": 16, "t2": 1, "t3": 4}
+    assert pictures["generated_copies"].to_dict() == {"h": 20, "s": 0, "t": 0, "u": 40}
+    assert pictures["reproduced"].to_dict() == {"h": True, "s": False, "t": False, "u": True}
+    assert pictures["copies"].to_dict() == {"h": 0, "s": 16, "t": 1, "u": 4}
+    few = found("u" + "h" * 99, [0.5] + [2.0] * 99)
+    assert outcomes.least_copies(100, 4) == 3
+    assert not outcomes.judged(items, few, "train")["reproduced"].any()
+    assert outcomes.judged(items, few.assign(relative=[0.5] * 3 + [2.0] * 97, picture="u"), "train").loc[
+        "u", "reproduced"
+    ]
+
+
+@pytest.mark.parametrize(("samples", "pictures"), [(1024, 384), (384, 144), (100, 4), (50, 1000)])
+def test_as_many_copies_as_few_unseen_pictures_reach_by_chance_make_a_reproduction(samples: int, pictures: int) -> None:
+    from scipy.stats import binom
+
+    least = outcomes.least_copies(samples, pictures)
+    chance = binom(samples, outcomes.LEVEL / pictures)
+    assert chance.sf(least - 1) <= 0.01
+    assert least == 1 or chance.sf(least - 2) > 0.01
 
 
 def test_examples_are_the_clearest_copies_and_the_hardest_cases() -> None:
-    matches = pd.DataFrame(
-        {"nearest": ["a", "a", "b", "c", "b"], "distance": [1.0, 2, 5, 9, 3.4], "second_distance": [10.0] * 5}
-    )
+    matches = found("aabcb", [0.3, 0.6, 1.5, 2.7, 1.02])
     assert outcomes.clearest(matches, 2) == [0, 4]
-    assert outcomes.clearest(matches, 9) == [0, 4, 3], "one sample a training picture"
+    assert outcomes.clearest(matches, 9) == [0, 4, 3], "one sample a picture"
     assert outcomes.borderline(matches, 3) == [4, 1, 2]
+
+
+def test_the_agreement_of_the_rules_counts_every_sample_once() -> None:
+    matches = found("aab", [0.5, 0.5, 2.0]).assign(
+        nearest=["a", "b", "c"], distance=[1.0, 1, 9], second_distance=10.0, embedded_relative=[0.9, 1.1, 2.0]
+    )
+    table = outcomes.agreement(matches).set_index([*outcomes.RULES])
+    assert table["samples"].to_dict() == {(True, True, True): 1, (True, True, False): 1, (False, False, False): 1}
+    assert table["one picture"].to_dict() == {(True, True, True): 1, (True, True, False): 0, (False, False, False): 0}

@@ -199,11 +199,9 @@ def test_a_detector_runs_its_own_scores_again(tree: Path, family: str) -> None:
 
 TRAININGS = {
     "train",
-    "reference",
-    "repeat",
+    "picture_control",
+    "pair",
     "retrain",
-    "mirrored",
-    "scratch",
     "autoencoder",
     "text_base",
     "judge",

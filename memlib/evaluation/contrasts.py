@@ -13,6 +13,12 @@ Contrast = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # masks [N] of the posit
 
 REPRODUCED = "reproduced against other training"
 TRAINED = "all training against never seen"
+MEMBERS = "x1 against never seen"
+
+
+def equal_copies(copies: int) -> str:
+    """The contrast of what is reproduced and what is not among the pictures seen so often."""
+    return f"reproduced against other x{copies}"
 
 
 def of_pictures(items: pd.DataFrame, names: Sequence[str] | None = None) -> dict[str, Contrast]:
@@ -27,7 +33,7 @@ def of_pictures(items: pd.DataFrame, names: Sequence[str] | None = None) -> dict
     found = {f"x{k} against never seen": (copies == k, ~trained) for k in reversed(counts)}
     found[TRAINED] = trained, ~trained
     for k in counts:
-        found[f"reproduced against other x{k}"] = (copies == k) & reproduced, (copies == k) & ~reproduced
+        found[equal_copies(k)] = (copies == k) & reproduced, (copies == k) & ~reproduced
     found["reproduced against never seen"] = reproduced, ~trained
     found[REPRODUCED] = reproduced, trained & ~reproduced
     return _large_enough(found, found if names is None else names)

@@ -1,7 +1,8 @@
 """Stage `data`: the pictures of the study, split at random and some of them planted several times.
 
 Writes the image set `results/data` and, for the chapters, `tables/data`: `items.parquet` (id, name, caption, split, copies),
-`pictures.png` (the pictures of the splits in `SHOWN`, in the order of the items) and `summary.json`.
+`pictures.png` (the pictures of the splits in `SHOWN`, in the order of the items) and `summary.json`. The sets in which the
+pictures of `pairs` exchange their roles are those of `memlib.study.make_pairs`.
 """
 
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 from memlib.datasets import images
 from memlib.datasets.sources import load_pictures
 from memlib.files import write_json, write_pictures, write_table
+from memlib.study.make_pairs import make_pairs
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
-SHOWN = ("train", "heldout", "retrain")
+SHOWN = ("train", "heldout", "pairs")
 TABLES = Path("tables/data")
 
 
@@ -41,3 +43,6 @@ def make_data(
 if __name__ == "__main__":
     with reporting_errors("data"), timed_stage("data"):
         make_data(**read_section("data"))
+        make_pairs(
+            images.load("results/data").split("pairs"), read_section("run")["trainings"], **read_section("pairs")
+        )

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import yaml
@@ -19,14 +19,12 @@ from pydantic import ValidationError, create_model
 from memlib.datasets.prompts import read_prompts
 from memlib.detectors import ALL as DETECTORS
 from memlib.files import suggest
-from memlib.mitigation import Modification
 from memlib.study.digests import notebooks
 from memlib.study.schema import NOTEBOOKS, SECTIONS, Section, every_setting, section
-from memlib.training.settings import AutoencoderConfig, JudgeConfig, Seed, TextConfig, TrainConfig
+from memlib.training.settings import AutoencoderConfig, EmbeddingConfig, JudgeConfig, Seed, TextConfig, TrainConfig
 
+TRAININGS = ("pair-0", "pair-1", "pair-2", "scratch-0", "scratch-1", "small")  # that the chapters read
 ENTRIES = ("truth", "scores")  # sections of which every entry is a stage
-CHOICES = ("growth", "loss", "random", "oracle")  # by what an arm of the retraining chooses pictures
-MODIFICATIONS = get_args(Modification)
 PROMPTS = ("tables/drawings/prompts.parquet", "tables/drawings/followed.parquet")
 
 
@@ -264,6 +262,8 @@ def _trainings(parameters: Mapping[str, Any]) -> None:
         "train": (TrainConfig, train),
         "retrain (laid over train)": (TrainConfig, train | parameters["retrain"]),
         "mirrored (laid over train)": (TrainConfig, train | parameters["mirrored"]),
+        "scratch (laid over train)": (TrainConfig, train | parameters["scratch"]),
+        "embedding": (EmbeddingConfig, parameters["embedding"]),
         "autoencoder": (AutoencoderConfig, parameters["autoencoder"]),
         "text": (TextConfig, text),
         "judge": (JudgeConfig, parameters["judge"]),
@@ -292,9 +292,15 @@ def _pictures(parameters: Mapping[str, Any]) -> None:
             f"drawings.copies is {drawings['copies']} and drawings.triggers {drawings['triggers']}; the largest number of "
             "copies must be the same in both, with at least two pictures each, which the claims are judged by"
         )
-    modified, small = parameters["sets"]["modified"], data["splits"]["retrain"]
-    if modified > small:
-        raise ValueError(f"sets.modified is {modified}; it must be at most data.splits.retrain, {small}")
+    planted, pairs = parameters["pairs"]["copies"], data["splits"]["pairs"]
+    if 3 * sum(planted.values()) != pairs:
+        raise ValueError(
+            f"pairs.copies is {planted}, {sum(planted.values())} pictures; they must be a third of "
+            f"data.splits.pairs, which is {pairs}"
+        )
+    modified, seen = parameters["sets"]["modified"], pairs * 2 // 3
+    if modified > seen:
+        raise ValueError(f"sets.modified is {modified}; it must be at most two thirds of data.splits.pairs, {seen}")
     levels = len(parameters["autoencoder"]["channels"])
     latent = drawings["size"] // 2 ** (levels - 1)
     for what, side, name, count in (
@@ -328,14 +334,14 @@ def _fits(name: str, copies: dict[int, int], split: str, size: int) -> None:
 
 
 def _arms(parameters: Mapping[str, Any]) -> None:
-    for arm in parameters["run"]["arms"]:
-        choice, _, how = arm.partition("-")
-        for part, known in ((choice, CHOICES), (how, MODIFICATIONS)):
-            if part not in known:
-                raise ValueError(
-                    f"run.arms holds {arm!r}; an arm is a choice and a modification such as growth-drop, and {part!r} is "
-                    f"neither{suggest(part, known)}"
-                )
+    run = parameters["run"]
+    _entries("run.trainings", run["trainings"], TRAININGS)
+    for name, training in run["trainings"].items():
+        if name.startswith("pair-") and name != f"pair-{training['roles']}":
+            raise ValueError(f"run.trainings.{name}.roles is {training['roles']}; it must be the number in the name")
+        _known(f"run.trainings.{name}.start", training["start"], ("results/models/reference",))
+    for name, arm in run["arms"].items():
+        _one_of(f"run.arms.{name}.roles", f"pair-{arm['roles']}", "run.trainings", run["trainings"])
     if "base" in parameters["run"]["text_arms"]:
         raise ValueError("run.text_arms has an arm 'base', which is what the arms start from; give it another name")
 
@@ -343,7 +349,7 @@ def _arms(parameters: Mapping[str, Any]) -> None:
 def _models(parameters: Mapping[str, Any]) -> dict[str, str]:
     """The models that stages train, and the section that names the noise schedule of each."""
     run = parameters["run"]
-    images = ["main", "reference", "mirrored", "scratch", *(f"repeat-{seed}" for seed in run["seeds"]), *run["arms"]]
+    images = ["main", "reference", *run["trainings"], *run["arms"]]
     return {f"results/models/{name}": "train" for name in images} | {
         f"results/text/{name}": "text" for name in ("base", *run["text_arms"])
     }
@@ -356,14 +362,19 @@ def _known(where: str, value: str, known: Iterable[str]) -> None:
 
 
 def _truth(parameters: Mapping[str, Any]) -> None:
-    run, truth, splits = parameters["run"], parameters["truth"], parameters["data"]["splits"]
+    truth, splits = parameters["truth"], parameters["data"]["splits"]
     for name, entry in truth.items():
         _known(f"truth.{name}.model", entry["model"], _models(parameters))
         if entry["split"] not in splits:
             raise ValueError(f"truth.{name}.split is {entry['split']!r}{suggest(entry['split'], splits)}")
         if entry["sampler"] == "ancestral" and not 2 <= entry["steps"] <= 1000:
             raise ValueError(f"truth.{name}.steps is {entry['steps']}; the ancestral sampler takes 2 to 1000 steps")
-    _entries("truth", truth, ("main", *(f"repeat-{seed}" for seed in run["seeds"]), "mirrored", *run["arms"]))
+    for name in ("picture_control", "pair_truth"):
+        if parameters[name]["sampler"] == "ancestral" and not 2 <= parameters[name]["steps"] <= 1000:
+            raise ValueError(
+                f"{name}.steps is {parameters[name]['steps']}; the ancestral sampler takes 2 to 1000 steps"
+            )
+    _entries("truth", truth, ("main", "ancestral"))
 
 
 def _entries(section: str, entries: Mapping[str, Any], needed: Iterable[str]) -> None:
@@ -401,8 +412,8 @@ def _scores(parameters: Mapping[str, Any]) -> None:
                     _levels_of(f"{place}.settings[{number}]", setting, schedule, *levels[schedule])
                 if (setting.get("prompt") or items["source"] in PROMPTS) and schedule == "train":
                     raise ValueError(f"{place}.settings[{number}] needs prompts, which {entry['model']} does not take")
-    repeats = [f"repeat-{seed}-{family}" for seed in run["seeds"] for family in ("volume", "denoising")]
-    _entries("scores", parameters["scores"], ("main-volume", *repeats, *(f"{arm}-text" for arm in run["text_arms"])))
+    pairs = [f"{name}-{family}" for name in run["trainings"] for family in ("volume", "denoising")]
+    _entries("scores", parameters["scores"], ("main-volume", *pairs, *(f"{arm}-text" for arm in run["text_arms"])))
 
 
 def _levels_of(where: str, setting: Mapping[str, Any], schedule: str, low: float, high: float) -> None:
@@ -442,18 +453,19 @@ def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> No
 
 
 def _growth(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    repeats = [f"repeat-{seed}" for seed in parameters["run"]["seeds"]]
-    for model in ("main", "reference", "mirrored", *repeats):
+    for model in ("main", "reference", "unseen", *parameters["run"]["trainings"]):
         _reads("growth", parameters, f"{model}-volume", "growth")
         _reads("growth", parameters, f"{model}-denoising", "loss", sigma=0.2, draws=4)
 
 
 def _frontier(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _one_of("frontier.copies", section["copies"], "data.copies.train", parameters["data"]["copies"]["train"])
     _reads("frontier", parameters, "main-volume", "edges", axes=1, steps=1)
     _reads("frontier", parameters, "main-denoising", "loss", draws=2)
 
 
 def _peaks(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _one_of("peaks.copies", section["copies"], "data.copies.train", parameters["data"]["copies"]["train"])
     for key, table in (
         ("main-p_laplacian", "flux"),
         ("main-p_laplacian", "derivatives"),

@@ -11,8 +11,13 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, create_model
 
+from memlib.files import suggest
+from memlib.mitigation import Modification
 from memlib.study.sections import expanded
-from memlib.training.settings import AutoencoderConfig, JudgeConfig, Seed, TextConfig, TrainConfig
+from memlib.training.settings import AutoencoderConfig, EmbeddingConfig, JudgeConfig, Seed, TextConfig, TrainConfig
+from memlib.truth.outcomes import LEVEL
+
+CHOICES = ("growth", "loss", "oracle")  # by what an arm of the retraining chooses pictures, or a draw at random
 
 # Kinds of values
 
@@ -62,6 +67,20 @@ def _in_schedule(training: str) -> AfterValidator:
         return sigma
 
     return AfterValidator(check)
+
+
+def _choice(value: str) -> str:
+    if value not in CHOICES and not (value.startswith("random") and value[6:].isdigit()):
+        raise ValueError(
+            f"must say by what the pictures are chosen{suggest(value, CHOICES)}, random1, random2 and so on, a draw each"
+        )
+    return value
+
+
+def _roles(value: Any) -> Any:
+    if value != "small" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**6):
+        raise ValueError("must be the number of a round of exchanged roles, from 0 to 999999, or small")
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -141,15 +160,23 @@ def settings(config: type, laid_over: bool = False) -> type[Section]:
     return create_model(config.__name__, __base__=Section, **fields)
 
 
+class Arm(Section):
+    choice: Annotated[str, AfterValidator(_choice)]
+    how: Modification
+    roles: Seed
+
+
+class Training(Section):
+    roles: Annotated[Any, AfterValidator(_roles)]
+    section: Literal["retrain", "mirrored", "scratch"]
+    start: str
+    seed: Seed
+
+
 class Run(Section):
     launcher: Text
-    seeds: Annotated[list[Seed], Len(1, 100), AfterValidator(_distinct), _holding(0, 1, 2)]
-    arms: Annotated[
-        list[Name],
-        Len(1, 100),
-        AfterValidator(_distinct),
-        _holding("growth-drop", "random-drop", "oracle-drop", "loss-drop"),
-    ]
+    trainings: dict[Name, Training]
+    arms: dict[Name, Arm]
     text_arms: dict[Name, settings(TextConfig, laid_over=True)]
 
 
@@ -157,13 +184,12 @@ class Splits(Section):
     train: Count
     heldout: Count
     reference: Count
-    retrain: Count
+    pairs: Several
 
 
 class SplitCopies(Section):
     train: Copies
     reference: Copies
-    retrain: Copies
 
 
 class Data(Section):
@@ -176,15 +202,27 @@ class Data(Section):
     seed: Seed
 
 
-class Truth(Section):
+class Pairs(Section):
+    copies: Copies
+    seed: Seed
+
+
+class Control(Section):
+    samples: Annotated[int, Ge(round(1 / LEVEL)), Le(10**6)]  # fewer cannot resolve the level of a copy
+    steps: Count
+    sampler: Literal["heun", "ancestral"]
+    seed: Seed
+
+
+class PairTruth(Control):
+    samples: Count
+    mirrored: bool
+
+
+class Truth(PairTruth):
     model: Text
     images: Text
     split: Text
-    samples: Count
-    steps: Count
-    sampler: Literal["heun", "ancestral"]
-    mirrored: bool
-    seed: Seed
 
 
 class Items(Section):
@@ -384,8 +422,8 @@ NOTEBOOKS: dict[str, type[Section]] = {
     # Chapters
     "mixtures": section(repeats=Several, directions=Several, seed=Seed),
     "growth": section(sensitivity=OpenShare, shown=Count, seed=Seed),
-    "frontier": section(budget=Several, seed=Seed),
-    "peaks": section(seed=Seed),
+    "frontier": section(budget=Several, copies=Several, seed=Seed),
+    "peaks": section(copies=Several, seed=Seed),
     "modification": section(seed=Seed),
     "estimators": section(seed=Seed),
     "flow": section(seed=Seed),
@@ -418,6 +456,11 @@ SECTIONS: dict[str, Any] = {
     "train": settings(TrainConfig),
     "retrain": settings(TrainConfig, laid_over=True),
     "mirrored": settings(TrainConfig, laid_over=True),
+    "scratch": settings(TrainConfig, laid_over=True),
+    "embedding": settings(EmbeddingConfig),
+    "pairs": Pairs,
+    "picture_control": Control,
+    "pair_truth": PairTruth,
     "truth": dict[Name, Truth],
     "scores": dict[Name, Scores],
     "sets": Sets,

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("output", help="folder for the trained pipeline")
     parser.add_argument("--split", default="train", help="split of the image set to train on")
     parser.add_argument("--section", help="section of params.yaml whose settings replace those of `train`")
-    parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
+    parser.add_argument("--start", help="folder of a pipeline to go on from; empty for new weights")
     parser.add_argument("--seed", type=int, help="seed in place of the section's")
     parser.add_argument("--tables", help="folder for loss.parquet and model.json, which a chapter shows")
     arguments = parser.parse_args()
@@ -36,7 +36,7 @@ def main() -> None:
         image_set = images.load(arguments.data).split(arguments.split)
         copies = torch.tensor(image_set.items["copies"].clip(lower=1).tolist())
         checkpoint = Path("results/checkpoints") / f"{stage}.pt"
-        run = train(image_set.images, copies, config, arguments.output, checkpoint, arguments.start)
+        run = train(image_set.images, copies, config, arguments.output, checkpoint, arguments.start or None)
         timed.earlier_seconds = run.earlier_seconds
         if arguments.tables:
             network = UNet2DModel.from_pretrained(Path(arguments.output) / "unet", local_files_only=True)

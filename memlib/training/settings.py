@@ -93,3 +93,12 @@ class JudgeConfig(LoopConfig):
     """How the classifier of subjects is trained (section `judge`)."""
 
     section = "judge"
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig(LoopConfig):
+    """How the embedding that copies are looked for in is trained (section `embedding`)."""
+
+    section = "embedding"
+
+    temperature: Annotated[float, Gt(0), Le(10)]

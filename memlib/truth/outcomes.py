@@ -1,14 +1,18 @@
-"""Which samples are copies and which training pictures are reproduced, read from a table of matches.
+"""Which samples are copies and which pictures are reproduced, read from tables of `memlib.truth.verdicts.judge_samples`.
 
-matches: a row a sample; `nearest` is the id of the training picture nearest to it, `distance` that to it and
-`second_distance` that to the second nearest (L2 over pixels), as `memlib.truth.replication.match` finds them.
+matches: a row a sample, with what each rule says of it. A sample copies one picture at most, and the copies of a picture count
+as one reproduction of it: the picture is the unit.
 """
 
 from collections.abc import Sequence
+from itertools import count
 
 import pandas as pd
+from scipy.special import bdtrc
 
+LEVEL = 0.01  # share of the control's samples that come as near to some picture as a copy does
 RATIO = 1 / 3
+RULES = ("calibrated", "ratio", "embedding")
 
 
 def ratio(matches: pd.DataFrame) -> pd.Series:
@@ -16,45 +20,79 @@ def ratio(matches: pd.DataFrame) -> pd.Series:
     return matches["distance"] / matches["second_distance"]
 
 
-def is_copy(matches: pd.DataFrame) -> pd.Series:
-    """Whether each sample is a copy: at less than a third of the distance to the second nearest training picture.
+def is_copy(matches: pd.DataFrame, rule: str = "calibrated") -> pd.Series:
+    """Whether each sample is a copy, by one of `RULES`.
 
-    The criterion of Yoon et al. (Diffusion probabilistic models generalize when they fail to memorize, 2023) and
-    Gu et al. (arXiv 2310.02664).
+    *calibrated*, the truth of this study: nearer to a picture than all but a share `LEVEL` of the samples of a model that
+    never saw it come to any. *embedding*: the same in an embedding that forgives blur, shift and mirror. *ratio*: at less
+    than a third of the distance to the second nearest training picture (Yoon et al., Diffusion probabilistic models generalize
+    when they fail to memorize, 2023; Gu et al., arXiv 2310.02664). Raises KeyError for another rule.
     """
-    return ratio(matches) < RATIO
+    return {
+        "calibrated": matches["relative"] < 1,
+        "ratio": ratio(matches) < RATIO,
+        "embedding": matches["embedded_relative"] < 1,
+    }[rule]
 
 
-def reproduced(matches: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
-    """Per training picture, in how many samples it is copied (`generated_copies`) and whether in any (`reproduced`).
+def original(matches: pd.DataFrame, rule: str = "calibrated") -> pd.Series:
+    """The id of the picture that each sample copies by one of `RULES`, or comes nearest to where it copies none."""
+    return matches[{"calibrated": "picture", "ratio": "nearest", "embedding": "embedded_picture"}[rule]]
 
-    The index holds the ids in the order given. Raises ValueError where a sample's nearest picture is none of them.
+
+def agreement(matches: pd.DataFrame) -> pd.DataFrame:
+    """How often the rules agree: a row for each combination of their verdicts that occurs, with its number of samples.
+
+    Columns: a boolean a rule, `samples`, and `one picture`: in how many of them the rules that see a copy name one picture.
     """
-    strangers = set(matches["nearest"]).difference(ids)
+    verdicts = pd.DataFrame({rule: is_copy(matches, rule) for rule in RULES})
+    named = pd.DataFrame({rule: original(matches, rule).where(verdicts[rule]) for rule in RULES})
+    table = verdicts.assign(samples=1, **{"one picture": named.nunique(axis=1) == 1})
+    found = table.groupby([*RULES])[["samples", "one picture"]].sum().reset_index()
+    return found.sort_values("samples", ascending=False, kind="stable", ignore_index=True)
+
+
+def least_copies(samples: int, pictures: int) -> int:
+    """How many of the samples must copy a picture so that it counts as reproduced.
+
+    A model that saw none of the pictures copies some in a share `LEVEL` of its samples, so each in a share `LEVEL` / pictures:
+    the least number that at most a share `LEVEL` of its pictures reaches by chance (binomial).
+    """
+    return next(k for k in count(1) if bdtrc(k - 1, samples, LEVEL / pictures) <= LEVEL)
+
+
+def reproduced(matches: pd.DataFrame, ids: Sequence[str], rule: str = "calibrated") -> pd.DataFrame:
+    """Per picture, in how many samples it is copied (`generated_copies`), and whether in enough of them (`reproduced`).
+
+    By the rule `ratio`, which knows no chance, one copy is enough; else `least_copies`. The index holds the ids of all
+    pictures that the samples were compared with, in the order given. Raises ValueError where a sample comes near another one.
+    """
+    named = original(matches, rule)
+    strangers = set(named).difference(ids)
     if strangers:
         name = min(strangers)
         raise ValueError(f"the samples were matched with other pictures: {name!r} is none of the {len(ids)} ids")
-    counts = matches.loc[is_copy(matches), "nearest"].value_counts().reindex(pd.Index(ids, name="id"), fill_value=0)
-    return pd.DataFrame({"generated_copies": counts, "reproduced": counts > 0})
+    index = pd.Index(ids, name="id")
+    counts = named[is_copy(matches, rule)].value_counts().reindex(index, fill_value=0)
+    enough = 1 if rule == "ratio" else least_copies(len(matches), len(index))
+    return pd.DataFrame({"generated_copies": counts, "reproduced": counts >= enough})
 
 
-def judged(items: pd.DataFrame, matches: pd.DataFrame, split: str) -> pd.DataFrame:
+def judged(items: pd.DataFrame, matches: pd.DataFrame, split: str, rule: str = "calibrated") -> pd.DataFrame:
     """The pictures of a split and those held out, with what the samples reproduce; the index holds their ids.
 
-    items: a row a picture of the study, with its `id` and `split`; matches: of samples with the pictures of the split.
+    items: a row a picture of the study, with its `id` and `split`; matches: of samples with these pictures.
     """
     pictures = items[items["split"].isin([split, "heldout"])].set_index("id")
-    counts = reproduced(matches, pictures.index[pictures["split"] == split])["generated_copies"]
-    counts = counts.reindex(pictures.index, fill_value=0)
-    return pictures.assign(generated_copies=counts, reproduced=counts > 0)
+    return pictures.join(reproduced(matches, pictures.index, rule))
 
 
 def clearest(matches: pd.DataFrame, count: int) -> list[int]:
-    """Rows of the samples of the smallest ratio, one for each of at most `count` different training pictures."""
-    ordered = matches.assign(ratio=ratio(matches)).sort_values("ratio", kind="stable")
-    return ordered.drop_duplicates("nearest").index[:count].tolist()
+    """Rows of the samples that lie deepest within a limit, one for each of at most `count` different pictures."""
+    ordered = matches.sort_values("relative", kind="stable")
+    return ordered.drop_duplicates("picture").index[:count].tolist()
 
 
 def borderline(matches: pd.DataFrame, count: int) -> list[int]:
-    """Rows of the samples whose ratio is nearest to the criterion of a copy, on either side."""
-    return (ratio(matches) - RATIO).abs().sort_values(kind="stable").index[:count].tolist()
+    """Rows of the samples that lie nearest to the limit of a copy, on either side."""
+    return (matches["relative"] - 1).abs().sort_values(kind="stable").index[:count].tolist()

@@ -1,0 +1,179 @@
+"""What counts as a copy: closed forms of the limits, and planted copies that each of three rules is asked about."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from memlib.tensors import to_float, to_uint8
+from memlib.training.embedding import contrastive_loss, train_embedding
+from memlib.training.settings import EmbeddingConfig
+from memlib.truth import calibration, embedding, replication
+
+SIZE = 16
+CONFIG = EmbeddingConfig(
+    steps=120,
+    batch=96,
+    learning_rate=3e-3,
+    warmup_steps=10,
+    ema_decay=0.97,
+    precision="no",
+    compile=False,
+    checkpoint_every=1000,
+    seed=0,
+    temperature=0.1,
+)
+
+
+def scenes(n: int, seed: int, subject_seed: int | None = None) -> Tensor:
+    """Pictures [n, 3, SIZE, SIZE] in [-1, 1] of three ellipses on white; a `subject_seed` paints the last two anew."""
+    first, last = (torch.Generator().manual_seed(s) for s in (seed, seed if subject_seed is None else subject_seed))
+    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    pictures = torch.ones(n, 3, SIZE, SIZE)
+    for draw in (first, last, last):
+        cy, cx, ry, rx = torch.rand(4, n, 1, 1, generator=draw)
+        inside = ((y - SIZE * cy) / (2 + 4 * ry)) ** 2 + ((x - SIZE * cx) / (2 + 4 * rx)) ** 2 < 1
+        colour = 2 * torch.rand(n, 3, 1, 1, generator=draw) - 1
+        pictures = torch.where(inside[:, None], colour, pictures)
+    return pictures
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.02, 0.1]), st.integers(1, 6))
+def test_no_more_of_the_control_than_the_level_lies_within_the_limits(seed: int, level: float, pictures: int) -> None:
+    control = torch.from_numpy(np.random.default_rng(seed).gamma(3.0, size=(200, pictures)))
+    allowed = round(200 * level)
+    own, common = calibration.own_limits(control, level), calibration.common_limits(control, level)
+    assert ((control < own).sum(0) == allowed).all()
+    assert (calibration.nearest(control, common).relative < 1 - 1e-12).sum() == allowed
+    assert (common <= own).all()
+
+
+def test_a_limit_is_a_quantile_of_the_control(generator: torch.Generator) -> None:
+    control = torch.rand(1001, 4, generator=generator)
+    expected = np.quantile(control.numpy(), 0.01, axis=0, method="higher")
+    np.testing.assert_allclose(calibration.own_limits(control, 0.01), expected)
+    torch.testing.assert_close(
+        calibration.common_limits(control[:, :1], 0.01)[0], calibration.own_limits(control, 0.01)[0]
+    )
+
+
+def test_samples_of_the_control_are_copies_at_the_level_and_no_more(generator: torch.Generator) -> None:
+    control, fresh = torch.rand(4000, 30, generator=generator), torch.rand(4000, 30, generator=generator)
+    found = calibration.nearest(fresh, calibration.common_limits(control, 0.02))
+    assert float((found.relative < 1).float().mean()) == pytest.approx(0.02, abs=0.008)
+    assert found.picture.unique().numel() == 30, "no picture draws them all"
+
+
+def test_a_plain_picture_is_not_copied_by_every_plain_sample(generator: torch.Generator) -> None:
+    """Strangers come near to a plain picture: its limit is a smaller one, whatever the unit of its distances."""
+    control = torch.rand(500, 2, generator=generator) * torch.tensor([1.0, 50.0])
+    limits = calibration.common_limits(control, 0.01)
+    scaled = calibration.common_limits(control * torch.tensor([50.0, 1.0]), 0.01)
+    torch.testing.assert_close(scaled / limits, torch.tensor([50.0, 1.0]))
+    found = calibration.nearest(torch.stack([limits * 0.9, limits * torch.tensor([2.0, 1.5])]), limits)
+    torch.testing.assert_close(found.relative, torch.tensor([0.9, 1.5]))
+    assert found.picture[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "level", "message"),
+    [
+        (99, 0.01, "99 samples of the control cannot say what all but 0.01 of them stay away from; draw 100 or more"),
+        (50, 0.0, "the level of a copy is 0.0; it must be a share above 0 and below 1"),
+        (50, 1.0, "the level of a copy is 1.0; it must be a share above 0 and below 1"),
+    ],
+)
+def test_a_level_that_cannot_be_resolved_is_refused(samples: int, level: float, message: str) -> None:
+    for limits in (calibration.own_limits, calibration.common_limits):
+        with pytest.raises(ValueError, match=message):
+            limits(torch.ones(samples, 3), level)
+
+
+def test_distances_are_root_mean_squares_over_pixels(generator: torch.Generator) -> None:
+    samples, pictures = torch.rand(5, 3, 4, 4, generator=generator), torch.rand(7, 3, 4, 4, generator=generator)
+    distances = calibration.pixel_distance(samples, pictures)
+    direct = (samples[:, None] - pictures[None]).square().mean((2, 3, 4)).sqrt()
+    torch.testing.assert_close(distances, direct, atol=1e-5, rtol=1e-4)
+    both = calibration.pixel_distance(samples.flip(-1), pictures, mirrored=True)
+    torch.testing.assert_close(both, calibration.pixel_distance(samples, pictures, mirrored=True), atol=1e-5, rtol=1e-4)
+    assert (both <= calibration.pixel_distance(samples.flip(-1), pictures) + 1e-6).all()
+
+
+def test_blur_is_that_of_scipy(generator: torch.Generator) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    pictures = torch.rand(3, 2, 9, 7, generator=generator)
+    sigma = torch.tensor([0.3, 0.7, 1.0])
+    found = embedding.blurred(pictures, sigma)
+    for picture, blurred, width in zip(pictures, found, sigma, strict=True):
+        expected = [
+            gaussian_filter(plane, float(width), mode="nearest", radius=3) for plane in picture.double().numpy()
+        ]
+        np.testing.assert_allclose(blurred, np.stack(expected), atol=1e-5)
+
+
+def test_the_contrastive_loss_is_its_formula(generator: torch.Generator) -> None:
+    first, second = torch.randn(2, 4, 5, generator=generator).double()
+    vectors = torch.nn.functional.normalize(torch.cat([first, second]))
+    total = 0.0
+    for i in range(8):
+        others = [(vectors[i] @ vectors[k] / 0.2).exp() for k in range(8) if k != i]
+        total -= float(torch.log((vectors[i] @ vectors[(i + 4) % 8] / 0.2).exp() / sum(others)))
+    assert float(contrastive_loss(first, second, 0.2)) == pytest.approx(total / 8, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
+    """An embedding trained on scenes that no test shows it again."""
+    torch.manual_seed(0)
+    found = embedding.build_embedding(3, SIZE, width=16)
+    train_embedding(found, to_uint8(scenes(300, 7)), CONFIG, tmp_path_factory.mktemp("embedding") / "checkpoint.pt")
+    return found
+
+
+PICTURES, CONTROL = scenes(60, 1), scenes(1000, 2)
+PLANTED = {
+    "slightly noisy": PICTURES + 0.1 * torch.randn(PICTURES.shape, generator=torch.Generator().manual_seed(3)),
+    "blurred": embedding.blurred(PICTURES, torch.full((60,), 1.0)),
+    "shifted": torch.roll(torch.nn.functional.pad(PICTURES, (2, 2, 2, 2), mode="replicate"), (1, 2), (2, 3))[
+        ..., 2:-2, 2:-2
+    ],
+    "mirrored": PICTURES.flip(-1),
+    "near neighbour": scenes(60, 1, subject_seed=9),
+}
+
+
+def test_each_rule_on_planted_copies_and_near_neighbours(network: torch.nn.Module) -> None:
+    pixels = calibration.common_limits(calibration.pixel_distance(CONTROL, PICTURES), 0.01)
+    vectors = calibration.common_limits(embedding.embedding_distance(network, CONTROL, PICTURES), 0.01)
+    shares = {}
+    for name, samples in PLANTED.items():
+        by_pixels = calibration.nearest(calibration.pixel_distance(samples, PICTURES), pixels)
+        by_vectors = calibration.nearest(embedding.embedding_distance(network, samples, PICTURES), vectors)
+        matches = replication.match(samples, PICTURES)
+        right = {
+            "pixels": (by_pixels.relative < 1) & (by_pixels.picture == torch.arange(60)),
+            "ratio": replication.is_copy(matches) & (matches.nearest == torch.arange(60)),
+            "embedding": (by_vectors.relative < 1) & (by_vectors.picture == torch.arange(60)),
+        }
+        shares[name] = {rule: float(found.float().mean()) for rule, found in right.items()}
+    print(shares)
+    for rule in ("pixels", "ratio", "embedding"):
+        assert shares["slightly noisy"][rule] > 0.9
+        assert shares["near neighbour"][rule] < 0.1
+    assert shares["blurred"]["pixels"] > 0.95 > 0.2 > shares["blurred"]["ratio"], "what the ratio takes for no copy"
+    assert max(shares[how][rule] for how in ("shifted", "mirrored") for rule in ("pixels", "ratio")) < 0.2
+    assert min(shares[how]["embedding"] for how in ("blurred", "mirrored")) > 0.95
+    assert shares["shifted"]["embedding"] > 0.75
+
+
+def test_the_embedding_finds_altered_pictures_again_that_it_never_saw(network: torch.nn.Module) -> None:
+    altered = embedding.altered(PICTURES, torch.Generator().manual_seed(4))
+    found = embedding.embedding_distance(network, altered, PICTURES).argmin(1) == torch.arange(60)
+    by_pixels = calibration.pixel_distance(altered, PICTURES).argmin(1) == torch.arange(60)
+    assert found.float().mean() > 0.9 > by_pixels.float().mean() + 0.2
+    lengths = embedding.embed(network, PICTURES).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(60))
+    assert to_float(to_uint8(altered)).sub(altered).abs().max() < 0.01
