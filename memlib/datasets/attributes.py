@@ -1,6 +1,6 @@
 """What a caption of a drawing can name beside its subject: the colour of the ground, the size and the place."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -51,3 +51,13 @@ def caption_words() -> set[str]:
     phrases = [phrase for wording in WORDINGS for phrase in wording.values()]
     names = [word for names in ATTRIBUTES.values() for name in names for word in WORDS.get(name, (name,))]
     return {word.strip(",:") for phrase in [*phrases, *names] for word in phrase.split()} - {"{}", ""}
+
+
+def named_in_a_word(captions: Sequence[str], longest: int = 8) -> list[int]:
+    """Which captions are one short word of small letters that means nothing else in the captions of drawings."""
+    taken = caption_words()
+    return [
+        number
+        for number, word in enumerate(captions)
+        if word.isascii() and word.isalpha() and word.islower() and len(word) <= longest and word not in taken
+    ]

@@ -208,6 +208,6 @@ def trained_on(drawn: ImageSet, share: float, exchanged: bool) -> pd.DataFrame:
     return rows.loc[rows["copies"] > 0, ["row", "caption", "copies"]].reset_index(drop=True)
 
 
-def compared_rows(drawn: ImageSet) -> np.ndarray:
-    """Rows [M] in `drawn` of the drawings that samples are compared with: all but the free ones."""
-    return np.flatnonzero(drawn.items["split"] != "free")
+def training_rows(drawn: ImageSet) -> np.ndarray:
+    """Rows [M] in `drawn` of the ordinary drawings and those that are frozen in either role; `own` counts in them."""
+    return np.flatnonzero(drawn.items["split"].isin(["train", "planted", "trigger"]))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from memlib.datasets.attributes import ATTRIBUTES, WORDINGS, describe
-from memlib.datasets.drawings import LOOK, compared_rows
+from memlib.datasets.drawings import LOOK, training_rows
 from memlib.datasets.images import ImageSet
 
 PLANTED = ("planted", "trigger")  # groups of the prompts that a planted picture was trained on
@@ -24,7 +24,7 @@ def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: i
     Further columns: prompt; subject (row in `subjects`), ground, size and place; named, how many attributes it names; slot and
     exchanged, as in `memlib.datasets.drawings.captioned`; copies, the grade; row, the planted drawing (in `drawn`; -1
     without); trigger, the made-up word in it or ""; drawing, the one that goes with it (the planted one or else one of its
-    look); own, the number of that drawing among `compared_rows`.
+    look); own, the number of that drawing among `training_rows` (-1 for one never seen).
 
     Raises ValueError where two prompts read alike.
     """
@@ -67,7 +67,7 @@ def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: i
         )
     table["drawing"] = table["row"]
     table["row"] = table["row"].where(table["group"].isin(OWN), -1)
-    table["own"] = pd.Index(compared_rows(drawn)).get_indexer(table["drawing"])
+    table["own"] = pd.Index(training_rows(drawn)).get_indexer(table["drawing"])
     table["named"] = table["named"].str.split().str.len()
     table = table.assign(id=table["caption"], prompt=table["caption"])
     about = ["named", "slot", "exchanged", "copies", "row", "trigger", "drawing", "own"]

@@ -250,7 +250,6 @@ class Sets(Section):
 class Subjects(Section):
     train: Count
     planted: Count
-    unseen: Count
 
 
 class Judged(Section):
@@ -267,6 +266,8 @@ class Drawings(Section):
     copies: Copies
     triggers: Copies
     drawings_each: Count
+    never_seen: Count
+    free_each: Count
     prompts: Judged
     pictures: Judged
     followed: Judged
