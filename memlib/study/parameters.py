@@ -286,6 +286,14 @@ def _pictures(parameters: Mapping[str, Any]) -> None:
         _fits(f"data.copies.{split}", copies, f"data.splits.{split}", data["splits"][split])
     _fits("drawings.copies", drawings["copies"], "drawings.subjects.planted", drawings["subjects"]["planted"])
     _fits("drawings.triggers", drawings["triggers"], "drawings.subjects.train", drawings["subjects"]["train"])
+    rest = drawings["subjects"]["planted"] - sum(drawings["copies"].values())
+    for name, counts in (("copies", drawings["copies"] | {1: rest}), ("triggers", drawings["triggers"])):
+        for grade, count in counts.items():
+            if count % 2:
+                raise ValueError(
+                    f"drawings.{name} leaves {count} pictures of the grade {grade}; it must be an even number, since roles are "
+                    "exchanged between halves"
+                )
     most = max((*drawings["copies"], *drawings["triggers"]), default=0)
     if min(drawings[name].get(most, 0) for name in ("copies", "triggers")) < 2:
         raise ValueError(
@@ -433,8 +441,22 @@ def _solver(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
 
 
 def _arm(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    for name in ("arm", "main"):
-        _one_of(f"arm.{name}", section[name], "run.text_arms", parameters["run"]["text_arms"])
+    arms, drawings = parameters["run"]["text_arms"], parameters["drawings"]
+    for arm in [section["arm"], *section["main"]]:
+        _one_of("arm.arm" if arm == section["arm"] else "arm.main", arm, "run.text_arms", arms)
+    for exchanged, arm in enumerate(("planted", "exchanged")):
+        if arms[arm].get("exchanged", False) != bool(exchanged):
+            raise ValueError(
+                f"run.text_arms.{arm} must have the roles {'exchanged' if exchanged else 'as they are'}: write exchanged: "
+                f"{str(bool(exchanged)).lower()}"
+            )
+    _at_most("arm.generations", section["generations"], "arm.control_generations", section["control_generations"])
+    pictures = (drawings["subjects"]["planted"] + sum(drawings["triggers"].values())) // 2
+    if pictures * section["control_generations"] < 99:
+        raise ValueError(
+            f"arm.control_generations is {section['control_generations']}, of {pictures} pictures; there must be 99 samples or "
+            "more, for a rate of 1 % of false copies"
+        )
 
 
 def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
