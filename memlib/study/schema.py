@@ -354,7 +354,9 @@ NOTEBOOKS: dict[str, type[Section]] = {
         growth_directions=Several,
         seed=Seed,
     ),
-    "blame": section(noises=Count, samples_each=Count, sampling_steps=SamplingSteps, guidance=Guidance, seed=Seed),
+    "blame": section(
+        arm=Name, noises=Count, samples_each=Count, sampling_steps=SamplingSteps, guidance=Guidance, seed=Seed
+    ),
     "moved_prompts": section(
         noises=Count,
         sampling_steps=SamplingSteps,
