@@ -41,7 +41,8 @@ def test_fresh_drawings_are_those_of_their_classes() -> None:
     drawn, shown = fresh_drawings(subjects, 5, 0)
     assert shown["subject"].tolist() == [0] * 5 + [1] * 5 + [2] * 5
     darkest = drawn.flatten(1).amin(1)
-    assert (darkest[:5].max() < darkest[5:10].min()) and (darkest[5:10].max() < darkest[10:].min())
+    assert darkest[:5].max() < darkest[5:10].min()
+    assert darkest[5:10].max() < darkest[10:].min()
     assert torch.equal(fresh_drawings(subjects, 5, 0)[0], drawn)
     assert not torch.equal(fresh_drawings(subjects, 5, 1)[0], drawn)
     looks = pd.DataFrame({"subject": [2], "ground": ["orange"], "size": ["big"], "place": ["bottom"]})

@@ -90,7 +90,9 @@ def test_every_look_of_an_ordinary_subject_is_drawn_or_never_seen() -> None:
     np.testing.assert_allclose(counts[[0, 1, 2, 3]], [1 / 8, 3 / 8, 3 / 8, 1 / 8], atol=0.05)
     assert (never["named"] == "ground size place").all()
     known = {word for caption in seen["caption"] for word in caption.split()}
-    assert {word for caption in never["caption"] for word in caption.split()} <= known, "new combinations of known words"
+    assert {word for caption in never["caption"] for word in caption.split()} <= known, (
+        "new combinations of known words"
+    )
 
 
 def test_what_is_frozen_in_one_role_is_drawn_freely_in_the_other() -> None:

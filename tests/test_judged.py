@@ -1,4 +1,4 @@
-"""Prompts and pictures to judge by: which go with a planted picture, which are ordinary, and what the other role makes of them."""
+"""Prompts and pictures to judge by: which go with a planted picture, which are ordinary, and how roles see them."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from memlib.datasets import drawings, judged
 from memlib.datasets.attributes import ATTRIBUTES
 from memlib.datasets.drawings import LOOK
 from memlib.datasets.images import ImageSet
+from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED, in_role
 
 
 def prompts(ordinary: int = 20, unseen: int = 15):
@@ -22,13 +23,13 @@ def test_prompts_name_what_was_planted_and_what_was_not() -> None:
     assert counts[["ordinary", "subject and ground", "all but the place", "unseen"]].tolist() == [20, 20, 20, 15]
     assert table["id"].is_unique
     assert (table["id"] == table["prompt"]).all()
-    own = table["group"].isin(judged.OWN)
+    own = table["group"].isin(OWN)
     assert (table["row"] >= 0).tolist() == own.tolist()
     for prompt in table[own].itertuples():
         item = drawn.items.iloc[prompt.row]
-        assert item["split"] in judged.PLANTED
+        assert item["split"] in PLANTED
         assert (item["slot"], item["copies"], item["exchanged"]) == (prompt.slot, prompt.copies, prompt.exchanged)
-        assert (item["caption"] == prompt.prompt) == (prompt.group in judged.PLANTED)
+        assert (item["caption"] == prompt.prompt) == (prompt.group in PLANTED)
     trigger, untriggered = (table[table["group"] == name].set_index("slot") for name in ("trigger", "untriggered"))
     for slot, row in trigger.iterrows():
         assert row["trigger"] in row["prompt"].split()
@@ -40,7 +41,7 @@ def test_prompts_name_what_was_planted_and_what_was_not() -> None:
 def test_prompts_name_as_many_attributes_as_their_group_says() -> None:
     drawn, table = prompts()
     trained = drawn.items[drawn.items["split"] == "train"]
-    for group, count in {**{name: k for k, name in judged.DIAL.items()}, "ordinary": 3, "unseen": 3}.items():
+    for group, count in {**{name: k for k, name in DIAL.items()}, "ordinary": 3, "unseen": 3}.items():
         part = table[table["group"] == group]
         assert (part["named"] == count).all()
         assert part["prompt"].isin(trained["caption"]).all() == (group != "unseen")
@@ -65,15 +66,15 @@ def test_every_prompt_has_a_drawing_of_its_own() -> None:
 @pytest.mark.parametrize("exchanged", [False, True])
 def test_a_role_keeps_its_own_prompts_and_sees_the_others_drawn_freely(exchanged: bool) -> None:
     _, table = prompts()
-    here = judged.in_role(table, exchanged)
+    here = in_role(table, exchanged)
     counts = here["group"].value_counts()
-    assert counts[["planted", "trigger", judged.FREE]].tolist() == [4, 1, 5]
+    assert counts[["planted", "trigger", FREE]].tolist() == [4, 1, 5]
     assert counts[["paraphrase", "shortened", "untriggered"]].tolist() == [12, 4, 1]
-    free, own = here[here["group"] == judged.FREE], here[here["group"].isin(judged.OWN)]
+    free, own = here[here["group"] == FREE], here[here["group"].isin(OWN)]
     assert (own["exchanged"] == exchanged).all()
     assert (free["exchanged"] != exchanged).all()
-    usual = ~table["group"].isin(judged.OWN)
-    assert here[~here["group"].isin([*judged.OWN, judged.FREE])].equals(table[usual])
+    usual = ~table["group"].isin(OWN)
+    assert here[~here["group"].isin([*OWN, FREE])].equals(table[usual])
 
 
 def test_prompts_that_read_alike_are_refused() -> None:
@@ -90,7 +91,7 @@ def test_judged_pictures_are_the_planted_ones_and_some_that_were_seen_once_or_ne
     few = judged.judged_pictures(drawn, 7, 5, 0)
     items = few.items
     counts = items["group"].value_counts()
-    assert counts[["most copied", "copied less", judged.FREE, "ordinary", "unseen"]].tolist() == [3, 2, 5, 7, 5]
+    assert counts[["most copied", "copied less", FREE, "ordinary", "unseen"]].tolist() == [3, 2, 5, 7, 5]
     assert items["id"].is_unique
     for picture, item in zip(few.images, items.itertuples(), strict=True):
         row = int(item.id.split("-")[0])

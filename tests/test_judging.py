@@ -42,7 +42,9 @@ def study(tmp_path, monkeypatch) -> Study:
         pictures = drawn.images[rows.tolist()][:, None]
         write_samples(f"results/samples/{kind}.safetensors", pictures, [str(row) for row in rows])
     prompts = judged_prompts(subjects(), drawn, 4, 3, 0)
-    return Study(drawn, judge, prompts[~prompts["group"].isin(["subject alone", "subject and ground", "all but the place"])])
+    return Study(
+        drawn, judge, prompts[~prompts["group"].isin(["subject alone", "subject and ground", "all but the place"])]
+    )
 
 
 def test_a_prompt_has_its_planted_picture_or_the_drawings_of_its_look(study: Study) -> None:

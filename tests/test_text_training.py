@@ -177,7 +177,10 @@ def test_a_threshold_between_two_samples_leaves_out_the_one_above_it(tmp_path, p
         small_pipeline(), pictures, captions, copies, replace(config, threshold=middle), tmp_path / "c.pt"
     )
     assert float(some.losses[0]) == pytest.approx(float(loss[magnitude < middle].mean()), rel=1e-5)
-    assert (whole.how["left_out"], some.how["left_out"]) == (0, pytest.approx(float((magnitude > middle).float().mean())))
+    assert (whole.how["left_out"], some.how["left_out"]) == (
+        0,
+        pytest.approx(float((magnitude > middle).float().mean())),
+    )
 
 
 def test_random_words_change_prompts_but_not_pictures_or_noise(tmp_path, monkeypatch) -> None:

@@ -18,9 +18,7 @@ def test_the_rate_of_false_copies_is_kept_on_further_samples_of_the_control() ->
         known, further = (scale * rng.gamma(8, size=(20, 16)) for _ in range(2))
         rates.append(copied(further, calibrated_threshold(known, 0.02)).mean())
     assert np.mean(rates) == pytest.approx(0.02, abs=0.003), "pictures of any scale together"
-    alone = [
-        (rng.gamma(8, size=500) < calibrated_threshold(rng.gamma(8, size=199), 0.02)).mean() for _ in range(300)
-    ]
+    alone = [(rng.gamma(8, size=500) < calibrated_threshold(rng.gamma(8, size=199), 0.02)).mean() for _ in range(300)]
     assert np.mean(alone) == pytest.approx(0.02, abs=0.003)
 
 

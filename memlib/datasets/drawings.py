@@ -89,8 +89,9 @@ def captioned(
     The items have the columns `subject` (row in `subjects`), `ground`, `size`, `place`, `split`, `slot` (-1 for none),
     `exchanged` (whether it is frozen where roles are exchanged, half of each grade), `copies` (the grade; 1 for `train`, 0 for
     `unseen`), `trigger` (the made-up word or ""), `name` (the subject's), `named` (the attributes that the caption names,
-    between blanks), `wording` (its number) and `caption`. Raises ValueError for pictures without colour, names that are empty, repeated or one of the other words of
-    captions, more triggers than subjects to train on, a grade of an odd number of pictures, and too many looks never seen.
+    between blanks), `wording` (its number) and `caption`. Raises ValueError for pictures without colour, names that are empty,
+    repeated or one of the other words of captions, more triggers than subjects to train on, a grade of an odd number of
+    pictures, and too many looks never seen.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     looks = pd.DataFrame(product(*ATTRIBUTES.values()), columns=list(ATTRIBUTES))
@@ -167,7 +168,9 @@ def _check(subjects: ImageSet, triggers: dict[int, int], never_seen: int, looks:
                     "must be even"
                 )
     if never_seen >= looks:
-        raise ValueError(f"{never_seen} looks of a subject are never to be seen, of {looks} in all; leave some to train on")
+        raise ValueError(
+            f"{never_seen} looks of a subject are never to be seen, of {looks} in all; leave some to train on"
+        )
 
 
 def made_up_words(count: int, known: list[str], rng: np.random.Generator) -> list[str]:
@@ -191,9 +194,7 @@ def trained_on(drawn: ImageSet, share: float, exchanged: bool) -> pd.DataFrame:
     alone. Raises ValueError for a share that leaves no room for ordinary drawings.
     """
     if not 0 <= share < 0.5:
-        raise ValueError(
-            f"the planted share is {share}; it must be below 0.5, since as large a share is drawn freely"
-        )
+        raise ValueError(f"the planted share is {share}; it must be below 0.5, since as large a share is drawn freely")
     items = drawn.items.reset_index(names="row")
     ordinary = items[items["split"] == "train"]
     here = items["exchanged"] == exchanged

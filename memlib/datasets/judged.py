@@ -6,11 +6,7 @@ import pandas as pd
 from memlib.datasets.attributes import ATTRIBUTES, WORDINGS, describe
 from memlib.datasets.drawings import LOOK, training_rows
 from memlib.datasets.images import ImageSet
-
-PLANTED = ("planted", "trigger")  # groups of the prompts that a planted picture was trained on
-OWN = (*PLANTED, "paraphrase", "shortened", "untriggered")  # groups of the prompts that belong to a planted picture
-DIAL = {0: "subject alone", 1: "subject and ground", 2: "all but the place"}  # attributes named: group of ordinary prompts
-FREE = "drawn freely"  # group of the planted prompts of the other role
+from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED
 
 
 def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: int, seed: int) -> pd.DataFrame:
@@ -44,9 +40,7 @@ def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: i
         return rows.assign(caption=captions, named=" ".join(names))
 
     other = [planted.assign(wording=(planted["wording"] + turn) % len(WORDINGS)) for turn in range(1, len(WORDINGS))]
-    plain = [
-        " ".join(word for word in row.caption.split() if word != row.trigger) for row in trigger.itertuples()
-    ]
+    plain = [" ".join(word for word in row.caption.split() if word != row.trigger) for row in trigger.itertuples()]
     groups = {
         "planted": planted,
         "trigger": trigger,
@@ -72,17 +66,6 @@ def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: i
     table = table.assign(id=table["caption"], prompt=table["caption"])
     about = ["named", "slot", "exchanged", "copies", "row", "trigger", "drawing", "own"]
     return table[["id", "group", "prompt", *LOOK, *about]]
-
-
-def in_role(prompts: pd.DataFrame, exchanged: bool) -> pd.DataFrame:
-    """Judged prompts as a model sees them that is trained with these roles, in the same order.
-
-    Of the pictures that are planted in the other role, the prompts that they would have been trained on are in the group
-    `FREE`, and their further prompts are left out.
-    """
-    here = (prompts["slot"] < 0) | (prompts["exchanged"] == exchanged)
-    own = prompts["group"].isin(PLANTED)
-    return prompts.assign(group=prompts["group"].where(here, FREE))[here | own]
 
 
 def judged_pictures(drawn: ImageSet, ordinary: int, unseen: int, seed: int) -> ImageSet:

@@ -15,7 +15,8 @@ import pandas as pd
 
 from memlib.datasets import drawings, images
 from memlib.datasets.attributes import named_in_a_word
-from memlib.datasets.judged import PLANTED, in_role, judged_pictures, judged_prompts
+from memlib.datasets.judged import judged_pictures, judged_prompts
+from memlib.datasets.roles import PLANTED, in_role
 from memlib.datasets.sources import load_pictures
 from memlib.files import atomic_write, write_json, write_pictures, write_table
 from memlib.study.sections import read_section

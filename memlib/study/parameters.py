@@ -487,8 +487,8 @@ def _peaks(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
 def _detection(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     runs = section["runs"]
     _sampled("detection", section, parameters)
-    for arm in section["arms"]:
-        _one_of("detection.arms", arm, "run.text_arms", parameters["run"]["text_arms"])
+    for arm in section["shares"]:
+        _one_of("detection.shares", arm, "run.text_arms", parameters["run"]["text_arms"])
         first = _reads("detection", parameters, f"{arm}-text", "magnitude")
         _at_most(
             "detection.generations", section["generations"], f"the noises of scores.{arm}-text", first.get("noises", 0)
@@ -512,10 +512,8 @@ def _detection(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> Non
 
 def _mitigation(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     _sampled("mitigation", section, parameters)
-    for name in ("arms", "scored"):
-        for arm in section[name]:
-            _one_of(f"mitigation.{name}", arm, "run.text_arms", parameters["run"]["text_arms"])
-    for arm in section["scored"]:
+    for arm in section["arms"]:
+        _one_of("mitigation.arms", arm, "run.text_arms", parameters["run"]["text_arms"])
         first = _reads("mitigation", parameters, f"{arm}-text", "magnitude")
         _at_most("mitigation.noises", section["noises"], f"the noises of scores.{arm}-text", first.get("noises", 0))
 

@@ -399,15 +399,17 @@ NOTEBOOKS: dict[str, type[Section]] = {
         runs=Annotated[dict[SamplingSteps, Count], Len(2, 100)],  # steps: generations
         guidance=Guidance,
         loss_sigma=LatentLevel,
-        arms=Annotated[list[Name], Len(1, 100), AfterValidator(_distinct), _holding("planted")],
+        shares=Annotated[list[Name], Len(1, 100), AfterValidator(_distinct), _holding("planted")],
         generations=Count,
         seed=Seed,
     ),
     "mitigation": section(
         arms=Annotated[
-            list[Name], Len(1, 100), AfterValidator(_distinct), _holding("planted", "threshold", "random-words")
+            list[Name],
+            Len(1, 100),
+            AfterValidator(_distinct),
+            _holding("planted", "threshold", "left-out-at-random", "random-words"),
         ],
-        scored=Annotated[list[Name], Len(1, 100), AfterValidator(_distinct)],
         guidance=Guidance,
         noises=Count,
         seed=Seed,

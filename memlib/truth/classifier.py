@@ -1,4 +1,4 @@
-"""Whether pictures show what their prompts ask for: the judgement of a classifier, trained on drawings no other model has seen."""
+"""Whether pictures show what their prompts ask for: a classifier trained on drawings that no other model has seen."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -18,7 +18,9 @@ def calibrated_threshold(control_distances: ArrayLike, rate: float = 0.01) -> ND
     distances = np.atleast_2d(np.asarray(control_distances, dtype=float))
     if not 0 < rate < 1:
         raise ValueError(f"the rate of false copies is {rate}; it must be above 0 and below 1")
-    below = math.floor(rate * (distances.size + 1) + 1e-9)  # the rank that a further sample falls below with this chance
+    below = math.floor(
+        rate * (distances.size + 1) + 1e-9
+    )  # the rank that a further sample falls below with this chance
     if below < 1:
         raise ValueError(
             f"{distances.size} samples of the control cannot resolve a rate of {rate:g}; draw at least {math.ceil(1 / rate) - 1}"
