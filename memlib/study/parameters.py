@@ -289,10 +289,10 @@ def _pictures(parameters: Mapping[str, Any]) -> None:
     rest = drawings["subjects"]["planted"] - sum(drawings["copies"].values())
     for name, counts in (("copies", drawings["copies"] | {1: rest}), ("triggers", drawings["triggers"])):
         for grade, count in counts.items():
-            if count % 2:
+            if count % 2 or count == 2:
                 raise ValueError(
-                    f"drawings.{name} leaves {count} pictures of the grade {grade}; it must be an even number, since roles are "
-                    "exchanged between halves"
+                    f"drawings.{name} leaves {count} pictures of the grade {grade}; it must be an even number from 4 on, since "
+                    "roles are exchanged between halves and a role needs two"
                 )
     most = max((*drawings["copies"], *drawings["triggers"]), default=0)
     if min(drawings[name].get(most, 0) for name in ("copies", "triggers")) < 2:
@@ -452,11 +452,14 @@ def _arm(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
             )
     _at_most("arm.generations", section["generations"], "arm.control_generations", section["control_generations"])
     pictures = (drawings["subjects"]["planted"] + sum(drawings["triggers"].values())) // 2
-    if pictures * section["control_generations"] < 99:
-        raise ValueError(
-            f"arm.control_generations is {section['control_generations']}, of {pictures} pictures; there must be 99 samples or "
-            "more, for a rate of 1 % of false copies"
-        )
+    for name, count, what, prompts in (
+        ("control_generations", section["control_generations"], "planted pictures", pictures),
+        ("generations", section["generations"], "followed unseen prompts", drawings["followed"]["unseen"]),
+    ):
+        if prompts * count < 99:
+            raise ValueError(
+                f"arm.{name} is {count}, of {prompts} {what}; there must be 99 samples or more, to resolve 1 % of false copies"
+            )
 
 
 def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
