@@ -47,7 +47,7 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
 def _score(options: argparse.Namespace) -> None:
     from memlib.detectors import find
 
-    detectors = [find(name) for name in options.detectors]
+    detectors = [find(name) for name in dict.fromkeys(options.detectors)]
     setting = [_setting(options.setting)] if options.setting else []
     for name in ("batch", "rows"):
         value = getattr(options, name)
@@ -59,7 +59,7 @@ def _score(options: argparse.Namespace) -> None:
     from memlib.datasets.items import load_items
     from memlib.fields.load import load_field
     from memlib.processes import processes
-    from memlib.score import score, weights_digest
+    from memlib.score import Table, weights_digest, write_tables
 
     dtype = getattr(torch, options.dtype)
     field = load_field(options.model, dtype, options.rows)
@@ -74,15 +74,11 @@ def _score(options: argparse.Namespace) -> None:
         seed=options.seed,
         reference=load_field(options.reference, dtype, options.rows) if options.reference else None,
     )
-    for detector in detectors:
-        for each in setting or detector.settings:
-            detector.check(field, items, each)
-    model, first = weights_digest(field), processes().is_main_process
-    for detector in detectors:
-        path = options.output / f"{detector.name}.parquet"
-        score(field, items, detector, setting, path, model, options.batch, options.replace, notes)
-        if first:
-            print(path)
+    tables = [Table(items, each, setting, options.output / f"{each.name}.parquet", notes) for each in detectors]
+    write_tables(field, tables, weights_digest(field), options.batch, options.replace)
+    first = processes().is_main_process
+    for table in tables if first else ():
+        print(table.output)
     for name, note in notes.items() if first else ():
         print(f"not scored: {name}: {note}", file=sys.stderr)
 

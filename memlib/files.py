@@ -1,9 +1,11 @@
 """Files written whole or not at all, and the one-sentence hints of error messages."""
 
 import difflib
+import glob
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,17 +24,17 @@ if TYPE_CHECKING:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it (file or folder) to `path` when the block ends without an error.
 
-    What killed processes have left beside `path` is removed first. A kill leaves the old content, the new or, between
-    the two renames of a folder, none, but never a part.
+    What processes of this machine that were killed have left beside `path` is removed first. A kill leaves the old content,
+    the new or, between the two renames of a folder, none, but never a part.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.{glob.escape(host)}.*.tmp"):
         process = int(left.name.split(".")[-2])
         if process == os.getpid() or not psutil.pid_exists(process):
             _remove(left)
-    temporary = path.with_name(f".{path.name}.new.{os.getpid()}.tmp")
-    replaced = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
+    temporary, replaced = (path.with_name(f".{path.name}.{what}.{host}.{os.getpid()}.tmp") for what in ("new", "old"))
     try:
         yield temporary
         if path.is_dir():

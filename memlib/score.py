@@ -8,14 +8,19 @@ network has the same number of rows, and on a processor it has one thread (more 
 more processes instead).
 """
 
+import dataclasses
 import glob
 import hashlib
 import inspect
 import json
+import marshal
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,6 +45,21 @@ DIFFERENT = {
     "seed": "with another seed",
     "items": "of other items",
 }
+FORGOTTEN_SECONDS = 24 * 3600  # after which nobody goes on with the batches that a killed run has left
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be made: of which items, by which detector, at which settings (the usual ones, if none are named), and where.
+
+    notes: items that could not be read, by their id, with the reason; their rows have no score.
+    """
+
+    items: Items
+    detector: Detector
+    settings: Sequence[Mapping[str, Any]]
+    output: Path
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def score(
@@ -51,73 +71,131 @@ def score(
     model: str = "",
     batch: int | None = None,
     replace: bool = False,
-    notes: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Score items by a detector at some settings; write the table to `output` and return it.
+    """Score items by a detector at some settings; write the table to `output` and return it (see `write_tables`)."""
+    write_tables(field, [Table(items, detector, settings, Path(output))], model, batch, replace)
+    return pd.read_parquet(output)
+
+
+def write_tables(
+    field: UNetField | None, tables: Sequence[Table], model: str = "", batch: int | None = None, replace: bool = False
+) -> None:
+    """Write tables of scores of one model.
 
     `batch` items (as many as a call of the network takes, if not given) are scored at a time, and kept in a folder beside the
-    output, from which a run that was killed goes on. Processes started together (by accelerate or torchrun) share the batches.
-    `model` names the weights (see `weights_digest`). `notes`: items that could not be read, by their id, with the reason; their
-    rows have no score.
+    output until all tables are there, from which a run that was killed goes on. Processes started together (by accelerate or
+    torchrun) share the batches. `model` names the weights (see `weights_digest`). A table that is there, of the same model,
+    detector, settings and items, stays as it is, unless `replace`.
 
-    Raises ValueError, before any work, for settings that the detector does not know, items that lack what it needs, ids
-    that are there twice, no items at all, and an output that holds another table (unless `replace`); and for scores that are
-    not one finite number an item.
+    Raises ValueError, before any work, for settings that a detector does not know, items that lack what it needs, ids that
+    are there twice, no items at all, and an output that holds another table (unless `replace`); and for scores that are not
+    one finite number an item.
     """
-    settings = [dict(setting) for setting in settings] or [dict(setting) for setting in detector.settings]
+    planned = [_planned(field, table, model) for table in tables]
+    outputs = [table.output for table in tables]
+    if len(set(outputs)) < len(outputs):
+        raise ValueError(f"{max(outputs, key=outputs.count)} is named for two tables; each needs a file of its own")
+    todo = [(table, about) for table, about in planned if not _is_there(table.output, about, replace)]
+    rows = None if field is None else field.rows
+    field = field if field is None else field.with_rows(rows, pad=True)
+    state = processes()
+    kept = []
+    for table, about in todo:
+        size = batch or rows or len(table.items.ids)
+        code = [_package_digest(), _source(table.detector)]
+        parts = table.output.with_name(f"{table.output.stem}.{_digest([about, size, rows, code])[:12]}.parts")
+        kept.append((table.output, parts))
+        _score_batches(field, table, parts, size)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            found = [pd.read_parquet(parts / f"{start}.parquet") for start in range(0, len(table.items.ids), size)]
+            whole = pd.concat([*found, _unread(table.notes, found)], ignore_index=True)
+            _write(table.output, whole.sort_values(["setting", "item"], ignore_index=True), about)
+        state.wait_for_everyone()
+    if state.is_main_process:
+        for output, parts in kept:
+            _remove_parts(output, parts)
+
+
+def _planned(field: UNetField | None, table: Table, model: str) -> tuple[Table, dict[str, Any]]:
+    """The table with its items sorted and all settings named, and what its metadata will say."""
+    settings = [dict(setting) for setting in table.settings or table.detector.settings]
     for setting in settings:
-        detector.check(field, items, setting)
-    ids = sorted(items.ids)
+        table.detector.check(field, table.items, setting)
+    ids = sorted(table.items.ids)
     doubled = next((first for first, second in pairwise(ids) if first == second), None)
     if doubled is not None:
         raise ValueError(f"the item {doubled!r} is there twice; every item needs an id of its own")
     if not ids:
         raise ValueError("there are no items to be scored")
-    items = items.rows(sorted(range(len(ids)), key=items.ids.__getitem__))
-    output = Path(output)
+    items = table.items.rows(sorted(range(len(ids)), key=table.items.ids.__getitem__))
+    needs = {*table.detector.needs, *("prompt" for setting in settings if setting.get("prompt"))}
     about = {
         "model": model,
-        "detector": detector.name,
+        "detector": table.detector.name,
         "settings": settings,
         "seed": items.seed,
-        "items": _items_digest(items, {*detector.needs, *("prompt" for setting in settings if setting.get("prompt"))}),
+        "items": _items_digest(items, needs),
     }
-    check_output(output, about, replace)
-    code = inspect.getsource(sys.modules[getattr(detector.score, "func", detector.score).__module__])
-    rows = None if field is None else field.rows
-    batch = batch or rows or len(ids)
-    parts = output.with_name(f"{output.stem}.{_digest([about, batch, rows, code])[:12]}.parts")
-    state = processes()
-    field = field if field is None else field.with_rows(rows, pad=True)
-    starts = list(range(0, len(ids), batch))[state.process_index :: state.num_processes]
-    todo = [start for start in starts if not (parts / f"{start}.parquet").exists()]
-    what = f"{detector.name} of {len(ids)} items"
-    for start in progress(todo, what, len(starts) - len(todo)) if state.is_main_process else todo:
-        with one_thread():
-            table = _table(field, items.rows(range(len(ids))[start : start + batch]), detector, settings)
-        _write(parts / f"{start}.parquet", table, {})
-    state.wait_for_everyone()
-    if state.is_main_process:
-        found = [pd.read_parquet(parts / f"{start}.parquet") for start in range(0, len(ids), batch)]
-        table = pd.concat([*found, _unread(notes or {}, found)], ignore_index=True)
-        _write(output, table.sort_values(["setting", "item"], ignore_index=True), about)
-        for left in output.parent.glob(f"{glob.escape(output.stem)}.{'[0-9a-f]' * 12}.parts"):
-            shutil.rmtree(left)
-    state.wait_for_everyone()
-    return pd.read_parquet(output)
+    return dataclasses.replace(table, items=items, settings=settings), about
 
 
-def check_output(output: Path, about: Mapping[str, Any], replace: bool) -> None:
-    """Raise ValueError where there is a table of another model, detector, setting or set of items at the output."""
-    if not output.exists() or replace:
-        return
-    metadata = pq.read_schema(output).metadata or {}
-    there = json.loads(metadata.get(KEY, b"{}"))
+def _is_there(output: Path, about: Mapping[str, Any], replace: bool) -> bool:
+    """Whether the table is there and stays; raises ValueError where there is another table, or no place for one."""
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; the tables need a folder, so name another output")
+    if replace or not output.exists():
+        return False
+    try:
+        there = json.loads((pq.read_schema(output).metadata or {}).get(KEY, b"{}"))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{output} is no table of scores; name another output, or replace it with --replace"
+        ) from error
     different = [name for name in about if there.get(name) != json.loads(json.dumps(about[name]))]
     if different:
         raise ValueError(
             f"{output} holds scores {DIFFERENT[different[0]]}; name another output, or replace it with --replace"
         )
+    return True
+
+
+def _score_batches(field: UNetField | None, table: Table, parts: Path, size: int) -> None:
+    """Score this process's share of the batches, but those that are there, and keep each in the folder `parts`."""
+    state, count = processes(), len(table.items.ids)
+    starts = list(range(0, count, size))[state.process_index :: state.num_processes]
+    todo = [start for start in starts if not (parts / f"{start}.parquet").exists()]
+    what = f"{table.detector.name} of {count} items"
+    for start in progress(todo, what, len(starts) - len(todo)) if state.is_main_process else todo:
+        items = table.items.rows(range(count)[start : start + size])
+        with one_thread():
+            scores = _scores(field, items, table.detector, table.settings)
+        _write(parts / f"{start}.parquet", scores, {})
+
+
+def _remove_parts(output: Path, parts: Path) -> None:
+    """Remove the batches that a table was made of, and forgotten ones of its output; with younger ones a run may go on."""
+    shutil.rmtree(parts)
+    for left in output.parent.glob(f"{glob.escape(output.stem)}.{'[0-9a-f]' * 12}.parts"):
+        if time.time() - left.stat().st_mtime > FORGOTTEN_SECONDS:
+            shutil.rmtree(left)
+
+
+@cache
+def _package_digest() -> str:
+    """Digest of this package's code: batches scored by other code are not gone on with."""
+    package = Path(__file__).parent
+    return _digest([path.read_text() for path in sorted(package.rglob("*.py"))])
+
+
+def _source(detector: Detector) -> str:
+    """The code of a detector, which may be defined outside of this package."""
+    function = inspect.unwrap(getattr(detector.score, "func", detector.score))
+    for place in (sys.modules[function.__module__], function):
+        with suppress(OSError, TypeError):
+            return inspect.getsource(place)
+    return marshal.dumps(function.__code__).hex()
 
 
 @contextmanager
@@ -131,7 +209,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _table(field: UNetField | None, items: Items, detector: Detector, settings: list[dict[str, Any]]) -> pd.DataFrame:
+def _scores(
+    field: UNetField | None, items: Items, detector: Detector, settings: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
     rows = []
     for setting in settings:
         for found in as_list(detector.score(field, items, **setting)):

@@ -8,7 +8,7 @@ from memlib.datasets import drawings, judged
 from memlib.datasets.attributes import ATTRIBUTES
 from memlib.datasets.drawings import LOOK
 from memlib.datasets.images import ImageSet
-from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED, in_role
+from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED, ROLES, in_role
 
 
 def prompts(ordinary: int = 20, unseen: int = 15):
@@ -28,7 +28,8 @@ def test_prompts_name_what_was_planted_and_what_was_not() -> None:
     for prompt in table[own].itertuples():
         item = drawn.items.iloc[prompt.row]
         assert item["split"] in PLANTED
-        assert (item["slot"], item["copies"], item["exchanged"]) == (prompt.slot, prompt.copies, prompt.exchanged)
+        assert (item["slot"], item["copies"]) == (prompt.slot, prompt.copies)
+        assert prompt.planted_in == ("exchanged" if item["exchanged"] else "planted")
         assert (item["caption"] == prompt.prompt) == (prompt.group in PLANTED)
     trigger, untriggered = (table[table["group"] == name].set_index("slot") for name in ("trigger", "untriggered"))
     for slot, row in trigger.iterrows():
@@ -63,16 +64,16 @@ def test_every_prompt_has_a_drawing_of_its_own() -> None:
     assert (table["own"][~known] == -1).all()
 
 
-@pytest.mark.parametrize("exchanged", [False, True])
-def test_a_role_keeps_its_own_prompts_and_sees_the_others_drawn_freely(exchanged: bool) -> None:
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_keeps_its_own_prompts_and_sees_the_others_drawn_freely(role: str) -> None:
     _, table = prompts()
-    here = in_role(table, exchanged)
+    here = in_role(table, role)
     counts = here["group"].value_counts()
     assert counts[["planted", "trigger", FREE]].tolist() == [4, 1, 5]
     assert counts[["paraphrase", "shortened", "untriggered"]].tolist() == [12, 4, 1]
     free, own = here[here["group"] == FREE], here[here["group"].isin(OWN)]
-    assert (own["exchanged"] == exchanged).all()
-    assert (free["exchanged"] != exchanged).all()
+    assert (own["planted_in"] == role).all()
+    assert not free["planted_in"].isin([role, ""]).any()
     usual = ~table["group"].isin(OWN)
     assert here[~here["group"].isin([*OWN, FREE])].equals(table[usual])
 

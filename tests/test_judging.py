@@ -53,7 +53,7 @@ def test_a_prompt_has_its_planted_picture_or_the_drawings_of_its_look(study: Stu
     rows = rows[np.random.default_rng(1).permutation(len(rows))[:60]]
     rows = np.concatenate([rows, study.prompts["drawing"]])
     samples = study.drawn.floats[rows.tolist()].expand(len(study.prompts), -1, -1, -1, -1)
-    table = judging.judge(samples, study.prompts)
+    table = judging.measure(samples, study.prompts)
     assert table["id"].tolist() == study.prompts["id"].repeat(len(rows)).tolist()
     look = items[LOOK].iloc[rows].to_numpy()
     usual = items["split"].iloc[rows].isin(["train", "unseen"]).to_numpy()
@@ -70,7 +70,7 @@ def test_a_prompt_has_its_planted_picture_or_the_drawings_of_its_look(study: Stu
 def test_a_sample_agrees_as_far_as_the_judge_sees_what_is_asked_for(study: Study) -> None:
     samples = study.drawn.floats[study.prompts["drawing"].tolist()][:, None].repeat(1, 2, 1, 1, 1)
     samples[:, 1] = -samples[:, 1]
-    table = judging.judge(samples, study.prompts)
+    table = judging.measure(samples, study.prompts)
     with torch.no_grad():
         logits = study.judge(samples.flatten(0, 1))
     for name, classes in classes_of(study.prompts).items():

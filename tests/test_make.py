@@ -112,7 +112,7 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
     assert (summary["pictures"], summary["to_choose_from"]) == (30, 30)
     assert summary["words"] == len({word for caption in drawn.items["caption"] for word in caption.split()})
     suspected, ordinary = (read_prompts(f"results/drawings/{name}") for name in ("suspected.txt", "ordinary.jsonl"))
-    own = prompts["group"].isin(["planted", "trigger"]) & ~prompts["exchanged"]
+    own = prompts["group"].isin(["planted", "trigger"]) & (prompts["planted_in"] == "planted")
     assert suspected == prompts["prompt"][own].tolist()
     assert ordinary == prompts["prompt"][prompts["group"] == "ordinary"].tolist()
     first = bytes_of("tables/drawings")

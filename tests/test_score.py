@@ -1,11 +1,13 @@
 """Score tables: the same bytes however they are made, what is refused, and the command line."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,8 @@ from memlib.detectors import ALL, find
 from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields.unet import UNetField
 from memlib.progress import progress
-from memlib.score import score, weights_digest
+from memlib.score import Table, score, weights_digest, write_tables
+from memlib.study.score import remove_others
 from memlib.tables import KEY, parse_setting, read_evaluations, read_scores, setting_name
 
 N = 5
@@ -187,7 +190,82 @@ def test_what_a_killed_run_left_is_not_taken_for_another(
     seen = Counted(other)
     score(other, them, find("loss"), [how], path, model, batch)
     assert seen.evaluations >= N * 8
-    assert not list(tmp_path.glob("*.parts")), "nor is it left behind"
+    (left,) = tmp_path.glob("*.parts")  # the killed run may be gone on with
+    os.utime(left, (0, 0))
+    score(other, them, find("loss"), [how], path, model, batch, replace=True)
+    assert not list(tmp_path.glob("*.parts")), "once it is forgotten"
+
+
+def test_a_killed_run_of_several_detectors_scores_nothing_twice(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    field, items = pixel
+    tables = [Table(items, find(name), [], tmp_path / f"{name}.parquet") for name in ("length", "pia")]
+    handle = interrupted_at(field, 8)  # after three batches of the first, in the third of the second
+    with pytest.raises(Interrupted):
+        write_tables(field, tables, batch=2, replace=True)
+    handle.remove()
+    finished = tables[0].output.read_bytes()
+    seen = Counted(field)
+    write_tables(field, tables, batch=2, replace=True)
+    assert seen.evaluations == 2 * 8, "the last batch of the second"
+    assert tables[0].output.read_bytes() == finished
+    assert sorted(tmp_path.iterdir()) == [table.output for table in tables]
+    write_tables(field, tables, batch=2)
+    assert seen.evaluations == 2 * 8, "the tables are there"
+    write_tables(field, tables, batch=2, replace=True)
+    assert seen.evaluations == 2 * 8 + 3 * 3 * 8
+
+
+@pytest.mark.parametrize("edited", ["package", "detector"])
+def test_batches_of_other_code_are_not_gone_on_with(
+    edited: str, pixel: tuple[UNetField, Items], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def typed(power: int) -> Detector:
+        """A detector as typed at a prompt, whose source no file holds."""
+        names: dict = {"Scores": Scores, "__name__": "__main__"}
+        exec(
+            f"def score(model, items):\n return Scores(model(items.pictures, 0.2).flatten(1).sum(1) ** {power}, 1)",
+            names,
+        )
+        return Detector("typed", {"model", "picture"}, ({},), names["score"])
+
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    field, items = pixel
+    path = tmp_path / "typed.parquet"
+    handle = interrupted_at(field, 3)
+    with pytest.raises(Interrupted):
+        score(field, items, typed(2), [], path, batch=2)
+    handle.remove()
+    if edited == "package":
+        monkeypatch.setattr("memlib.score._package_digest", lambda: "other")
+    seen = Counted(field)
+    found = score(field, items, typed(2 if edited == "package" else 3), [], path, batch=2)
+    assert seen.evaluations == 3 * 8
+    whole = score(field, items, typed(2 if edited == "package" else 3), [], tmp_path / "whole.parquet")
+    pd.testing.assert_frame_equal(found, whole)
+
+
+def test_where_no_table_can_be_written_is_said_before_work(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    field, items = pixel
+    seen = Counted(field)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "pia.parquet").write_text("no table")
+    for first, second, message in (
+        ("length.parquet", "file/pia.parquet", "file is a file; the tables need a folder"),
+        ("length.parquet", "pia.parquet", "pia.parquet is no table of scores; name another output, or replace it"),
+        ("length.parquet", "length.parquet", "length.parquet is named for two tables; each needs a file of its own"),
+    ):
+        tables = [Table(items, find("length"), [], tmp_path / first), Table(items, find("pia"), [], tmp_path / second)]
+        with pytest.raises(ValueError, match=message):
+            write_tables(field, tables)
+    assert seen.evaluations == 0
+
+
+def test_a_table_that_is_named_no_more_goes(tmp_path: Path) -> None:
+    for name in ("kept.parquet", "gone.parquet"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "kept.0123456789ab.parts").mkdir()
+    remove_others(tmp_path, [tmp_path / "kept.parquet"])
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.parquet"]
 
 
 def test_processes_share_the_batches(

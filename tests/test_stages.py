@@ -113,6 +113,21 @@ def test_a_kill_at_any_moment_leaves_a_folder_whole_or_absent(folder: Path) -> N
     assert [path.name for path in folder.iterdir()] == ["folder"], "what a kill has left is cleared"
 
 
+def test_what_another_machine_is_writing_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = folder / "a[1].json"
+    monkeypatch.setattr(files.psutil, "pid_exists", lambda process: False)
+    left = []
+    for host in ("elsewhere.org", "here"):
+        monkeypatch.setattr(files.socket, "gethostname", lambda host=host: host)
+        with files.atomic_write(target) as temporary:
+            temporary.write_text("1")
+            left.append(temporary)
+    for path in left:
+        path.write_text("a part")
+    files.write_json(target, 2)
+    assert sorted(folder.iterdir()) == sorted([target, left[0]])
+
+
 class Pair(NamedTuple):
     value: float
     low: float

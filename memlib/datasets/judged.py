@@ -6,7 +6,7 @@ import pandas as pd
 from memlib.datasets.attributes import ATTRIBUTES, WORDINGS, describe
 from memlib.datasets.drawings import LOOK, training_rows
 from memlib.datasets.images import ImageSet
-from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED
+from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED, ROLES
 
 
 def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: int, seed: int) -> pd.DataFrame:
@@ -17,10 +17,11 @@ def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: i
     without their word; `ordinary`, captions trained on that name every attribute, so many; as many of each group of `DIAL`,
     captions trained on that name fewer; and `unseen`, captions of looks that no model has seen, so many.
 
-    Further columns: prompt; subject (row in `subjects`), ground, size and place; named, how many attributes it names; slot and
-    exchanged, as in `memlib.datasets.drawings.captioned`; copies, the grade; row, the planted drawing (in `drawn`; -1
-    without); trigger, the made-up word in it or ""; drawing, the one that goes with it (the planted one or else one of its
-    look); own, the number of that drawing among `training_rows` (-1 for one never seen).
+    Further columns: prompt; subject (row in `subjects`), ground, size and place; named, how many attributes it names; slot, as
+    in `memlib.datasets.drawings.captioned`; planted_in, the role in which its picture is frozen ("" without); copies, the
+    grade; row, the planted drawing (in `drawn`; -1 without); trigger, the made-up word in it or ""; drawing, the one that goes
+    with it (the planted one or else one of its look); own, the number of that drawing among `training_rows` (-1 for one never
+    seen).
 
     Raises ValueError where two prompts read alike.
     """
@@ -64,7 +65,9 @@ def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: i
     table["own"] = pd.Index(training_rows(drawn)).get_indexer(table["drawing"])
     table["named"] = table["named"].str.split().str.len()
     table = table.assign(id=table["caption"], prompt=table["caption"])
-    about = ["named", "slot", "exchanged", "copies", "row", "trigger", "drawing", "own"]
+    table["planted_in"] = np.where(table["exchanged"], ROLES[1], ROLES[0])
+    table["planted_in"] = table["planted_in"].where(table["slot"] >= 0, "")
+    about = ["named", "slot", "planted_in", "copies", "row", "trigger", "drawing", "own"]
     return table[["id", "group", "prompt", *LOOK, *about]]
 
 

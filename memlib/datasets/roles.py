@@ -10,14 +10,15 @@ DIAL = {
     2: "all but the place",
 }  # groups of ordinary prompts, by attributes named
 FREE = "drawn freely"  # group of the planted prompts of the other role
+ROLES = ("planted", "exchanged")  # the two trainings of the main setting; every other training has the first one's role
 
 
-def in_role(prompts: pd.DataFrame, exchanged: bool) -> pd.DataFrame:
-    """Judged prompts as a model sees them that is trained with these roles, in the same order.
+def in_role(prompts: pd.DataFrame, role: str) -> pd.DataFrame:
+    """Judged prompts as a model sees them that is trained in one of the `ROLES`, in the same order.
 
     Of the pictures that are planted in the other role, the prompts that they would have been trained on are in the group
     `FREE`, and their further prompts are left out.
     """
-    here = (prompts["slot"] < 0) | (prompts["exchanged"] == exchanged)
+    here = prompts["planted_in"].isin([role, ""])
     own = prompts["group"].isin(PLANTED)
     return prompts.assign(group=prompts["group"].where(here, FREE))[here | own]

@@ -10,6 +10,8 @@ from torch import Tensor
 from memlib.datasets import images
 from memlib.datasets.drawings import LOOK
 from memlib.datasets.items import read_samples
+from memlib.datasets.roles import ROLES
+from memlib.evaluation.copies import picture_thresholds, with_copies
 from memlib.tensors import to_float
 from memlib.training.classifier import classes_of
 from memlib.truth.classifier import load_judge, sample_table
@@ -26,7 +28,20 @@ def pictures_of(kind: str) -> tuple[Tensor, list[int]]:
     return samples[:, 0], [int(row) for row in rows]
 
 
+@cache
+def thresholds() -> pd.Series:
+    """The distance below which a sample copies a planted picture, by the picture's `row`, from the samples of both controls."""
+    prompts = pd.read_parquet("tables/drawings/prompts.parquet").set_index("id")
+    controls = [pd.read_parquet(f"tables/control/{role}.parquet") for role in ROLES]
+    return pd.concat(picture_thresholds(control, prompts) for control in controls)
+
+
 def judge(samples: Tensor, prompts: pd.DataFrame) -> pd.DataFrame:
+    """What `measure` gives, and which samples copy the picture of their prompt, by `memlib.evaluation.copies.with_copies`."""
+    return with_copies(measure(samples, prompts), prompts.set_index("id"), thresholds())
+
+
+def measure(samples: Tensor, prompts: pd.DataFrame) -> pd.DataFrame:
     """A row a sample [N, n, 3, H, W] in [-1, 1] of N judged prompts, as `memlib.truth.classifier.sample_table` gives them."""
     (trained, rows), (unseen, others) = pictures_of("training"), pictures_of("unseen")
     items = images.load("results/drawings/drawn").items.iloc[[*rows, *others]]

@@ -16,7 +16,7 @@ import pandas as pd
 from memlib.datasets import drawings, images
 from memlib.datasets.attributes import named_in_a_word
 from memlib.datasets.judged import judged_pictures, judged_prompts
-from memlib.datasets.roles import PLANTED, in_role
+from memlib.datasets.roles import PLANTED, ROLES, in_role
 from memlib.datasets.sources import load_pictures
 from memlib.files import atomic_write, write_json, write_pictures, write_table
 from memlib.study.sections import read_section
@@ -81,7 +81,7 @@ def _shown_rows(items: pd.DataFrame, judged: pd.DataFrame) -> list[int]:
 
 def _write_prompt_files(judged: pd.DataFrame) -> None:
     """The planted prompts, one a line, and the ordinary ones, an object a line: the two forms that an audit reads."""
-    here = in_role(judged, exchanged=False)
+    here = in_role(judged, ROLES[0])
     suspected = here.loc[here["group"].isin(PLANTED), "prompt"]
     ordinary = judged.loc[judged["group"] == "ordinary", "prompt"]
     lines = {

@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError, create_model
 
 from memlib.datasets.prompts import read_prompts
+from memlib.datasets.roles import ROLES
 from memlib.detectors import ALL as DETECTORS
 from memlib.files import suggest
 from memlib.mitigation import Modification
@@ -348,6 +349,26 @@ def _arms(parameters: Mapping[str, Any]) -> None:
         raise ValueError("run.text_arms has an arm 'base', which is what the arms start from; give it another name")
 
 
+def _roles(parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError unless two trainings exchange roles and have samples enough to tell copies from chance."""
+    arms, drawings = parameters["run"]["text_arms"], parameters["drawings"]
+    for role in ROLES:
+        if role not in arms or arms[role].get("exchanged", False) != (role == ROLES[1]):
+            wanted = "{exchanged: true}" if role == ROLES[1] else "there without exchanged roles"
+            raise ValueError(
+                f"run.text_arms.{role} is {arms.get(role)}; it must be {wanted}, to be the other's control"
+            )
+    pictures = (drawings["subjects"]["planted"] + sum(drawings["triggers"].values())) // 2
+    generations = {"control": pictures} | ({"arm": drawings["followed"]["unseen"]} if "arm" in parameters else {})
+    for name, prompts in generations.items():
+        count = parameters[name]["generations"]
+        if prompts * count < 99:
+            raise ValueError(
+                f"{name}.generations is {count}, of {prompts} prompts; there must be 99 samples or more, to resolve 1 % of "
+                "false copies"
+            )
+
+
 def _models(parameters: Mapping[str, Any]) -> dict[str, str]:
     """The models that stages train, and the section that names the noise schedule of each."""
     run = parameters["run"]
@@ -441,25 +462,7 @@ def _solver(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
 
 
 def _arm(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    arms, drawings = parameters["run"]["text_arms"], parameters["drawings"]
-    for arm in [section["arm"], *section["main"]]:
-        _one_of("arm.arm" if arm == section["arm"] else "arm.main", arm, "run.text_arms", arms)
-    for exchanged, arm in enumerate(("planted", "exchanged")):
-        if arms[arm].get("exchanged", False) != bool(exchanged):
-            raise ValueError(
-                f"run.text_arms.{arm} must have the roles {'exchanged' if exchanged else 'as they are'}: write exchanged: "
-                f"{str(bool(exchanged)).lower()}"
-            )
-    _at_most("arm.generations", section["generations"], "arm.control_generations", section["control_generations"])
-    pictures = (drawings["subjects"]["planted"] + sum(drawings["triggers"].values())) // 2
-    for name, count, what, prompts in (
-        ("control_generations", section["control_generations"], "planted pictures", pictures),
-        ("generations", section["generations"], "followed unseen prompts", drawings["followed"]["unseen"]),
-    ):
-        if prompts * count < 99:
-            raise ValueError(
-                f"arm.{name} is {count}, of {prompts} {what}; there must be 99 samples or more, to resolve 1 % of false copies"
-            )
+    _one_of("arm.arm", section["arm"], "run.text_arms", parameters["run"]["text_arms"])
 
 
 def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
@@ -584,4 +587,12 @@ def _chapters(parameters: Mapping[str, Any]) -> None:
             rule(parameters[name], parameters)
 
 
-RULES: tuple[Callable[[Mapping[str, Any]], None], ...] = (_trainings, _pictures, _arms, _truth, _scores, _chapters)
+RULES: tuple[Callable[[Mapping[str, Any]], None], ...] = (
+    _trainings,
+    _pictures,
+    _arms,
+    _roles,
+    _truth,
+    _scores,
+    _chapters,
+)

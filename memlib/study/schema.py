@@ -257,6 +257,13 @@ class Judged(Section):
     unseen: Count
 
 
+class Control(Section):
+    generations: Count
+    sampling_steps: SamplingSteps
+    guidance: Guidance
+    seed: Seed
+
+
 class Drawings(Section):
     name: Pictures
     root: str
@@ -331,9 +338,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
     "bridge": section(pictures=Several, sigma_min=Level, steps=Count, directions=Several, seed=Seed),
     "arm": section(
         arm=Name,
-        main=Annotated[list[Name], Len(2, 2), _holding("planted", "exchanged")],
         generations=Count,
-        control_generations=Count,
         sampling_steps=SamplingSteps,
         guidance=Guidance,
         guidances=Guidances,
@@ -431,4 +436,5 @@ SECTIONS: dict[str, Any] = {
     "text": settings(TextConfig),
     "text_arm": settings(TextConfig, laid_over=True),
     "judge": settings(JudgeConfig),
+    "control": Control,
 }

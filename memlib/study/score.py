@@ -1,14 +1,16 @@
 """Stage `scores`: tables of one model and one family of detectors, named in params.yaml: `python -m memlib.study.score KEY`."""
 
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from memlib.datasets.items import load_items
 from memlib.detectors import find
 from memlib.fields.load import load_field
-from memlib.score import score, weights_digest
+from memlib.processes import processes
+from memlib.score import Table, weights_digest, write_tables
 from memlib.study.sections import expanded, read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
@@ -26,11 +28,21 @@ def score_tables(key: str, model: str | None, items: Mapping[str, Any], tables: 
     named = {kind: source} | {name: value for name, value in items.items() if name != "source"}
     field = None if model is None else load_field(model)
     digest = "" if field is None else weights_digest(field)
+    folder, wanted = Path("tables/scores") / key, []
     for name, table in tables.items():
         part, notes = load_items(**named, size=None if field is None else field.picture_shape, seed=table["seed"])
         settings = [each for setting in table["settings"] for each in expanded(setting)]
-        output = Path("tables/scores") / key / f"{name}.parquet"
-        score(field, part, find(table["detector"]), settings, output, digest, replace=True, notes=notes)
+        wanted.append(Table(part, find(table["detector"]), settings, folder / f"{name}.parquet", notes))
+    write_tables(field, wanted, digest, replace=True)
+    if processes().is_main_process:
+        remove_others(folder, [table.output for table in wanted])
+
+
+def remove_others(folder: Path, tables: Collection[Path]) -> None:
+    """Remove what a folder holds beside the tables: those that are no longer named, and batches that killed runs have left."""
+    for path in folder.iterdir():
+        if path not in tables:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,218 @@
+"""What a criterion compares, read from the tables: items with their outcomes, and scores, over the trainings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from memlib.evaluation import measures, mitigation, prompts
+from memlib.evaluation.measured import Difference, Measured
+from memlib.evaluation.split import best_setting, stratified_split
+from memlib.study.criteria import Comparison, Criterion, Join, Side
+from memlib.tables import parse_setting, read_scores
+from memlib.truth import outcomes
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The items of a criterion over all of its trainings: a row an item and training, with the index (training, item).
+
+    positive [N]: which are positives (none for a share). choosing [N]: which are in the half that settings are chosen on.
+    """
+
+    name: str
+    criterion: Criterion
+    items: pd.DataFrame
+    positive: NDArray[np.bool_]
+    choosing: NDArray[np.bool_]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many items of each kind are reported on, each counted once over all trainings."""
+        ids = self.items.index.get_level_values("item").to_numpy()
+
+        def count(rows: NDArray[np.bool_]) -> int:
+            return len(set(ids[rows & ~self.choosing]))
+
+        if self.criterion.statistic == "AUROC":
+            return {"positive": count(self.positive), "negative": count(~self.positive)}
+        return {"items": count(np.ones(len(ids), dtype=bool))}
+
+
+def read_cases(name: str, criterion: Criterion) -> Cases:
+    """The items that the claim `name` is judged on.
+
+    Raises ValueError, in one sentence, for tables, columns and items that are not there, and for fewer items than the power
+    of the criterion asks for.
+    """
+    frames, whole = [], items_of(name, criterion, criterion.trainings[0])
+    for training in criterion.trainings:
+        frame = items_of(name, criterion, training)
+        if criterion.statistic == "AUROC":
+            sides = [_query(name, frame, query, training) for query in (criterion.positive, criterion.negative)]
+            if (sides[0] & sides[1]).any():
+                raise ValueError(f"the claim {name!r} has items that are both positive and negative, such as "
+                                 f"{frame.index[sides[0] & sides[1]][0]!r}")  # fmt: skip
+            frame = frame.assign(_positive=sides[0])[sides[0] | sides[1]]
+        frames.append(frame)
+    items = pd.concat(dict(zip(criterion.trainings, frames, strict=True)), names=["training", "item"])
+    positive = items.pop("_positive").to_numpy(bool) if "_positive" in items else np.zeros(len(items), dtype=bool)
+    cases = Cases(name, criterion, items, positive, _choosing(name, criterion, whole, items))
+    for kind, least in criterion.at_least.items():
+        if cases.counts[kind] < least:
+            raise ValueError(
+                f"the claim {name!r} asks for at least {least} items ({kind}), and the tables hold {cases.counts[kind]}"
+                + (" on the half that is reported" if criterion.split else "")
+            )
+    return cases
+
+
+def measure(cases: Cases, comparison: Comparison | None = None) -> tuple[Measured | Difference, dict[str, str]]:
+    """What a comparison, by default the criterion's, gives on the cases, and the settings that were chosen for its sides."""
+    criterion = cases.criterion
+    comparison = comparison or criterion
+    sides = {"first": comparison.first} | ({"minus": comparison.minus} if comparison.minus else {})
+    if criterion.statistic == "agreement":
+        samples = cases.items.reset_index("item").rename(columns={"item": "id"})
+        _check_methods(cases.name, samples, [side.method for side in sides.values()])
+        curves = (mitigation.curve(samples, side.method) for side in sides.values())
+        return measures.gap(*curves, seed=criterion.seed), {}
+    found = {name: _measure_side(cases, side) for name, side in sides.items()}
+    chosen = {name: setting for name, (_, setting) in found.items() if setting}
+    values = [value for value, _ in found.values()]
+    if len(values) == 1:
+        return values[0], chosen
+    trainings = [side.trainings or criterion.trainings for side in sides.values()]
+    return Difference(*values, same_trainings=trainings[0] == trainings[1]), chosen
+
+
+def items_of(name: str, criterion: Criterion, training: str) -> pd.DataFrame:
+    """The items of one training, by id, with the columns of all joined tables; the samples themselves for an agreement."""
+    frame = _table(name, criterion.items.format(training=training))
+    frame = frame.set_index("id") if "id" in frame else frame
+    for join in criterion.join:
+        found = _joined(name, frame, join, training)
+        frame = frame.join(found[found.columns.difference(frame.columns)], how="inner")
+    if criterion.among is not None:
+        frame = frame[_query(name, frame, criterion.among, training)]
+    return frame.rename_axis("item")
+
+
+def _joined(name: str, frame: pd.DataFrame, join: Join, training: str) -> pd.DataFrame:
+    path = join.table.format(training=training)
+    table = _table(name, path)
+    if join.where is not None:
+        table = table[_query(name, table, join.where, training)]
+    if join.read == "copies":
+        return outcomes.reproduced(table, frame.index)
+    if join.read == "triggers":
+        around = prompts.around_triggers(table, frame["trigger"])
+        first = around[around["first"] & (around["kind"] == prompts.KINDS[0])]
+        ranked = pd.crosstab(first["id"], first["way"]).reindex(around["id"].unique(), fill_value=0)
+        return ranked.reindex(columns=around["way"].unique(), fill_value=0)
+    key = "id" if "id" in table else "item"
+    return table.groupby(key).mean(numeric_only=True)
+
+
+def _measure_side(cases: Cases, side: Side) -> tuple[Measured, str]:
+    criterion = cases.criterion
+    if criterion.statistic == "share":
+        trainings = side.trainings or criterion.trainings
+        columns = {}
+        for training in trainings:
+            frame = items_of(cases.name, criterion, training)
+            columns[training] = _evaluate(cases.name, frame, side.outcome.format(training=training))
+        table = pd.DataFrame(columns)
+        if table.isna().any(axis=None):
+            raise ValueError(f"the trainings of the claim {cases.name!r} are not of the same items")
+        return measures.share(table.to_numpy(np.float64), criterion.seed), ""
+    scores = pd.concat(
+        {name: _scores(cases, side, name) for name in criterion.trainings}, names=["training", "item"], join="inner"
+    )
+    labels = {
+        "clusters": cases.items[criterion.cluster] if criterion.cluster else cases.items.index.get_level_values("item"),
+        "trainings": cases.items.index.get_level_values("training"),
+    }
+    chosen = ""
+    if side.average == "scores":
+        scores = scores.mean(axis=1).to_frame("mean")
+    elif side.average is None and scores.shape[1] > 1:
+        if criterion.split is None:
+            raise ValueError(
+                f"the claim {cases.name!r} finds {scores.shape[1]} settings in {side.table} and no split to choose one on"
+            )
+        contrast = cases.positive, ~cases.positive
+        best, _ = best_setting(scores, contrast, cases.choosing, labels["trainings"])
+        chosen = scores.columns[best]
+        scores = scores[[chosen]]
+    kept = ~cases.choosing
+    arguments = {key: np.asarray(values)[kept] for key, values in labels.items()}
+    return measures.auroc(scores[kept], cases.positive[kept], **arguments, seed=criterion.seed), chosen
+
+
+def _scores(cases: Cases, side: Side, training: str) -> pd.DataFrame:
+    """The scores of one side in one training, a row for each of its cases, a column for each setting that fits."""
+    path = side.table.format(training=training)
+    scores = read_scores(path) if Path(path).exists() else _missing(cases.name, path)
+    asked = {key: value if isinstance(value, list) else [value] for key, value in side.setting.items()}
+    settings = {column: parse_setting(column) for column in scores}
+    fitting = [
+        column for column, setting in settings.items() if all(setting.get(key) in asked[key] for key in asked)
+    ]  # fmt: skip
+    if not fitting:
+        raise ValueError(f"the claim {cases.name!r} asks for {dict(side.setting)}, which no setting of {path} has")
+    ids = cases.items.loc[training].index
+    absent = ids.difference(scores.index)
+    if len(absent):
+        raise ValueError(
+            f"the claim {cases.name!r} compares {len(absent)} items that {path} lacks, such as {absent[0]!r}"
+        )
+    found = scores.loc[ids, fitting]
+    return found / [settings[column]["sigma"] for column in fitting] if side.per_sigma else found
+
+
+def _choosing(name: str, criterion: Criterion, whole: pd.DataFrame, items: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows are in the half that settings are chosen on: a half of all items of the first training, the same in all."""
+    if criterion.split is None:
+        return np.zeros(len(items), dtype=bool)
+    groups = pd.MultiIndex.from_arrays([_evaluate(name, whole, key) for key in criterion.split.by])
+    half = whole.index[stratified_split(groups.factorize(sort=True)[0], np.zeros(len(whole)), criterion.split.seed)]
+    return items.index.get_level_values("item").isin(half)
+
+
+def _query(name: str, frame: pd.DataFrame, query: str, training: str) -> NDArray[np.bool_]:
+    """The rows that satisfy a query; raises ValueError where there are none, or where the table does not have its columns."""
+    found = _evaluate(name, frame, query.format(training=training)).to_numpy(bool)
+    if not found.any():
+        raise ValueError(
+            f"the claim {name!r} compares items with {query!r}, and the tables hold none (training {training})"
+        )
+    return found
+
+
+def _evaluate(name: str, frame: pd.DataFrame, expression: str) -> pd.Series:
+    try:
+        found = frame.eval(expression)
+    except (NameError, SyntaxError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"the claim {name!r} has the expression {expression!r}, which the tables cannot answer ({error}); "
+            f"their columns are {', '.join(map(str, frame.columns))}"
+        ) from error
+    return found
+
+
+def _check_methods(name: str, samples: pd.DataFrame, methods: list[str]) -> None:
+    for method in methods:
+        if method not in set(samples["method"]):
+            raise ValueError(f"the claim {name!r} compares the method {method!r}, which the tables do not hold")
+
+
+def _table(name: str, path: str) -> pd.DataFrame:
+    return pd.read_parquet(path) if Path(path).exists() else _missing(name, path)
+
+
+def _missing(name: str, path: str) -> Any:
+    raise ValueError(f"the claim {name!r} is judged on {path}, which is not there")

@@ -1,0 +1,170 @@
+"""What book/claims.yml may hold: each claim of the papers, and the criterion by which the tables settle it.
+
+A criterion is all that the verdict depends on beside the tables: the statistic and its threshold, the items and how many are
+needed, the trainings, the scores that are compared, the split on which settings are chosen, and the seed.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Ge, MinLen
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from memlib.study import history
+
+REGISTRY = Path("book/claims.yml")
+Text = Annotated[str, MinLen(1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Join(_Strict):
+    """A table joined to the items: the means by item of its rows that satisfy `where`, or what `read` makes of it.
+
+    copies: of a table of matches, which pictures are reproduced. triggers: of a table of tokens, whether the trigger word of a
+    prompt ranks first by each way of asking.
+    """
+
+    table: Text
+    where: str | None = None
+    read: Literal["means", "copies", "triggers"] = "means"
+
+
+class Side(_Strict):
+    """What is measured: for an AUROC a score, for a share an outcome, for curves a method; over its own trainings if it has any.
+
+    setting: the values by which columns of the score table are found; a list stands for any of its values, null for a key that
+    a setting does not have. Of several columns, the best on one half of the items is taken where the criterion has a `split`;
+    `average: scores` takes their mean, `average: aurocs` the mean of their AUROCs. per_sigma: scores are divided by the
+    noise level of their setting: |eps_c - eps_u| from |D_c - D_u|. outcome: an expression in the columns of the items.
+    """
+
+    table: Text | None = None
+    setting: dict[str, Any] = {}
+    average: Literal["scores", "aurocs"] | None = None
+    per_sigma: bool = False
+    outcome: Text | None = None
+    method: Text | None = None
+    trainings: Annotated[list[Text], MinLen(1)] | None = None
+
+
+class Comparison(_Strict):
+    """A first side, and what is subtracted from it, if anything."""
+
+    first: Side
+    minus: Side | None = None
+
+
+class Split(_Strict):
+    """The halves that settings are chosen and reported on: a seed, and the columns within whose values items are split evenly."""
+
+    seed: Annotated[int, Ge(0)]
+    by: Annotated[list[Text], MinLen(1)]
+
+
+class Criterion(Comparison):
+    """A claim is reproduced where the whole 95 % interval of its statistic is above a threshold, not where it is below.
+
+    Paths, queries and outcomes hold `{training}` where they differ between trainings. at_least: how many items of each kind
+    (positive, negative, items) its power asks for on the half that is reported.
+    """
+
+    says: Text
+    statistic: Literal["AUROC", "share", "agreement"]
+    above: float
+    items: Text
+    join: list[Join] = []
+    trainings: Annotated[list[Text], MinLen(1)]
+    among: str | None = None
+    positive: str | None = None
+    negative: str | None = None
+    cluster: str | None = None
+    split: Split | None = None
+    baseline: Comparison | None = None
+    at_least: Annotated[dict[Literal["positive", "negative", "items"], Annotated[int, Ge(2)]], Field(min_length=1)]
+    seed: Annotated[int, Ge(0)]
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Criterion":
+        needed = {"AUROC": "table", "share": "outcome", "agreement": "method"}[self.statistic]
+        if self.statistic == "AUROC" and (self.positive is None or self.negative is None):
+            raise ValueError("an AUROC needs queries for `positive` and `negative` items")
+        kinds = {"positive", "negative"} if self.statistic == "AUROC" else {"items"}
+        if set(self.at_least) != kinds:
+            raise ValueError(f"`at_least` must say how many of: {', '.join(sorted(kinds))}")
+        baseline = [self.baseline.first, self.baseline.minus] if self.baseline else []
+        for side in filter(None, [self.first, self.minus, *baseline]):
+            if getattr(side, needed) is None:
+                raise ValueError(f"each side of a criterion by {self.statistic} needs its `{needed}`")
+        if self.statistic == "agreement" and self.minus is None:
+            raise ValueError("a criterion by agreement compares two methods; `minus` is missing")
+        return self
+
+    @property
+    def measure(self) -> str:
+        """The statistic in words."""
+        return f"difference in {self.statistic}" if self.minus else self.statistic
+
+
+class Claim(_Strict):
+    """A claim of a paper, the page that discusses it, and its criterion."""
+
+    paper: Text
+    claim: Text
+    page: Text
+    criterion: Criterion
+
+
+def read_claims(text: str | None = None) -> dict[str, Claim]:
+    """All claims of the registry, or of its text, by their id, `section.name`.
+
+    Raises ValueError, in one sentence, for a claim without criterion and for what a claim may not hold.
+    """
+    claims = {}
+    for name, entry in read_entries(text).items():
+        if not isinstance(entry, dict) or not entry.get("criterion"):
+            raise ValueError(
+                f"{REGISTRY}: the claim {name!r} has no criterion; state one before the run that settles it"
+            )
+        try:
+            claims[name] = Claim.model_validate(entry)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{REGISTRY}: {name}{'.' if place else ''}{place}: {first['msg']}") from error
+    return claims
+
+
+def read_entries(text: str | None = None) -> dict[str, Any]:
+    """The entries of the registry, or of its text, as they stand there, by their id."""
+    sections = yaml.safe_load(REGISTRY.read_text() if text is None else text) or {}
+    return {f"{section}.{name}": entry for section, entries in sections.items() for name, entry in entries.items()}
+
+
+def committed_criteria() -> dict[str, str]:
+    """The commit at which the criterion of each claim was last changed; `unknown` without git's history.
+
+    Raises ValueError for a criterion that is not committed, and so would be newer than its result.
+    """
+    if not history.has_history():
+        return dict.fromkeys(read_claims(), "unknown")
+    commits = history.last_changes(REGISTRY, digests)
+    for name, commit in commits.items():
+        if commit == history.UNCOMMITTED:
+            raise ValueError(
+                f"the criterion of {name!r} would be newer than its result: commit {REGISTRY} before the run that settles it"
+            )
+    return commits
+
+
+def digests(text: str) -> dict[str, str]:
+    """Digest of the criterion of each claim in a registry's text, of older forms too; order and format do not matter."""
+    return {
+        name: hashlib.sha256(json.dumps(entry.get("criterion"), sort_keys=True).encode()).hexdigest()[:16]
+        for name, entry in read_entries(text).items()
+    }
