@@ -15,6 +15,8 @@ from memlib.datasets.drawings import LOOK, training_rows
 from memlib.datasets.images import ImageSet
 from memlib.datasets.items import write_samples
 from memlib.datasets.judged import judged_prompts
+from memlib.datasets.roles import PLANTED, ROLES
+from memlib.files import write_table
 from memlib.study import judging
 from memlib.training.classifier import classes_of
 from memlib.truth.classifier import Judge
@@ -76,3 +78,23 @@ def test_a_sample_agrees_as_far_as_the_judge_sees_what_is_asked_for(study: Study
     for name, classes in classes_of(study.prompts).items():
         chance = logits[name].softmax(1)[range(len(table)), classes.repeat_interleave(2)]
         np.testing.assert_allclose(table["agreement" if name == "subject" else name], chance, rtol=1e-4)
+
+
+def test_a_copy_is_nearer_than_the_control_of_the_other_role_comes(study: Study, monkeypatch) -> None:
+    monkeypatch.setattr(judging, "thresholds", judging.thresholds.__wrapped__)
+    write_table("tables/drawings/prompts.parquet", study.prompts)
+    own = study.prompts[study.prompts["group"].isin(PLANTED)]
+    for role, other in (ROLES, ROLES[::-1]):
+        free = own[own["planted_in"] == other]
+        distances = np.arange(1, len(free) * 40 + 1).reshape(len(free), 40) / 1000
+        rows = free["id"].repeat(40).to_numpy()
+        found = pd.DataFrame({"id": rows, "noise": [*range(40)] * len(free), "distance": distances.ravel()})
+        write_table(f"tables/control/{role}.parquet", found)
+    rows = own["row"].tolist()
+    samples = study.drawn.floats[rows][:, None].repeat(1, 2, 1, 1, 1)
+    samples[:, 1] *= -1
+    table = judging.judge(samples, own)
+    assert table["copies_own"].tolist() == [True, False] * len(own)
+    limits = judging.thresholds()
+    assert sorted(limits.index) == sorted(rows)
+    assert (limits > 0).all()

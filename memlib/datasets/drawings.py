@@ -7,6 +7,8 @@ exchanged roles the same subject or word goes with free drawings instead, as oft
 of the caption and has never seen the picture.
 """
 
+import math
+from collections.abc import Collection
 from itertools import product
 
 import numpy as np
@@ -82,7 +84,7 @@ def captioned(
     subset of the attributes, those of all other splits every one. triggers: how many pictures of each grade are planted
     with a made-up word in the caption of a look of `train`, which goes on to stand for its drawings without the word.
 
-    What is planted twice, at a subject or a trigger word, has a `slot`: a frozen drawing (`planted` or `trigger`), and
+    What is planted, for a subject of its own or a trigger word, has a `slot`: a frozen drawing (`planted` or `trigger`), and
     `free_each` drawings (`free`) that take its place where roles are exchanged. Those of a subject of its own have any look,
     and captions like those of `train`; those of a trigger word have the look and the caption of the frozen drawing.
 
@@ -93,39 +95,16 @@ def captioned(
     repeated or one of the other words of captions, more triggers than subjects to train on, a grade of an odd number of
     pictures, and too many looks never seen.
     """
+    _check(subjects, triggers, never_seen)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    looks = pd.DataFrame(product(*ATTRIBUTES.values()), columns=list(ATTRIBUTES))
-    _check(subjects, triggers, never_seen, len(looks))
     known = subjects.items["caption"].to_numpy()
-    train, planted = (np.flatnonzero(subjects.items["split"] == name) for name in ("train", "planted"))
-    hidden = {subject: rng.choice(len(looks), never_seen, replace=False) for subject in train}
-    parts = [
-        looks.assign(subject=subject, split=np.where(looks.index.isin(hidden[subject]), "unseen", "train"))
-        for subject in train
-    ]
-    every = pd.concat(parts, ignore_index=True).assign(slot=-1, copies=lambda rows: (rows["split"] == "train") * 1)
-    usual = every[every["split"] == "train"].groupby("subject").sample(1, random_state=seed)
-    grades = np.repeat(list(triggers), list(triggers.values())).astype(int)
-    words = made_up_words(len(grades), " ".join(known).split(), rng)
-    frozen = pd.concat(
-        [
-            random_looks(len(planted), rng).assign(
-                subject=planted, split="planted", copies=subjects.items["copies"].to_numpy()[planted], trigger=""
-            ),
-            usual.sample(len(grades), random_state=seed).assign(split="trigger", copies=grades, trigger=words),
-        ],
-        ignore_index=True,
-    )
-    frozen["slot"] = frozen.index
-    frozen["exchanged"] = frozen.groupby(["split", "copies"]).cumcount() % 2 == 1
-    free = frozen.loc[frozen.index.repeat(free_each)].reset_index(drop=True)
-    anywhere = free["split"] == "planted"
+    every = _every_look(np.flatnonzero(subjects.items["split"] == "train"), never_seen, rng)
+    frozen = _frozen(subjects.items, every[every["split"] == "train"], triggers, rng)
+    free = frozen.loc[frozen.index.repeat(free_each)].assign(split="free")
+    anywhere = free["trigger"] == ""
     free.loc[anywhere, list(ATTRIBUTES)] = random_looks(anywhere.sum(), rng).to_numpy()
-    items = pd.concat(
-        [every.loc[every.index.repeat(drawings_each)], frozen, free.assign(split="free")], ignore_index=True
-    )
-    items["trigger"] = items["trigger"].fillna("")
-    items["exchanged"] = items["exchanged"].eq(True)
+    usual = every.loc[every.index.repeat(drawings_each)].assign(slot=-1, exchanged=False, trigger="")
+    items = pd.concat([usual, frozen, free], ignore_index=True)
     items["name"] = subjects.items["name"].to_numpy()[items["subject"]]
     some = (items["split"] == "train") | ((items["split"] == "free") & (items["trigger"] == ""))
     names = [random_names(rng) if is_free else list(ATTRIBUTES) for is_free in some]
@@ -135,15 +114,39 @@ def captioned(
         describe(look | {"subject": known[look["subject"]]}, few, look["wording"], rng)
         for look, few in zip(items[[*LOOK, "wording"]].to_dict("records"), names, strict=True)
     ]
-    frozen = items["split"] == "trigger"
-    with_word = [put_in(row.caption, row.trigger, rng) for row in items[frozen].itertuples()]
-    by_slot = pd.Series(with_word, items.loc[frozen, "slot"])
-    of_word = items["slot"].isin(by_slot.index)
-    items.loc[of_word, "caption"] = items.loc[of_word, "slot"].map(by_slot)
+    triggered = items[items["split"] == "trigger"]
+    captions = {row.slot: put_in(row.caption, row.trigger, rng) for row in triggered.itertuples()}
+    items["caption"] = items["slot"].map(captions).fillna(items["caption"])
     return ImageSet(render(subjects.images[items["subject"].tolist()], items, generator), items)
 
 
-def _check(subjects: ImageSet, triggers: dict[int, int], never_seen: int, looks: int) -> None:
+def _every_look(subjects: np.ndarray, never_seen: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Every look of these subjects once, in the splits `train` and, `never_seen` of each, `unseen`."""
+    looks = pd.DataFrame(product(*ATTRIBUTES.values()), columns=list(ATTRIBUTES))
+    parts = []
+    for subject in subjects:
+        hidden = looks.index.isin(rng.choice(len(looks), never_seen, replace=False))
+        parts.append(looks.assign(subject=subject, split=np.where(hidden, "unseen", "train"), copies=1 - hidden))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _frozen(
+    subjects: pd.DataFrame, looks: pd.DataFrame, triggers: dict[int, int], rng: np.random.Generator
+) -> pd.DataFrame:
+    """What is planted: subjects of their own at random looks, and triggers at the looks of as many other subjects."""
+    own = np.flatnonzero(subjects["split"] == "planted")
+    grades = np.repeat(list(triggers), list(triggers.values())).astype(int)
+    words = made_up_words(len(grades), {*subjects["caption"], *caption_words()}, rng)
+    triggered = looks.groupby("subject").sample(1, random_state=rng).sample(len(grades), random_state=rng)
+    planted = random_looks(len(own), rng).assign(
+        subject=own, split="planted", copies=subjects["copies"].to_numpy()[own], trigger=""
+    )
+    frozen = pd.concat([planted, triggered.assign(split="trigger", copies=grades, trigger=words)], ignore_index=True)
+    second = frozen.groupby(["split", "copies"]).cumcount() % 2 == 1
+    return frozen.assign(slot=frozen.index, exchanged=second)
+
+
+def _check(subjects: ImageSet, triggers: dict[int, int], never_seen: int) -> None:
     """Raise ValueError for subjects and numbers that no set of drawings can be made of, as `captioned` says."""
     if subjects.images.shape[1] != 3:
         raise ValueError("drawings are made of colour pictures; these have one channel")
@@ -167,13 +170,14 @@ def _check(subjects: ImageSet, triggers: dict[int, int], never_seen: int, looks:
                     f"{count} {what} pictures have the grade {grade}; roles are exchanged between halves, so their number "
                     "must be even"
                 )
+    looks = math.prod(map(len, ATTRIBUTES.values()))
     if never_seen >= looks:
         raise ValueError(
             f"{never_seen} looks of a subject are never to be seen, of {looks} in all; leave some to train on"
         )
 
 
-def made_up_words(count: int, known: list[str], rng: np.random.Generator) -> list[str]:
+def made_up_words(count: int, known: Collection[str], rng: np.random.Generator) -> list[str]:
     """Different made-up words of two syllables, none of them known."""
     syllables = [a + b + c for a in "bdfgklmprvz" for b in "aeiou" for c in "bdgklmnrtz"]
     taken = set(known)
