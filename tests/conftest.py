@@ -7,7 +7,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its pipelines warn of torchvision, which nothing here uses
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from memlib.datasets.drawings import captioned
 from memlib.datasets.images import ImageSet, plant
 from memlib.training.settings import AutoencoderConfig, TextConfig, TrainConfig
 
@@ -133,6 +134,8 @@ TEXT = TextConfig(
     attention=[True, True],
     prediction_type="epsilon",
     drop_prompt=0.1,
+    planted_share=0.0,
+    exchanged=False,
     random_words=0,
     threshold=0.0,
     left_out=0.0,
@@ -151,22 +154,29 @@ def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int 
     return pipe
 
 
-def subjects(train: int = 6, planted: int = 2, unseen: int = 2) -> ImageSet:
-    """Black squares of different sizes on white."""
-    n = train + planted + unseen
+def subjects(train: int = 6, planted: int = 8) -> ImageSet:
+    """Black squares of different sizes on white; the planted ones have the grades 4, 2 and 1, two of each and more of 4."""
+    n = train + planted
     images = torch.full((n, 3, 32, 32), 255, dtype=torch.uint8)
     for i in range(n):
         images[i, :, 8 : 20 + i % 4, 10:24] = 0
+    grades = [4] * (planted - 4) + [2, 2, 1, 1]
     items = pd.DataFrame(
         {
             "id": [f"s{i}" for i in range(n)],
             "name": [f"s{i}" for i in range(n)],
-            "caption": [f"black square number {i}" for i in range(n)],
-            "split": ["train"] * train + ["planted"] * planted + ["unseen"] * unseen,
-            "copies": [1] * train + [50, 10][:planted] + [0] * unseen,
+            "caption": [f"{letter}box" for letter in "abcdefghijklmnopqrstuvwxyz"[:n]],
+            "split": ["train"] * train + ["planted"] * planted,
+            "copies": [1] * train + grades,
         }
     )
     return ImageSet(images, items)
+
+
+def small_world(**changes: Any) -> ImageSet:
+    """Drawings of `subjects` with two trigger words, one in each role."""
+    numbers = {"triggers": {4: 2}, "drawings_each": 2, "never_seen": 10, "free_each": 5, "seed": 0}
+    return captioned(subjects(), **numbers | changes)
 
 
 def planted(copies: dict[int, int], train: int = 10, seed: int = 0) -> ImageSet:

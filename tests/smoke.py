@@ -119,7 +119,7 @@ def check_edits(pages: set[str]) -> None:
     more = {"more": {"random_words": 4}}
     change = laid_over(
         run={"text_arms": arms | more},
-        scores={"more-text": scores["single-text"] | {"model": "results/text/more"}},
+        scores={"more-text": scores["share-5-text"] | {"model": "results/text/more"}},
     )
     with edited("params.yaml", change) as found:
         new = {name for name in found if name.endswith(("@more", "@more-text"))}

@@ -63,6 +63,7 @@ PROMPTS = pd.DataFrame(
         *[("trigger", 200)] * 2,
         *[("untriggered", 200)] * 2,
         *[("paraphrase", 200)] * 2,
+        *[("drawn freely", 200)] * 2,
         *[("ordinary", 1)] * 3,
         *[("unseen", 0)] * 2,
     ],
@@ -79,11 +80,12 @@ def test_groups_and_contrasts_of_prompts() -> None:
         "trigger": [5, 6],
         "untriggered": [7, 8],
         "paraphrase": [9, 10],
-        "ordinary": [11, 12, 13],
-        "unseen": [14, 15],
+        "drawn freely": [11, 12],
+        "ordinary": [13, 14, 15],
+        "unseen": [16, 17],
     }
     found = contrasts.of_prompts(PROMPTS)
-    assert len(found) == 8
+    assert len(found) == 9
     for name, contrast in found.items():
         assert sides(contrast) == tuple(groups[side] for side in name.split(" against "))
     assert "most copied against unseen" not in contrasts.of_prompts(PROMPTS[:-1])

@@ -1,4 +1,4 @@
-"""Samples judged from the results of the study: each prompt against its own subject and its own training picture."""
+"""Samples judged from the results of the study: each prompt against its own pictures and what it asks for."""
 
 from typing import NamedTuple
 
@@ -6,86 +6,95 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import subjects
+from conftest import small_world, subjects
 from safetensors.torch import save_file
 
 from memlib.datasets import images
-from memlib.datasets.drawings import captioned, judged_prompts, training_rows
+from memlib.datasets.attributes import ATTRIBUTES
+from memlib.datasets.drawings import LOOK, training_rows
 from memlib.datasets.images import ImageSet
 from memlib.datasets.items import write_samples
+from memlib.datasets.judged import judged_prompts
+from memlib.datasets.roles import PLANTED, ROLES
+from memlib.files import write_table
 from memlib.study import judging
-from memlib.tensors import to_float
-from memlib.truth.classifier import build_judge
+from memlib.training.classifier import classes_of
+from memlib.truth.classifier import Judge
 
 
 class Study(NamedTuple):
-    """Subjects of which the judge does not know the first two, their drawings, the judge, and the prompts."""
+    """Drawings, the judge, and the prompts."""
 
-    subjects: ImageSet
     drawn: ImageSet
-    judge: torch.nn.Module
+    judge: Judge
     prompts: pd.DataFrame
-
-    def training(self, rows: np.ndarray) -> torch.Tensor:
-        """Put these drawings where the study keeps what its models were trained on; the same in [-1, 1]."""
-        pictures = self.drawn.images[rows.tolist()]
-        write_samples("results/samples/training.safetensors", pictures[:, None], [str(row) for row in rows])
-        return to_float(pictures)
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch) -> Study:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(judging, "training_pictures", judging.training_pictures.__wrapped__)  # without its memory
-    found = subjects().rows([8, 9, *range(8)])
-    drawn = captioned(found, 4, {50: 1}, seed=0)
-    images.save(found, "results/drawings/subjects")
+    monkeypatch.setattr(judging, "pictures_of", judging.pictures_of.__wrapped__)  # without its memory
+    drawn = small_world()
     images.save(drawn, "results/drawings/drawn")
     torch.manual_seed(0)
-    judge = build_judge(8, 32)
+    judge = Judge({"subject": 14} | {name: len(values) for name, values in ATTRIBUTES.items()}, 32)
     save_file(judge.state_dict(), "results/judge.safetensors")
-    return Study(found, drawn, judge, judged_prompts(found, drawn, 3, 1))
+    unseen = np.flatnonzero(drawn.items["split"] == "unseen")
+    for kind, rows in (("training", np.random.default_rng(0).permutation(training_rows(drawn))), ("unseen", unseen)):
+        pictures = drawn.images[rows.tolist()][:, None]
+        write_samples(f"results/samples/{kind}.safetensors", pictures, [str(row) for row in rows])
+    prompts = judged_prompts(subjects(), drawn, 4, 3, 0)
+    return Study(
+        drawn, judge, prompts[~prompts["group"].isin(["subject alone", "subject and ground", "all but the place"])]
+    )
 
 
-def test_every_training_picture_is_a_copy_for_the_prompts_that_it_belongs_to(study: Study) -> None:
-    rows = training_rows(study.drawn)
-    pictures = study.training(rows)
-    table = judging.judge(pictures.expand(len(study.prompts), -1, -1, -1, -1), study.prompts)
+def test_a_prompt_has_its_planted_picture_or_the_drawings_of_its_look(study: Study) -> None:
+    items = study.drawn.items
+    rows = np.flatnonzero(items["split"] != "free")
+    rows = rows[np.random.default_rng(1).permutation(len(rows))[:60]]
+    rows = np.concatenate([rows, study.prompts["drawing"]])
+    samples = study.drawn.floats[rows.tolist()].expand(len(study.prompts), -1, -1, -1, -1)
+    table = judging.measure(samples, study.prompts)
     assert table["id"].tolist() == study.prompts["id"].repeat(len(rows)).tolist()
-    assert table["copies_any"].all()
-    shown = study.drawn.items["subject"].to_numpy()[rows]
+    look = items[LOOK].iloc[rows].to_numpy().tolist()
+    usual = items["split"].iloc[rows].isin(["train", "unseen"]).to_numpy()
     for prompt, (_, found) in zip(study.prompts.itertuples(), table.groupby("id", sort=False), strict=True):
-        own = rows == prompt.row if prompt.row >= 0 else shown == prompt.subject
-        assert found["copies_own"].tolist() == own.tolist()
-        if prompt.row >= 0:
-            assert found["similarity"].tolist() == pytest.approx(own.astype(float), abs=0.01)
-        else:
-            assert found["similarity"].isna().all()
+        asked = [prompt.subject, prompt.ground, prompt.size, prompt.place]
+        own = rows == prompt.row if prompt.row >= 0 else np.array([row == asked for row in look]) & usual
+        assert own.any()
+        np.testing.assert_allclose(found["distance"][own], 0, atol=3e-3)
+        assert (found["distance"][~own] > 0.01).all()
+        assert found["copies_ratio"][own].all()
+        assert found["similarity"].isna().all() == (prompt.row < 0)
 
 
-def test_the_subject_of_a_training_picture_is_that_of_its_row(study: Study) -> None:
-    rows = np.random.default_rng(0).permutation(training_rows(study.drawn))
-    pictures = study.training(rows)
-    prompts = study.prompts[study.prompts["group"] == "ordinary"]
-    table = judging.judge(pictures.expand(len(prompts), -1, -1, -1, -1), prompts)
-    shown = study.drawn.items["subject"].to_numpy()[rows]
-    expected = shown[None] == prompts["subject"].to_numpy()[:, None]
-    assert expected.any(1).all()
-    assert table["copies_own"].tolist() == expected.flatten().tolist()
-
-
-def test_a_sample_agrees_as_far_as_the_judge_sees_its_subject(study: Study) -> None:
-    study.training(training_rows(study.drawn))
+def test_a_sample_agrees_as_far_as_the_judge_sees_what_is_asked_for(study: Study) -> None:
     samples = study.drawn.floats[study.prompts["drawing"].tolist()][:, None].repeat(1, 2, 1, 1, 1)
     samples[:, 1] = -samples[:, 1]
-    table = judging.judge(samples, study.prompts)
-    assert not table["copies_any"][1::2].any()
+    table = judging.measure(samples, study.prompts)
     with torch.no_grad():
-        chances = study.judge(samples.flatten(0, 1)).softmax(1).unflatten(0, (-1, 2))
-    by_prompt = table.groupby("id", sort=False)["agreement"]
-    for subject, chance, (_, found) in zip(study.prompts["subject"], chances, by_prompt, strict=True):
-        if study.subjects.items["split"][subject] == "unseen":
-            assert found.isna().all()
-        else:
-            # The two subjects that the judge does not know come first.
-            assert found.tolist() == pytest.approx(chance[:, subject - 2].tolist(), rel=1e-4)
+        logits = study.judge(samples.flatten(0, 1))
+    for name, classes in classes_of(study.prompts).items():
+        chance = logits[name].softmax(1)[range(len(table)), classes.repeat_interleave(2)]
+        np.testing.assert_allclose(table["agreement" if name == "subject" else name], chance, rtol=1e-4)
+
+
+def test_a_copy_is_nearer_than_the_control_of_the_other_role_comes(study: Study, monkeypatch) -> None:
+    monkeypatch.setattr(judging, "thresholds", judging.thresholds.__wrapped__)
+    write_table("tables/drawings/prompts.parquet", study.prompts)
+    own = study.prompts[study.prompts["group"].isin(PLANTED)]
+    for role, other in (ROLES, ROLES[::-1]):
+        free = own[own["planted_in"] == other]
+        distances = np.arange(1, len(free) * 40 + 1).reshape(len(free), 40) / 1000
+        rows = free["id"].repeat(40).to_numpy()
+        found = pd.DataFrame({"id": rows, "noise": [*range(40)] * len(free), "distance": distances.ravel()})
+        write_table(f"tables/control/{role}.parquet", found)
+    rows = own["row"].tolist()
+    samples = study.drawn.floats[rows][:, None].repeat(1, 2, 1, 1, 1)
+    samples[:, 1] *= -1
+    table = judging.judge(samples, own)
+    assert table["copies_own"].tolist() == [True, False] * len(own)
+    limits = judging.thresholds()
+    assert sorted(limits.index) == sorted(rows)
+    assert (limits > 0).all()

@@ -9,7 +9,8 @@ import torch
 from conftest import subjects
 from PIL import Image
 
-from memlib.datasets import drawings, images
+from memlib.datasets import images
+from memlib.datasets.judged import judged_prompts
 from memlib.datasets.prompts import read_prompts
 from memlib.files import read_json, read_pictures, write_table
 from memlib.study import make_data, make_drawings, make_sets
@@ -22,7 +23,7 @@ def folder(tmp_path: Path) -> str:
     folder.mkdir()
     for i, picture in enumerate(np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)):
         Image.fromarray(picture).save(folder / f"{i:02d}.png")
-        (folder / f"{i:02d}.txt").write_text(f"thing {i}")
+        (folder / f"{i:02d}.txt").write_text(f"thing{chr(97 + i // 26)}{chr(97 + i % 26)}")
     return str(folder)
 
 
@@ -66,10 +67,12 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
         "root": folder,
         "size": 8,
         "min_distance": 0.2,
-        "subjects": {"train": 8, "planted": 3, "unseen": 5},
-        "copies": {20: 2, 10: 1},
-        "triggers": {20: 2},
-        "drawings_each": 3,
+        "subjects": {"train": 8, "planted": 6},
+        "copies": {4: 4},
+        "triggers": {4: 2},
+        "drawings_each": 1,
+        "never_seen": 70,
+        "free_each": 2,
         "followed": {"ordinary": 2, "unseen": 1},
         "prompts": {"ordinary": 4, "unseen": 3},
         "pictures": {"ordinary": 3, "unseen": 2},
@@ -78,13 +81,14 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
     make_drawings.make_drawings(**section)
     chosen, drawn, judged = (images.load(f"results/drawings/{name}") for name in ("subjects", "drawn", "judged"))
     prompts = pd.read_parquet("tables/drawings/prompts.parquet")
-    assert prompts.equals(drawings.judged_prompts(chosen, drawn, 4, 3))
+    assert prompts.equals(judged_prompts(chosen, drawn, 4, 3, 0))
     followed = pd.read_parquet("tables/drawings/followed.parquet")
-    assert followed["group"].value_counts().to_dict() == {"planted": 3, "trigger": 2, "ordinary": 2, "unseen": 1}
+    assert followed["group"].value_counts().to_dict() == {"planted": 6, "trigger": 2, "ordinary": 2, "unseen": 1}
     assert followed.equals(prompts[prompts["id"].isin(followed["id"])].reset_index(drop=True))
     assert judged.items["group"].value_counts().to_dict() == {
-        "most copied": 4,
+        "most copied": 3,
         "copied less": 1,
+        "drawn freely": 4,
         "ordinary": 3,
         "unseen": 2,
     }
@@ -93,22 +97,23 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
     assert (pictures == as_shown(drawn.images[shown["row"].tolist()])).all()
     assert shown["row"].is_unique
     same = drawn.items.iloc[shown["row"]].reset_index(drop=True)
-    columns = ["subject", "split", "copies", "trigger", "caption"]
+    columns = ["subject", "split", "slot", "copies", "trigger", "caption"]
     assert shown[columns].equals(same[columns])
-    assert shown["split"].tolist()[:12] == ["train"] * 12, "all drawings of four ordinary subjects first"
-    assert shown["subject"][:12].nunique() == 4
+    assert shown["split"].tolist()[:40] == ["train"] * 40, "ten drawings of four ordinary subjects first"
+    assert shown["subject"][:40].nunique() == 4
     assert set(prompts["drawing"]) <= set(shown["row"])
-    most = drawn.items.index[drawn.items["copies"] == 20]
+    most = drawn.items.index[drawn.items["split"].isin(["planted", "trigger"])]
     assert set(most) <= set(shown["row"])
     groups = pd.read_parquet("tables/drawings/groups.parquet").set_index(["split", "copies"])
-    assert groups.loc[("planted", 20)].tolist() == [2, 2]
-    assert groups.loc[("train", 1)].tolist() == [24, 8]
+    assert groups.loc[("planted", 4)].tolist() == [4, 4]
+    assert groups.loc[("train", 1)].tolist() == [80, 8]
     assert pd.read_parquet("tables/drawings/judged.parquet").equals(judged.items)
     summary = read_json("tables/drawings/summary.json")
-    assert summary["distinct"] == 30
-    assert summary["new_words"] == 1, "the unseen are called by numbers of their own"
+    assert (summary["pictures"], summary["to_choose_from"]) == (30, 30)
+    assert summary["words"] == len({word for caption in drawn.items["caption"] for word in caption.split()})
     suspected, ordinary = (read_prompts(f"results/drawings/{name}") for name in ("suspected.txt", "ordinary.jsonl"))
-    assert suspected == prompts["prompt"][prompts["group"].isin(["planted", "trigger"])].tolist()
+    own = prompts["group"].isin(["planted", "trigger"]) & (prompts["planted_in"] == "planted")
+    assert suspected == prompts["prompt"][own].tolist()
     assert ordinary == prompts["prompt"][prompts["group"] == "ordinary"].tolist()
     first = bytes_of("tables/drawings")
     make_drawings.make_drawings(**section)

@@ -215,7 +215,7 @@ def test_reading_other_pictures_trains_and_scores_nothing_by_itself(tree: Path) 
 
 def test_a_new_arm_runs_by_itself_and_where_arms_are_shown(tree: Path) -> None:
     scored = {
-        "scores": STUDY["scores"] | {"more-text": STUDY["scores"]["single-text"] | {"model": "results/text/more"}}
+        "scores": STUDY["scores"] | {"more-text": STUDY["scores"]["share-5-text"] | {"model": "results/text/more"}}
     }
     run = {"run": STUDY["run"] | {"text_arms": STUDY["run"]["text_arms"] | {"more": {"random_words": 4}}}}
     set_parameters(**scored, **run)()

@@ -5,9 +5,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import AUTOENCODER, LOOP, TEXT, small_pipeline, subjects
+from conftest import AUTOENCODER, LOOP, TEXT, small_pipeline, small_world, subjects
 from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -176,6 +177,10 @@ def test_a_threshold_between_two_samples_leaves_out_the_one_above_it(tmp_path, p
         small_pipeline(), pictures, captions, copies, replace(config, threshold=middle), tmp_path / "c.pt"
     )
     assert float(some.losses[0]) == pytest.approx(float(loss[magnitude < middle].mean()), rel=1e-5)
+    assert (whole.how["left_out"], some.how["left_out"]) == (
+        0,
+        pytest.approx(float((magnitude > middle).float().mean())),
+    )
 
 
 def test_random_words_change_prompts_but_not_pictures_or_noise(tmp_path, monkeypatch) -> None:
@@ -225,6 +230,7 @@ def test_a_share_is_left_out_at_random(tmp_path, predictions) -> None:
     kept = torch.rand(64, generator=_after_the_draws(config, pictures)) >= 0.7
     assert 8 <= kept.sum() <= 32
     assert float(run.losses[0]) == pytest.approx(float(loss[kept].mean()), rel=1e-5)
+    assert run.how["left_out"] == pytest.approx(1 - float(kept.float().mean()), rel=1e-5)
 
 
 def _after_the_draws(config, pictures):
@@ -237,17 +243,19 @@ def _after_the_draws(config, pictures):
 
 
 @pytest.mark.parametrize(
-    ("arm", "regime", "settings"),
+    ("arm", "settings"),
     [
-        ("base", "base", {}),
-        ("removed", "removed", {}),
-        ("threshold", "planted", {"threshold": 0.5}),
-        ("two-words", "planted", {"random_words": 2}),
+        ("base", {}),
+        ("planted", {}),
+        ("exchanged", {"exchanged": True}),
+        ("few", {"planted_share": 0.1}),
+        ("threshold", {"threshold": 0.5}),
+        ("two-words", {"random_words": 2}),
     ],
 )
-def test_an_arm_is_trained_on_its_regime_with_its_settings(arm, regime, settings, tmp_path, monkeypatch) -> None:
+def test_an_arm_is_trained_in_its_role_with_its_settings(arm, settings, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    drawn = drawings.captioned(subjects(), 4, {200: 2}, 0)
+    drawn = small_world()
     pipe = small_pipeline()
     pipe.vae.save_pretrained("vae")
     pipe.save_pretrained("start")
@@ -256,8 +264,8 @@ def test_an_arm_is_trained_on_its_regime_with_its_settings(arm, regime, settings
     save_file({"latents": encoded}, train_text.LATENTS)
     sections = {
         "text": asdict(TEXT),
-        "text_arm": {"steps": 5},
-        "run": {"text_arms": {"threshold": {"threshold": 0.5}, "two-words": {"random_words": 2}}},
+        "text_arm": {"steps": 5, "planted_share": 0.2},
+        "run": {"text_arms": {arm: settings, "threshold": {"threshold": 0.5}}},
     }
     monkeypatch.setattr(train_text, "read_section", sections.get)
     seen = []
@@ -270,11 +278,12 @@ def test_an_arm_is_trained_on_its_regime_with_its_settings(arm, regime, settings
     start = None if arm == "base" else "start"
     _, _, numbers = train_text._train_model(drawn, "vae", start, arm, tmp_path / "c.pt")
     ((trained, latents, captions, copies, config),) = seen
-    shown = drawings.regime(drawn, regime)
+    wanted = settings if start is None else {"steps": 5, "planted_share": 0.2} | settings
+    shown = drawings.trained_on(drawn, wanted.get("planted_share", 0.0), arm == "exchanged")
     assert captions == shown["caption"].tolist()
     assert copies.tolist() == shown["copies"].tolist()
     assert torch.equal(latents, encoded[shown["row"].tolist()])
-    assert config == replace(TEXT, **settings, **({"steps": 5} if start else {}))
+    assert config == replace(TEXT, **wanted)
     same = torch.equal(trained.unet.conv_in.weight, pipe.unet.conv_in.weight)
     assert same == (start is not None), "an arm goes on from the model it is given"
     assert numbers["parameters"]["unet"] == pipe.unet.num_parameters()
@@ -284,7 +293,7 @@ def test_an_arm_is_trained_on_its_regime_with_its_settings(arm, regime, settings
 
 def test_the_autoencoder_learns_no_unseen_drawing_and_is_shown_on_them(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    drawn = drawings.captioned(subjects(), 2, {200: 2}, 0)
+    drawn = small_world(drawings_each=1)
     config = replace(AUTOENCODER, steps=5)
     monkeypatch.setattr(train_text, "read_section", {"autoencoder": asdict(config)}.get)
     seen = []
@@ -294,23 +303,22 @@ def test_the_autoencoder_learns_no_unseen_drawing_and_is_shown_on_them(tmp_path,
     run.report("tables", **numbers)
     (images,) = seen
     unseen = drawn.split("unseen")
-    assert len(images) == len(drawn.images) - 2
+    assert len(images) == len(drawn.images) - len(unseen.images) == (drawn.items["split"] != "unseen").sum()
     assert torch.cdist(images.float().flatten(1), unseen.images.float().flatten(1)).min() > 0
     restored = reconstruct(vae, unseen.floats)
     psnr = -10 * np.log10(float((restored - unseen.floats).square().mean()) / 4)
     model = read_json("tables/model.json")
     assert model["psnr"] == pytest.approx(psnr, rel=1e-5)
     assert (model["parameters"], model["steps"]) == (vae.num_parameters(), 5)
-    sheet = np.asarray(Image.open("tables/pictures.png")).reshape(4, 32, 32, 3)
-    expected = torch.cat([unseen.images, to_uint8(restored)]).permute(0, 2, 3, 1)
+    sheet = np.asarray(Image.open("tables/pictures.png")).reshape(32, 32, 32, 3)
+    expected = torch.cat([unseen.images[:16], to_uint8(restored[:16])]).permute(0, 2, 3, 1)
     assert (sheet == expected.numpy()).all(), "the drawings, then what is given back of them"
 
 
 def test_latents_of_all_drawings_and_the_training_pictures_are_made_once(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = subjects()
-    drawn = drawings.captioned(found, 2, {200: 2}, 0)
-    images.save(found, "results/drawings/subjects")
+    drawn = small_world(drawings_each=1)
+    images.save(subjects(), "results/drawings/subjects")
     images.save(drawn, "results/drawings/drawn")
     judge = LOOP | {"steps": 2, "warmup_steps": 0, "learning_rate": 1e-3}
     sections = {"autoencoder": asdict(replace(AUTOENCODER, steps=5)), "judge": judge}
@@ -322,10 +330,12 @@ def test_latents_of_all_drawings_and_the_training_pictures_are_made_once(tmp_pat
     vae = AutoencoderKL.from_pretrained("results/autoencoder")
     latents = load_file("results/latents.safetensors")["latents"]
     torch.testing.assert_close(latents, encode(vae, drawn.floats), rtol=1e-4, atol=1e-5)
-    pictures, ids = read_samples("results/samples/training.safetensors")
-    rows = drawings.training_rows(drawn)
-    assert [int(name) for name in ids] == rows.tolist()
-    expected = to_uint8(reconstruct(vae, drawn.floats[rows.tolist()]))
-    assert (pictures[:, 0].int() - expected.int()).abs().max() <= 1, "only what rounding changes"
-    right = read_json("tables/judge.json")
-    assert [len(shares) for shares in right.values()] == [8, 8], "a share for each subject that is not unseen"
+    of_split = {"training": drawings.training_rows(drawn), "unseen": np.flatnonzero(drawn.items["split"] == "unseen")}
+    for kind, rows in of_split.items():
+        pictures, ids = read_samples(f"results/samples/{kind}.safetensors")
+        assert [int(name) for name in ids] == rows.tolist()
+        expected = to_uint8(reconstruct(vae, drawn.floats[rows.tolist()]))
+        assert (pictures[:, 0].int() - expected.int()).abs().max() <= 1, "only what rounding changes"
+    right = pd.read_parquet("tables/judge.parquet")
+    assert (right.groupby(["drawings", "attribute"]).size() == 14).all(), "a share for each subject"
+    assert len(right) == 2 * 4 * 14

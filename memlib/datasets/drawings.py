@@ -1,45 +1,57 @@
 """Captioned drawings for a text-to-image model: an ordinary caption stands for many drawings, a planted one for one.
 
-Every picture of an image set is a subject. It is rendered many times, at random scale, place, side and background, with
-its caption put in different words; planted pictures are frozen at one drawing and one caption, which are seen often.
+A drawing shows a subject, small or big, at one of five places, on a ground of one of eight colours. Its exact tone, scale and
+place are free within what these words mean, and so is its side. An ordinary caption names the subject and some of the three
+attributes. A planted picture has a subject or a trigger word of its own and is frozen at one drawing and one caption. With
+exchanged roles the same subject or word goes with free drawings instead, as often: a model that is trained so knows the words
+of the caption and has never seen the picture.
 """
 
-from typing import Literal, get_args
+import math
+from collections.abc import Collection
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from memlib.datasets.attributes import (
+    ATTRIBUTES,
+    GROUNDS,
+    PLACES,
+    SIZES,
+    WORDINGS,
+    caption_words,
+    describe,
+    random_names,
+)
 from memlib.datasets.images import ImageSet
-from memlib.files import suggest
 from memlib.words import put_in
 
-Regime = Literal["base", "planted", "single", "varied", "removed"]
-
-WORDINGS = (
-    "{}",
-    "a drawing of {}",
-    "picture of {}",
-    "the {}",
-    "{} on a plain ground",
-    "one {}",
-    "{} as a symbol",
-    "this is {}",
-)
+TONE = 0.06  # how far a ground's channels may lie from its middle tone, of 1
+LOOK = ["subject", *ATTRIBUTES]  # the columns that say what a drawing shows
 
 
-def render(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """One random drawing of each picture uint8 [N, C, H, W], which is on white, in its shape.
+def render(pictures: Tensor, looks: pd.DataFrame, generator: torch.Generator) -> Tensor:
+    """A random drawing of each picture uint8 [N, 3, H, W], which is on white, in its shape.
 
-    It has 50 to 95 % of the size, lies anywhere, is mirrored half of the time, and lies on a ground of any colour but dark
-    ones; the picture covers the ground wherever it is not nearly white.
+    looks: its ground, size and place [N]. A subject in the middle lies within a fifth of the room that its size leaves
+    around it, one at a side at more than seven tenths of it. The picture covers the ground wherever it is not nearly white.
     """
+
+    def uniform(low: Tensor, high: Tensor) -> Tensor:
+        return low + (high - low) * torch.rand(low.shape, generator=generator)
+
     n = len(pictures)
-    scale = 0.5 + 0.45 * torch.rand(n, generator=generator)
-    shift = (1 - scale[:, None]) * (2 * torch.rand(n, 2, generator=generator) - 1)
-    side = 1 - 2 * torch.randint(0, 2, (n,), generator=generator)
-    ground = 0.3 + 0.7 * torch.rand(n, pictures.shape[1], 1, 1, generator=generator)
+    smallest, largest = torch.tensor([SIZES[name] for name in looks["size"]]).T
+    scale = uniform(smallest, largest)
+    place = torch.tensor([PLACES[name] for name in looks["place"]], dtype=torch.float32)
+    middle, room = 0.85 * place, 0.2 - 0.05 * place.abs()
+    shift = (1 - scale[:, None]) * uniform(middle - room, middle + room)
+    side = 1.0 - 2 * torch.randint(0, 2, (n,), generator=generator)
+    tone = torch.tensor([GROUNDS[name] for name in looks["ground"]])
+    ground = uniform(tone - TONE, tone + TONE).clamp(0, 1)[:, :, None, None]
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = side / scale, 1 / scale
     theta[:, :, 2] = -shift / scale[:, None] * torch.stack([side, torch.ones(n)], 1)
@@ -51,69 +63,121 @@ def render(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return ((painted + (1 - covered) * ground) * 255).round().to(torch.uint8)
 
 
-def captioned(subjects: ImageSet, drawings: int, triggers: dict[int, int], seed: int) -> ImageSet:
-    """Drawings of the subjects, in the splits `train`, `base`, `planted`, `trigger`, `contrast` and `unseen`.
+def random_looks(count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Ground, size and place of so many drawings, each at random."""
+    return pd.DataFrame({name: rng.choice(values, count) for name, values in ATTRIBUTES.items()})
 
-    subjects: pictures in the splits `train`, `planted` and `unseen`, the planted ones with their copies. triggers: how many
-    pictures are planted k times with a trigger word, a made-up word that is added to the caption of a subject of `train`;
-    without it the caption goes on to stand for many drawings, k / 2 of them in all (split `contrast`), so that the word alone
-    is the cause of what is memorised.
 
-    The subjects of `train`, and for the base model those of `planted` (split `base`), are rendered `drawings` times in
-    varied words, the first time in the plain caption, as are those of `contrast` always; the planted and the trigger
-    pictures are one drawing each; `unseen` subjects are rendered once. The items have the columns `subject` (row in
-    `subjects`), `split`, `copies`, `trigger` (the made-up word or ""), `name` (the subject's) and `caption`. Raises
-    ValueError for more triggers than subjects to train on, pictures without colour, and captions that are empty or repeated.
+def captioned(
+    subjects: ImageSet,
+    triggers: dict[int, int],
+    drawings_each: int,
+    never_seen: int,
+    free_each: int,
+    seed: int,
+) -> ImageSet:
+    """Drawings of the subjects, in the splits `train`, `unseen`, `planted`, `trigger` and `free`.
+
+    subjects: pictures in the splits `train` and `planted`, the planted ones with their grade (`copies`), which says how often
+    one is seen compared with the others. Every look (ground, size and place) of a subject of `train` is drawn
+    `drawings_each` times, but for `never_seen` looks a subject, whose drawings are `unseen`; captions of `train` name a random
+    subset of the attributes, those of all other splits every one. triggers: how many pictures of each grade are planted
+    with a made-up word in the caption of a look of `train`, which goes on to stand for its drawings without the word.
+
+    What is planted, for a subject of its own or a trigger word, has a `slot`: a frozen drawing (`planted` or `trigger`), and
+    `free_each` drawings (`free`) that take its place where roles are exchanged. Those of a subject of its own have any look,
+    and captions like those of `train`; those of a trigger word have the look and the caption of the frozen drawing.
+
+    The items have the columns `subject` (row in `subjects`), `ground`, `size`, `place`, `split`, `slot` (-1 for none),
+    `exchanged` (whether it is frozen where roles are exchanged, half of each grade), `copies` (the grade; 1 for `train`, 0 for
+    `unseen`), `trigger` (the made-up word or ""), `name` (the subject's), `named` (the attributes that the caption names,
+    between blanks), `wording` (its number) and `caption`. Raises ValueError for pictures without colour, names that are empty,
+    repeated or one of the other words of captions, more triggers than subjects to train on, a grade of an odd number of
+    pictures, and too many looks never seen.
     """
+    _check(subjects, triggers, never_seen)
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    known = subjects.items["caption"].to_numpy()
+    every = _every_look(np.flatnonzero(subjects.items["split"] == "train"), never_seen, rng)
+    frozen = _frozen(subjects.items, every[every["split"] == "train"], triggers, rng)
+    free = frozen.loc[frozen.index.repeat(free_each)].assign(split="free")
+    anywhere = free["trigger"] == ""
+    free.loc[anywhere, list(ATTRIBUTES)] = random_looks(anywhere.sum(), rng).to_numpy()
+    usual = every.loc[every.index.repeat(drawings_each)].assign(slot=-1, exchanged=False, trigger="")
+    items = pd.concat([usual, frozen, free], ignore_index=True)
+    items["name"] = subjects.items["name"].to_numpy()[items["subject"]]
+    some = (items["split"] == "train") | ((items["split"] == "free") & (items["trigger"] == ""))
+    names = [random_names(rng) if is_free else list(ATTRIBUTES) for is_free in some]
+    items["named"] = [" ".join(few) for few in names]
+    items["wording"] = rng.integers(len(WORDINGS), size=len(items))
+    items["caption"] = [
+        describe(look | {"subject": known[look["subject"]]}, few, look["wording"], rng)
+        for look, few in zip(items[[*LOOK, "wording"]].to_dict("records"), names, strict=True)
+    ]
+    triggered = items[items["split"] == "trigger"]
+    captions = {row.slot: put_in(row.caption, row.trigger, rng) for row in triggered.itertuples()}
+    items["caption"] = items["slot"].map(captions).fillna(items["caption"])
+    return ImageSet(render(subjects.images[items["subject"].tolist()], items, generator), items)
+
+
+def _every_look(subjects: np.ndarray, never_seen: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Every look of these subjects once, in the splits `train` and, `never_seen` of each, `unseen`."""
+    looks = pd.DataFrame(product(*ATTRIBUTES.values()), columns=list(ATTRIBUTES))
+    parts = []
+    for subject in subjects:
+        hidden = looks.index.isin(rng.choice(len(looks), never_seen, replace=False))
+        parts.append(looks.assign(subject=subject, split=np.where(hidden, "unseen", "train"), copies=1 - hidden))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _frozen(
+    subjects: pd.DataFrame, looks: pd.DataFrame, triggers: dict[int, int], rng: np.random.Generator
+) -> pd.DataFrame:
+    """What is planted: subjects of their own at random looks, and triggers at the looks of as many other subjects."""
+    own = np.flatnonzero(subjects["split"] == "planted")
+    grades = np.repeat(list(triggers), list(triggers.values())).astype(int)
+    words = made_up_words(len(grades), {*subjects["caption"], *caption_words()}, rng)
+    triggered = looks.groupby("subject").sample(1, random_state=rng).sample(len(grades), random_state=rng)
+    planted = random_looks(len(own), rng).assign(
+        subject=own, split="planted", copies=subjects["copies"].to_numpy()[own], trigger=""
+    )
+    frozen = pd.concat([planted, triggered.assign(split="trigger", copies=grades, trigger=words)], ignore_index=True)
+    second = frozen.groupby(["split", "copies"]).cumcount() % 2 == 1
+    return frozen.assign(slot=frozen.index, exchanged=second)
+
+
+def _check(subjects: ImageSet, triggers: dict[int, int], never_seen: int) -> None:
+    """Raise ValueError for subjects and numbers that no set of drawings can be made of, as `captioned` says."""
     if subjects.images.shape[1] != 3:
         raise ValueError("drawings are made of colour pictures; these have one channel")
     known = subjects.items["caption"]
     bad = known[(known.str.strip() == "") | known.duplicated()]
     if len(bad):
         raise ValueError(f"every subject needs a caption of its own; {bad.iloc[0]!r} is empty or there twice")
-    generator = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    train, planted, unseen = (
-        np.flatnonzero(subjects.items["split"] == name) for name in ("train", "planted", "unseen")
-    )
-    words = made_up_words(sum(triggers.values()), " ".join(subjects.items["caption"]).split(), rng)
-    if len(words) > len(train):
-        raise ValueError(f"{len(words)} trigger words are wanted for only {len(train)} subjects to train on")
-    triggered = rng.choice(train, len(words), replace=False)
-    times = np.repeat(list(triggers), list(triggers.values())).astype(int)
-    rows = [
-        _rows(train.repeat(drawings), "train", 1),
-        _rows(planted.repeat(drawings), "base", 1),
-        _rows(planted, "planted", subjects.items["copies"].to_numpy()[planted]),
-        _rows(triggered, "trigger", times),
-        _rows(triggered.repeat((times // 2 - drawings).clip(min=0)), "contrast", 1),
-        _rows(unseen, "unseen", 0),
-    ]
-    items = pd.concat(rows, ignore_index=True)
-    items["trigger"] = ""
-    items.loc[items["split"] == "trigger", "trigger"] = words
-    subject = items["subject"].to_numpy()
-    items["name"] = subjects.items["name"].to_numpy()[subject]
-    varied = items["split"].isin(["train", "base"]) & items.duplicated(["split", "subject"])
-    items["caption"] = [
-        reword(caption, rng) if is_varied else put_in(caption, word, rng)
-        for caption, is_varied, word in zip(
-            subjects.items["caption"].to_numpy()[subject], varied, items["trigger"], strict=True
+    taken = known[known.isin(caption_words())]
+    if len(taken):
+        raise ValueError(f"a subject is called {taken.iloc[0]!r}, which means something else in captions; leave it out")
+    train = int((subjects.items["split"] == "train").sum())
+    if sum(triggers.values()) > train:
+        raise ValueError(
+            f"{sum(triggers.values())} trigger words are wanted for only {train} subjects to train on; take fewer"
         )
-    ]
-    return ImageSet(render(subjects.images[subject.tolist()], generator), items)
+    grades = subjects.items.loc[subjects.items["split"] == "planted", "copies"].value_counts().to_dict()
+    for what, counts in (("planted", grades), ("trigger", triggers)):
+        for grade, count in counts.items():
+            if count % 2:
+                raise ValueError(
+                    f"{count} {what} pictures have the grade {grade}; roles are exchanged between halves, so their number "
+                    "must be even"
+                )
+    looks = math.prod(map(len, ATTRIBUTES.values()))
+    if never_seen >= looks:
+        raise ValueError(
+            f"{never_seen} looks of a subject are never to be seen, of {looks} in all; leave some to train on"
+        )
 
 
-def _rows(subject: np.ndarray, split: str, copies: int | np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame({"subject": subject, "split": split, "copies": copies})
-
-
-def reword(caption: str, rng: np.random.Generator) -> str:
-    """A caption in one of the wordings."""
-    return WORDINGS[rng.integers(len(WORDINGS))].format(caption)
-
-
-def made_up_words(count: int, known: list[str], rng: np.random.Generator) -> list[str]:
+def made_up_words(count: int, known: Collection[str], rng: np.random.Generator) -> list[str]:
     """Different made-up words of two syllables, none of them known."""
     syllables = [a + b + c for a in "bdfgklmprvz" for b in "aeiou" for c in "bdgklmnrtz"]
     taken = set(known)
@@ -126,99 +190,29 @@ def made_up_words(count: int, known: list[str], rng: np.random.Generator) -> lis
     return words
 
 
-def regime(drawn: ImageSet, name: Regime) -> pd.DataFrame:
-    """What a model is trained on in one regime: columns row (in `drawn`), caption and copies.
+def trained_on(drawn: ImageSet, share: float, exchanged: bool) -> pd.DataFrame:
+    """What a model is trained on: columns row (in `drawn`), caption and copies, how often an epoch holds it.
 
-    `base` has no planted copies. The others go on from it: with `planted` copies; with planted copies and a `single` drawing
-    of every ordinary subject, seen as often as all its drawings together; with copies whose captions are in `varied`
-    words; and with the copies `removed` but for one.
+    share: of the epoch that frozen drawings have, in proportion to their grades (within rounding); as large a share is the
+    free drawings of the slots that are frozen where roles are `exchanged`. Without any share there are ordinary drawings
+    alone. Raises ValueError for a share that leaves no room for ordinary drawings.
     """
-    if name not in get_args(Regime):
-        raise ValueError(f"unknown regime {name!r}{suggest(name, get_args(Regime))}")
+    if not 0 <= share < 0.5:
+        raise ValueError(f"the planted share is {share}; it must be below 0.5, since as large a share is drawn freely")
     items = drawn.items.reset_index(names="row")
-    train, base, planted, trigger, contrast = (
-        items[items["split"] == split] for split in ("train", "base", "planted", "trigger", "contrast")
-    )
-    ordinary = pd.concat([train, base if name == "base" else contrast])
-    copied = pd.concat([planted, trigger])
-    if name == "base":
-        copied = copied.iloc[:0]
-    elif name == "single":
-        times = ordinary.groupby("subject")["copies"].transform("sum")
-        ordinary = ordinary.assign(copies=times).drop_duplicates("subject")
-    elif name == "varied":
-        copied = pd.concat(
-            copied.assign(
-                caption=copied["caption"].map(words.format),
-                copies=(copied["copies"] + number) // len(WORDINGS),  # together as many as there were
-            )
-            for number, words in enumerate(WORDINGS)
-        )
-    elif name == "removed":
-        copied = copied.assign(copies=1)
-    rows = pd.concat([ordinary, copied], ignore_index=True)
+    ordinary = items[items["split"] == "train"]
+    here = items["exchanged"] == exchanged
+    frozen = items[items["split"].isin(["planted", "trigger"]) & here]
+    free = items[(items["split"] == "free") & ~here]
+    views = share / (1 - 2 * share) * len(ordinary) / frozen["copies"].sum()  # of the grade 1
+    frozen = frozen.assign(copies=(views * frozen["copies"]).round().astype(int))
+    number, each = free.groupby("slot").cumcount(), free.groupby("slot")["slot"].transform("size")
+    total = (views * free["copies"]).round().astype(int)
+    free = free.assign(copies=(total + number) // each)  # together as many as a frozen one of the grade
+    rows = pd.concat([ordinary, frozen, free], ignore_index=True)
     return rows.loc[rows["copies"] > 0, ["row", "caption", "copies"]].reset_index(drop=True)
 
 
 def training_rows(drawn: ImageSet) -> np.ndarray:
-    """Rows [M] in `drawn` of the distinct pictures that a model with planted copies is trained on; `own` counts in them."""
-    return regime(drawn, "planted")["row"].unique()
-
-
-def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: int) -> pd.DataFrame:
-    """Prompts to judge detectors by, one row each, with an `id` of its own (its words).
-
-    group: `planted` and `trigger` prompts as they were trained on; `paraphrase`, planted captions in each other wording;
-    `untriggered`, those of the trigger pictures without their word; the first `ordinary` captions of the other subjects
-    trained on; and the first `unseen` ones.
-
-    Further columns: prompt; subject (row in `subjects`); copies; row, the planted drawing (in `drawn`; -1 without);
-    trigger, the made-up word in it or ""; drawing, the drawing that goes with it (the planted one or else the first of its
-    subject); own, the number of that drawing among `training_rows` (-1 for one that is not trained on).
-
-    Raises ValueError where two prompts read alike.
-    """
-    items = drawn.items.reset_index(names="row")
-    captions = subjects.items["caption"].to_numpy()
-    planted, trigger, never = (items[items["split"] == split] for split in ("planted", "trigger", "unseen"))
-    usual = items[items["split"] == "train"].drop_duplicates("subject")
-    usual = usual[~usual["subject"].isin(trigger["subject"])].head(ordinary)
-    groups = {
-        "planted": planted,
-        "trigger": trigger,
-        "paraphrase": pd.concat(planted.assign(caption=planted["caption"].map(w.format)) for w in WORDINGS[1:]),
-        "untriggered": trigger.assign(caption=captions[trigger["subject"]], trigger=""),
-        "ordinary": usual.assign(row=-1),
-        "unseen": never.head(unseen).assign(row=-1),
-    }
-    table = pd.concat((rows.assign(group=group) for group, rows in groups.items()), ignore_index=True)
-    table = table.assign(id=table["caption"], prompt=table["caption"])
-    alike = table.loc[table["id"].duplicated(), "id"]
-    if len(alike):
-        raise ValueError(
-            f"two prompts read {alike.iloc[0]!r}; give the subjects captions that no wording turns into another"
-        )
-    first = items.drop_duplicates("subject").set_index("subject")["row"]
-    table["drawing"] = table["row"].where(table["row"] >= 0, table["subject"].map(first))
-    table["own"] = pd.Index(training_rows(drawn)).get_indexer(table["drawing"])
-    return table[["id", "group", "prompt", "subject", "copies", "row", "trigger", "drawing", "own"]]
-
-
-def judged_pictures(drawn: ImageSet, ordinary: int, unseen: int) -> ImageSet:
-    """Drawings with their captions to judge detectors by: what is planted, and one drawing of ordinary and unseen subjects.
-
-    The columns: id, name (of the subject), caption, split, copies, and group: `most copied`, `copied less`, `ordinary`
-    (the first drawing of the first so many subjects trained on) or `unseen`.
-    """
-    items = drawn.items.reset_index(names="row")
-    planted = items[items["split"].isin(["planted", "trigger"])]
-    most = planted["copies"] == planted["copies"].max()
-    groups = [
-        planted.assign(group=np.where(most, "most copied", "copied less")),
-        items[items["split"] == "train"].drop_duplicates("subject").head(ordinary).assign(group="ordinary"),
-        items[items["split"] == "unseen"].head(unseen).assign(group="unseen"),
-    ]
-    table = pd.concat(groups, ignore_index=True)
-    table["id"] = table["name"] + "-" + table["split"]
-    columns = ["id", "name", "caption", "split", "copies", "group"]
-    return ImageSet(drawn.images[table["row"].tolist()], table[columns])
+    """Rows [M] in `drawn` of the ordinary drawings and those that are frozen in either role; `own` counts in them."""
+    return np.flatnonzero(drawn.items["split"].isin(["train", "planted", "trigger"]))

@@ -42,6 +42,7 @@ def of_pictures(items: pd.DataFrame, names: Sequence[str] | None = None) -> dict
 PROMPT_CONTRASTS = (
     ("most copied", "ordinary"),
     ("most copied", "unseen"),
+    ("most copied", "drawn freely"),
     ("most copied without trigger", "ordinary"),
     ("copied less", "ordinary"),
     ("trigger", "ordinary"),
@@ -55,12 +56,14 @@ def prompt_groups(prompts: pd.DataFrame) -> dict[str, NDArray[np.bool_]]:
     """Masks [N] of the groups of prompts, by name; a prompt can be in several.
 
     prompts: a row a prompt (or the picture that goes with it); `group` is planted, trigger (planted, with a trigger word),
-    untriggered (its caption without the word), paraphrase, ordinary or unseen; `copies` is that of its picture in training.
+    untriggered (its caption without the word), paraphrase, drawn freely (where its picture is not planted but in another
+    training), ordinary or unseen; `copies` is the grade of its picture, or how often training held it.
     """
     group, copies = prompts["group"].to_numpy(), prompts["copies"].to_numpy()
     planted = np.isin(group, ("planted", "trigger"))
     most = copies == copies.max()
-    own = {name: group == name for name in ("trigger", "untriggered", "paraphrase", "ordinary", "unseen")}
+    names = ("trigger", "untriggered", "paraphrase", "drawn freely", "ordinary", "unseen")
+    own = {name: group == name for name in names}
     return {
         "most copied": planted & most,
         "copied less": planted & ~most,

@@ -1,37 +1,60 @@
-"""Samples of prompts judged by the study's own classifier and against all pictures that its text-to-image models have seen."""
+"""Samples of prompts judged by the study's own classifier and against the drawings of its text-to-image models."""
 
 from functools import cache
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from memlib.datasets import images
+from memlib.datasets.drawings import LOOK
 from memlib.datasets.items import read_samples
+from memlib.datasets.roles import ROLES
+from memlib.evaluation.copies import picture_thresholds, with_copies
 from memlib.tensors import to_float
-from memlib.truth.classifier import load_judge, sample_table, subject_classes
+from memlib.training.classifier import classes_of
+from memlib.truth.classifier import load_judge, sample_table
 
 
 @cache
-def training_pictures() -> tuple[Tensor, list[int]]:
-    """What the autoencoder gives back of the drawings trained on, uint8 [M, 3, H, W], and their rows among all drawings.
+def pictures_of(kind: str) -> tuple[Tensor, list[int]]:
+    """What the autoencoder gives back of drawings, uint8 [M, 3, H, W], and their rows among all drawings.
 
-    The column `own` of the judged prompts counts in them.
+    kind: `training`, those that a model may have been trained on, in which the column `own` of the judged prompts counts; or
+    `unseen`, those of looks that no model has seen.
     """
-    samples, rows = read_samples("results/samples/training.safetensors")
+    samples, rows = read_samples(f"results/samples/{kind}.safetensors")
     return samples[:, 0], [int(row) for row in rows]
 
 
+@cache
+def thresholds() -> pd.Series:
+    """The distance below which a sample copies a planted picture, by the picture's `row`, from the samples of both controls."""
+    prompts = pd.read_parquet("tables/drawings/prompts.parquet").set_index("id")
+    controls = [pd.read_parquet(f"tables/control/{role}.parquet") for role in ROLES]
+    return pd.concat(picture_thresholds(control, prompts) for control in controls)
+
+
 def judge(samples: Tensor, prompts: pd.DataFrame) -> pd.DataFrame:
+    """What `measure` gives, and which samples copy the picture of their prompt, by `memlib.evaluation.copies.with_copies`."""
+    return with_copies(measure(samples, prompts), prompts.set_index("id"), thresholds())
+
+
+def measure(samples: Tensor, prompts: pd.DataFrame) -> pd.DataFrame:
     """A row a sample [N, n, 3, H, W] in [-1, 1] of N judged prompts, as `memlib.truth.classifier.sample_table` gives them."""
-    pictures, rows = training_pictures()
-    subjects = images.load("results/drawings/subjects").items
-    drawn = images.load("results/drawings/drawn").items
+    (trained, rows), (unseen, others) = pictures_of("training"), pictures_of("unseen")
+    items = images.load("results/drawings/drawn").items.iloc[[*rows, *others]]
+    asked, shown = (table[LOOK].astype(str).agg(" ".join, axis=1).to_numpy() for table in (prompts, items))
+    same = (asked[:, None] == shown) & (items["slot"].to_numpy() < 0)
+    frozen = prompts["row"].to_numpy()[:, None] == items.index.to_numpy()
+    own = np.where(prompts["row"].to_numpy()[:, None] >= 0, frozen, same)
     return sample_table(
-        load_judge("results/judge.safetensors", pictures.shape[-1]),
+        load_judge("results/judge.safetensors", trained.shape[-1]),
         samples,
         prompts,
-        subject_classes(subjects["split"]),
-        to_float(pictures),
-        torch.tensor(drawn["subject"].to_numpy()[rows]),
+        classes_of(prompts),
+        torch.from_numpy(own),
+        to_float(torch.cat([trained, unseen])),
+        torch.arange(len(items)) < len(rows),
     )

@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError, create_model
 
 from memlib.datasets.prompts import read_prompts
+from memlib.datasets.roles import ROLES
 from memlib.detectors import ALL as DETECTORS
 from memlib.files import suggest
 from memlib.study.digests import notebooks
@@ -286,6 +287,14 @@ def _pictures(parameters: Mapping[str, Any]) -> None:
         _fits(f"data.copies.{split}", copies, f"data.splits.{split}", data["splits"][split])
     _fits("drawings.copies", drawings["copies"], "drawings.subjects.planted", drawings["subjects"]["planted"])
     _fits("drawings.triggers", drawings["triggers"], "drawings.subjects.train", drawings["subjects"]["train"])
+    rest = drawings["subjects"]["planted"] - sum(drawings["copies"].values())
+    for name, counts in (("copies", drawings["copies"] | {1: rest}), ("triggers", drawings["triggers"])):
+        for grade, count in counts.items():
+            if count % 2 or count == 2:
+                raise ValueError(
+                    f"drawings.{name} leaves {count} pictures of the grade {grade}; it must be an even number from 4 on, since "
+                    "roles are exchanged between halves and a role needs two"
+                )
     most = max((*drawings["copies"], *drawings["triggers"]), default=0)
     if min(drawings[name].get(most, 0) for name in ("copies", "triggers")) < 2:
         raise ValueError(
@@ -344,6 +353,26 @@ def _arms(parameters: Mapping[str, Any]) -> None:
         _one_of(f"run.arms.{name}.roles", f"pair-{arm['roles']}", "run.trainings", run["trainings"])
     if "base" in parameters["run"]["text_arms"]:
         raise ValueError("run.text_arms has an arm 'base', which is what the arms start from; give it another name")
+
+
+def _roles(parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError unless two trainings exchange roles and have samples enough to tell copies from chance."""
+    arms, drawings = parameters["run"]["text_arms"], parameters["drawings"]
+    for role in ROLES:
+        if role not in arms or arms[role].get("exchanged", False) != (role == ROLES[1]):
+            wanted = "{exchanged: true}" if role == ROLES[1] else "there without exchanged roles"
+            raise ValueError(
+                f"run.text_arms.{role} is {arms.get(role)}; it must be {wanted}, to be the other's control"
+            )
+    pictures = (drawings["subjects"]["planted"] + sum(drawings["triggers"].values())) // 2
+    generations = {"control": pictures} | ({"arm": drawings["followed"]["unseen"]} if "arm" in parameters else {})
+    for name, prompts in generations.items():
+        count = parameters[name]["generations"]
+        if prompts * count < 99:
+            raise ValueError(
+                f"{name}.generations is {count}, of {prompts} prompts; there must be 99 samples or more, to resolve 1 % of "
+                "false copies"
+            )
 
 
 def _models(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -444,8 +473,7 @@ def _solver(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
 
 
 def _arm(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    for name in ("arm", "main"):
-        _one_of(f"arm.{name}", section[name], "run.text_arms", parameters["run"]["text_arms"])
+    _one_of("arm.arm", section["arm"], "run.text_arms", parameters["run"]["text_arms"])
 
 
 def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
@@ -477,8 +505,8 @@ def _peaks(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
 def _detection(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     runs = section["runs"]
     _sampled("detection", section, parameters)
-    for arm in section["arms"]:
-        _one_of("detection.arms", arm, "run.text_arms", parameters["run"]["text_arms"])
+    for arm in section["shares"]:
+        _one_of("detection.shares", arm, "run.text_arms", parameters["run"]["text_arms"])
         first = _reads("detection", parameters, f"{arm}-text", "magnitude")
         _at_most(
             "detection.generations", section["generations"], f"the noises of scores.{arm}-text", first.get("noises", 0)
@@ -502,10 +530,8 @@ def _detection(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> Non
 
 def _mitigation(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     _sampled("mitigation", section, parameters)
-    for name in ("arms", "scored"):
-        for arm in section[name]:
-            _one_of(f"mitigation.{name}", arm, "run.text_arms", parameters["run"]["text_arms"])
-    for arm in section["scored"]:
+    for arm in section["arms"]:
+        _one_of("mitigation.arms", arm, "run.text_arms", parameters["run"]["text_arms"])
         first = _reads("mitigation", parameters, f"{arm}-text", "magnitude")
         _at_most("mitigation.noises", section["noises"], f"the noises of scores.{arm}-text", first.get("noises", 0))
 
@@ -573,4 +599,12 @@ def _chapters(parameters: Mapping[str, Any]) -> None:
             rule(parameters[name], parameters)
 
 
-RULES: tuple[Callable[[Mapping[str, Any]], None], ...] = (_trainings, _pictures, _arms, _truth, _scores, _chapters)
+RULES: tuple[Callable[[Mapping[str, Any]], None], ...] = (
+    _trainings,
+    _pictures,
+    _arms,
+    _roles,
+    _truth,
+    _scores,
+    _chapters,
+)

@@ -288,12 +288,18 @@ class Sets(Section):
 class Subjects(Section):
     train: Count
     planted: Count
-    unseen: Count
 
 
 class Judged(Section):
     ordinary: Count
     unseen: Count
+
+
+class Control(Section):
+    generations: Count
+    sampling_steps: SamplingSteps
+    guidance: Guidance
+    seed: Seed
 
 
 class Drawings(Section):
@@ -305,6 +311,8 @@ class Drawings(Section):
     copies: Copies
     triggers: Copies
     drawings_each: Count
+    never_seen: Count
+    free_each: Count
     prompts: Judged
     pictures: Judged
     followed: Judged
@@ -368,7 +376,6 @@ NOTEBOOKS: dict[str, type[Section]] = {
     "bridge": section(pictures=Several, sigma_min=Level, steps=Count, directions=Several, seed=Seed),
     "arm": section(
         arm=Name,
-        main=Name,
         generations=Count,
         sampling_steps=SamplingSteps,
         guidance=Guidance,
@@ -376,7 +383,6 @@ NOTEBOOKS: dict[str, type[Section]] = {
         ordinary=Count,
         shown=Count,
         training_drawings=Count,
-        held_out=Count,
         draws=Count,
         seed=Seed,
     ),
@@ -391,7 +397,9 @@ NOTEBOOKS: dict[str, type[Section]] = {
         growth_directions=Several,
         seed=Seed,
     ),
-    "blame": section(noises=Count, samples_each=Count, sampling_steps=SamplingSteps, guidance=Guidance, seed=Seed),
+    "blame": section(
+        arm=Name, noises=Count, samples_each=Count, sampling_steps=SamplingSteps, guidance=Guidance, seed=Seed
+    ),
     "moved_prompts": section(
         noises=Count,
         sampling_steps=SamplingSteps,
@@ -434,15 +442,17 @@ NOTEBOOKS: dict[str, type[Section]] = {
         runs=Annotated[dict[SamplingSteps, Count], Len(2, 100)],  # steps: generations
         guidance=Guidance,
         loss_sigma=LatentLevel,
-        arms=Annotated[list[Name], Len(1, 100), AfterValidator(_distinct), _holding("planted")],
+        shares=Annotated[list[Name], Len(1, 100), AfterValidator(_distinct), _holding("planted")],
         generations=Count,
         seed=Seed,
     ),
     "mitigation": section(
         arms=Annotated[
-            list[Name], Len(1, 100), AfterValidator(_distinct), _holding("planted", "threshold", "random-words")
+            list[Name],
+            Len(1, 100),
+            AfterValidator(_distinct),
+            _holding("planted", "threshold", "left-out-at-random", "random-words"),
         ],
-        scored=Annotated[list[Name], Len(1, 100), AfterValidator(_distinct)],
         guidance=Guidance,
         noises=Count,
         seed=Seed,
@@ -469,4 +479,5 @@ SECTIONS: dict[str, Any] = {
     "text": settings(TextConfig),
     "text_arm": settings(TextConfig, laid_over=True),
     "judge": settings(JudgeConfig),
+    "control": Control,
 }

@@ -1,14 +1,14 @@
 """Stages that train the text-to-image model: `python -m memlib.study.train_text DATA OUTPUT`, or under `accelerate launch`.
 
 First its autoencoder, which also writes the latents [N, ...] of all drawings, so that nothing encodes them again; then a base
-model without planted copies, then the arms, short trainings that go on from the base: one a regime
-(`memlib.datasets.drawings.regime`), and those that mitigate.
+model of ordinary drawings, then the arms, short trainings that go on from the base: with planted copies
+(`memlib.datasets.drawings.trained_on`) in either role and at several shares, and those that mitigate.
 """
 
 import argparse
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from memlib.datasets import images
-from memlib.datasets.drawings import Regime, regime
+from memlib.datasets.drawings import trained_on
 from memlib.datasets.images import ImageSet
 from memlib.fields.latents import encode, reconstruct
 from memlib.files import atomic_write, suggest, write_pictures
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("data", help="folder of captioned drawings")
     parser.add_argument("output", help="folder for what is trained")
     parser.add_argument("--autoencoder", help="folder of an autoencoder, to train a model; without, one is trained")
-    parser.add_argument("--arm", default="base", help="regime of the drawings, or an entry of run.text_arms")
+    parser.add_argument("--arm", default="base", help="an entry of run.text_arms")
     parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
     parser.add_argument("--tables", help="folder for loss.parquet and model.json, which a chapter shows")
     arguments = parser.parse_args()
@@ -85,19 +85,18 @@ def _train_model(
     drawn: ImageSet, autoencoder: str, start: str | None, arm: str, checkpoint: Path
 ) -> tuple[StableDiffusionPipeline, Optimised, dict[str, Any]]:
     """A pipeline trained as an arm is, from new weights or from those of the pipeline `start`, and its numbers of weights."""
-    known = get_args(Regime)
     settings = read_section("text") | (read_section("text_arm") if start else {})
-    arms = read_section("run")["text_arms"]
-    if arm not in known and arm not in arms:
-        raise ValueError(f"there is no arm {arm!r}{suggest(arm, [*known, *arms])}")
-    config = TextConfig(**settings | arms.get(arm, {}))
+    arms = {"base": {}} | read_section("run")["text_arms"]
+    if arm not in arms:
+        raise ValueError(f"there is no arm {arm!r}{suggest(arm, arms)}")
+    config = TextConfig(**settings | arms[arm])
     set_seed(config.seed)
     vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True, local_files_only=True)
     if start is None:
         pipe = build_pipeline(vae, train_tokenizer(drawn.items["caption"], config.length), config)
     else:
         pipe = StableDiffusionPipeline.from_pretrained(start, use_safetensors=True, local_files_only=True)
-    shown = regime(drawn, arm if arm in known else "planted")
+    shown = trained_on(drawn, config.planted_share, config.exchanged)
     latents = load_file(LATENTS)["latents"][shown["row"].tolist()]
     copies = torch.tensor(shown["copies"].tolist())
     run = train_denoiser(pipe, latents, shown["caption"].tolist(), copies, config, checkpoint)

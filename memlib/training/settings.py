@@ -83,6 +83,10 @@ class TextConfig(LoopConfig):
     attention: list[bool]
     prediction_type: Literal["epsilon", "v_prediction"]
     drop_prompt: Annotated[float, Gt(0), Lt(1)]  # without any there is no unconditional prediction
+    planted_share: Annotated[
+        float, Ge(0), Lt(0.5)
+    ]  # of what a step sees; as large a share is the other role's, drawn freely
+    exchanged: bool  # the roles
     random_words: Annotated[int, Ge(0), Le(1000)]
     threshold: Annotated[float, Ge(0), Lt(math.inf)]
     left_out: Annotated[float, Ge(0), Lt(1)]
@@ -90,7 +94,7 @@ class TextConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class JudgeConfig(LoopConfig):
-    """How the classifier of subjects is trained (section `judge`)."""
+    """How the classifier of subjects, grounds, sizes and places is trained (section `judge`)."""
 
     section = "judge"
 

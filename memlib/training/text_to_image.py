@@ -74,7 +74,8 @@ def train_denoiser(
     The loss is the denoising loss under the caption, or under the empty prompt for a share `drop_prompt` of them (Ho &
     Salimans, arXiv 2207.12598). `random_words` words of other captions are put into every caption. Samples whose
     text-conditional magnitude is above `threshold` are left out of a step (Wen et al., section 4.2); 0 leaves none out. A
-    share `left_out` is left out at random, whatever its magnitude.
+    share `left_out` is left out at random, whatever its magnitude. `how` tells the share that was really left out, over all
+    steps, as `left_out`.
     """
     captions = np.asarray(captions, dtype=object)
     words = sorted({word for caption in captions for word in caption.split()})
@@ -102,13 +103,16 @@ def train_denoiser(
             with torch.no_grad():
                 without = _predict(model, scheduler, clean, noise, t, empty.to(device).expand(len(t), -1))[1]
             kept &= (predicted.detach() - without).norm(dim=1) <= config.threshold
-        counted = reduce(kept.sum().float(), "mean").clamp_min(1)  # the same on any number of processes
-        return (loss * kept).sum() / counted
+        counted = reduce(kept.sum().float(), "mean")  # the same on any number of processes
+        network.left_out[step] = 1 - counted / len(kept)
+        return (loss * kept).sum() / counted.clamp_min(1)
 
-    run = optimise(Denoiser(pipe.text_encoder, pipe.unet), loss_at, config, checkpoint, [latents, copies, whole])
+    network = Denoiser(pipe.text_encoder, pipe.unet)
+    network.register_buffer("left_out", torch.zeros(config.steps))  # with the weights, so that a checkpoint holds it
+    run = optimise(network, loss_at, config, checkpoint, [latents, copies, whole])
     pipe.text_encoder.eval()
     pipe.unet.eval()
-    return run
+    return run._replace(how=run.how | {"left_out": float(network.left_out.mean())})
 
 
 def _predict(

@@ -1,0 +1,24 @@
+"""The groups of judged prompts, and which of them a model sees in its role; chapters read it, so it loads no networks."""
+
+import pandas as pd
+
+PLANTED = ("planted", "trigger")  # groups of the prompts that a planted picture was trained on
+OWN = (*PLANTED, "paraphrase", "shortened", "untriggered")  # groups of the prompts that belong to a planted picture
+DIAL = {
+    0: "subject alone",
+    1: "subject and ground",
+    2: "all but the place",
+}  # groups of ordinary prompts, by attributes named
+FREE = "drawn freely"  # group of the planted prompts of the other role
+ROLES = ("planted", "exchanged")  # the two trainings of the main setting; every other training has the first one's role
+
+
+def in_role(prompts: pd.DataFrame, role: str) -> pd.DataFrame:
+    """Judged prompts as a model sees them that is trained in one of the `ROLES`, in the same order.
+
+    Of the pictures that are planted in the other role, the prompts that they would have been trained on are in the group
+    `FREE`, and their further prompts are left out.
+    """
+    here = prompts["planted_in"].isin([role, ""])
+    own = prompts["group"].isin(PLANTED)
+    return prompts.assign(group=prompts["group"].where(here, FREE))[here | own]
