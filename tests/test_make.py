@@ -132,7 +132,7 @@ def write_scores(table: str, score: pd.Series, settings: tuple[str, ...] = ("ste
 
 def test_sets_take_the_pictures_of_the_largest_scores(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = subjects(6, 2, 2)
+    found = subjects(6, 4)
     copies = {0: [3, 1, 1, 3, 1, 5, 1, 1, 0, 0], 1: [0, 0, 1, 1, 3, 1, 1, 5, 1, 1]}
     for roles, planted in copies.items():
         split = ["train" if k else "heldout" for k in planted]

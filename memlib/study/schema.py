@@ -207,14 +207,14 @@ class Pairs(Section):
     seed: Seed
 
 
-class Control(Section):
+class PictureControl(Section):
     samples: Annotated[int, Ge(round(1 / LEVEL)), Le(10**6)]  # fewer cannot resolve the level of a copy
     steps: Count
     sampler: Literal["heun", "ancestral"]
     seed: Seed
 
 
-class PairTruth(Control):
+class PairTruth(PictureControl):
     samples: Count
     mirrored: bool
 
@@ -469,7 +469,7 @@ SECTIONS: dict[str, Any] = {
     "scratch": settings(TrainConfig, laid_over=True),
     "embedding": settings(EmbeddingConfig),
     "pairs": Pairs,
-    "picture_control": Control,
+    "picture_control": PictureControl,
     "pair_truth": PairTruth,
     "truth": dict[Name, Truth],
     "scores": dict[Name, Scores],
