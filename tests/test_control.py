@@ -13,8 +13,9 @@ from memlib.datasets import images
 from memlib.datasets.images import ImageSet
 from memlib.datasets.items import read_samples
 from memlib.fields.load import load_field
+from memlib.sampling.pictures import sampled
 from memlib.study import make_control as stage
-from memlib.study.draw_samples import CONTROL, sampled
+from memlib.study.draw_samples import CONTROL
 from memlib.truth.embedding import load_embedding
 
 EMBEDDING = {

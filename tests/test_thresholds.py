@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlib.evaluation.copies import picture_thresholds, with_copies
+from memlib.truth.copies import picture_thresholds, with_copies
 from memlib.truth.thresholds import calibrated_threshold, copied
 
 

@@ -10,24 +10,18 @@ from memlib.datasets import images as image_sets
 from memlib.datasets.items import read_samples, write_samples
 from memlib.detectors.denoising import denoising_loss
 from memlib.fields.load import load_field
-from memlib.fields.unet import UNetField
 from memlib.files import write_pictures, write_table
-from memlib.progress import progress
-from memlib.sampling.ancestral import sample_ancestral
-from memlib.sampling.grids import sigma_grid
-from memlib.sampling.ode import sample
+from memlib.sampling.pictures import sampled
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
-from memlib.tensors import item_seeds, to_float, to_uint8
+from memlib.tensors import item_seeds, to_float
 from memlib.truth.embedding import load_embedding
 from memlib.truth.outcomes import borderline, clearest, reproduced
 from memlib.truth.verdicts import judge_samples
 
 CONTROL = Path("results/picture_control")  # what samples are judged by, of the stage of this name
-
 SHOWN = 64  # samples that a chapter can show
 EXAMPLES = 8  # of copies and of the hardest cases of the criterion
-BATCH = 256
 LOSS_SIGMA, LOSS_DRAWS = 0.2, 4  # of the held-out loss, which says how good a model is
 
 
@@ -72,22 +66,6 @@ def draw_samples(
     write_table(output / "quality.parquet", pd.DataFrame({"item": heldout.items["id"], "loss": losses.mean(0).cpu()}))
     write_pictures(output / "pictures.png", made[:SHOWN])
     write_pictures(output / "examples.png", made[[*clearest(matches, EXAMPLES), *borderline(matches, EXAMPLES)]])
-
-
-def sampled(field: UNetField, samples: int, steps: int, sampler: str, seed: int) -> torch.Tensor:
-    """Samples uint8 [samples, C, H, W], each from a noise that depends on its number and the seed alone."""
-    seeds = item_seeds(range(samples), seed)
-    sigmas = noise_levels(field, sampler, steps)
-    draw = {"heun": sample, "ancestral": sample_ancestral}[sampler]
-    parts = [seeds[start : start + BATCH] for start in range(0, samples, BATCH)]
-    return to_uint8(torch.cat([draw(field, part, sigmas).cpu() for part in progress(parts, "sampling")]))
-
-
-def noise_levels(field: UNetField, sampler: str, steps: int) -> torch.Tensor:
-    """The levels of a sampler: those of Karras et al. for the ODE, evenly strided timesteps of training for fresh noise."""
-    if sampler == "heun":
-        return sigma_grid(field.sigma_min, field.sigma_max, steps)
-    return field.sigmas[torch.linspace(0, len(field.sigmas) - 1, steps).round().long()]
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ from memlib.datasets import images
 from memlib.datasets.drawings import LOOK
 from memlib.datasets.items import read_samples
 from memlib.datasets.roles import ROLES
-from memlib.evaluation.copies import picture_thresholds, with_copies
 from memlib.tensors import to_float
 from memlib.training.classifier import classes_of
 from memlib.truth.classifier import load_judge, sample_table
+from memlib.truth.copies import picture_thresholds, with_copies
 
 
 @cache
@@ -37,7 +37,7 @@ def thresholds() -> pd.Series:
 
 
 def judge(samples: Tensor, prompts: pd.DataFrame) -> pd.DataFrame:
-    """What `measure` gives, and which samples copy the picture of their prompt, by `memlib.evaluation.copies.with_copies`."""
+    """What `measure` gives, and which samples copy the picture of their prompt, by `memlib.truth.copies.with_copies`."""
     return with_copies(measure(samples, prompts), prompts.set_index("id"), thresholds())
 
 

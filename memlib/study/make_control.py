@@ -18,7 +18,7 @@ from memlib.datasets import images
 from memlib.datasets.items import write_samples
 from memlib.fields.load import load_field
 from memlib.files import atomic_write, write_table
-from memlib.study.draw_samples import CONTROL, sampled
+from memlib.sampling.pictures import sampled
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 from memlib.tensors import generators, to_float
@@ -29,6 +29,7 @@ from memlib.truth.embedding import altered, blurred, build_embedding, embedding_
 from memlib.truth.outcomes import LEVEL
 
 MODEL = "results/models/reference"
+CONTROL = Path("results/picture_control")
 
 
 def make_control(samples: int, steps: int, sampler: str, seed: int) -> None:
