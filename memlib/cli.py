@@ -57,9 +57,10 @@ def _score(options: argparse.Namespace) -> None:
     import torch
 
     from memlib.datasets.items import load_items
+    from memlib.fields.digest import weights_digest
     from memlib.fields.load import load_field
     from memlib.processes import processes
-    from memlib.score import Table, weights_digest, write_tables
+    from memlib.score import Table, write_tables
 
     dtype = getattr(torch, options.dtype)
     field = load_field(options.model, dtype, options.rows)

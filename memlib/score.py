@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, as_list
+from memlib.fields.digest import weights_digest
 from memlib.fields.unet import UNetField
 from memlib.files import atomic_write
 from memlib.processes import processes
@@ -281,14 +282,3 @@ def _content(value: Any) -> Any:
     if isinstance(value, Tensor):
         return hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).hexdigest()
     return weights_digest(value) if isinstance(value, UNetField) else list(value)
-
-
-def weights_digest(field: UNetField) -> str:
-    """Digest of a model's weights, noise levels and kind of prediction, which names it in a table."""
-    parts = {"unet": field.unet} if field.pipe is None else field.pipe.components
-    digest = hashlib.sha256(field.prediction_type.encode() + field.sigmas.numpy().tobytes())
-    for part, module in sorted(parts.items()):
-        for name, value in sorted(module.state_dict().items()) if isinstance(module, torch.nn.Module) else ():
-            digest.update(f"{part}.{name}".encode())
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -18,7 +18,7 @@ from memlib.evaluation import measures, roc
 from memlib.evaluation.intervals import Estimate, mean_share, proportion
 from memlib.evaluation.measured import Difference
 from memlib.evaluation.split import choice_difference, choose, stratified_split
-from memlib.files import read_json, write_table
+from memlib.files import read_json, write_json, write_table
 from memlib.study import cases, claims, criteria, history
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +48,7 @@ SHARE = {
     "at_least": {"items": 20},
     "seed": 5,
 }
+GROWTH = {"table": "tables/scores/{training}-growth.parquet"}
 REGISTRY = {
     "volume": {
         "grows": {
@@ -232,6 +233,19 @@ def update(name: str, **changes: Any) -> Callable[[dict[str, Any]], Any]:
         ),
         (update("grows", negative="copies <= 1"), "items that are both positive and negative, such as 'i20'"),
         (update("grows", items="tables/none.parquet"), "is judged on tables/none.parquet, which is not there"),
+        (
+            update("grows", first=GROWTH | {"setting": {"sigma": 3}}),
+            "{'sigma': 3}, which no setting of .*main-growth",
+        ),
+        (update("grows", first=GROWTH), "finds 3 settings in .*growth.parquet and no split to choose one on"),
+        (
+            update("grows", baseline={"first": {"table": "tables/none.parquet"}}),
+            "on tables/none.parquet, which is not there",
+        ),
+        (
+            update("grows", first=GROWTH | {"trainings": ["main"]}),
+            "only the sides of a share have trainings of their own",
+        ),
         (update("helps", trainings=["random-0", "random-9"]), "on tables/samples/random-9.parquet, which is not there"),
     ],
 )
@@ -248,18 +262,12 @@ def test_a_claim_that_cannot_be_judged_is_refused_before_any_is(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("side", "message"),
-    [
-        ({"setting": {"sigma": 3}}, "asks for {'sigma': 3}, which no setting of tables/scores/main-growth.parquet has"),
-        ({"setting": {"draws": 2}}, "finds 3 settings in .* and no split to choose one on"),
-        ({"table": "tables/scores/none.parquet"}, "is judged on tables/scores/none.parquet, which is not there"),
-    ],
-)
-def test_scores_that_the_tables_do_not_hold_are_refused(project: pd.DataFrame, side: dict, message: str) -> None:
-    write_registry(lambda volume: volume["grows"]["criterion"]["first"].update(side))
-    with pytest.raises(ValueError, match=message):
-        cases.measure(cases.read_cases("volume.grows", criteria.read_claims()["volume.grows"].criterion))
+def test_items_of_one_cluster_are_drawn_again_together(project: pd.DataFrame) -> None:
+    write_table("tables/items.parquet", project.assign(subject=np.arange(60) // 4))
+    write_registry(lambda volume: volume["grows"]["criterion"].update(cluster="subject"))
+    found, _ = cases.measure(cases.read_cases("volume.grows", criteria.read_claims()["volume.grows"].criterion))
+    assert len(found.deviations) == 15
+    assert found.if_found(0.8)[1:] == measures.newcombe(0.8, 10, 5)
 
 
 def test_a_criterion_that_is_not_committed_is_refused(project: pd.DataFrame) -> None:
@@ -326,7 +334,7 @@ def test_markers_become_criteria_and_verdicts(project: pd.DataFrame) -> None:
     ],
 )
 def test_a_marker_that_stands_for_nothing_is_refused(project: pd.DataFrame, marker: str, message: str) -> None:
-    claims.main()
+    write_json(claims.FOUND, [])
     with pytest.raises(ValueError, match=message):
         claims.fill_markers(f"<!-- {marker} -->")
 
@@ -346,9 +354,11 @@ def test_every_claim_of_the_study_is_complete(monkeypatch: pytest.MonkeyPatch) -
     for claim in registry.values():
         asked = claim.criterion
         assert (ROOT / "notebooks" / Path(claim.page).name).exists()
-        comparisons = [asked, *([asked.baseline] if asked.baseline else [])]
-        sides = [side for each in comparisons for side in (each.first, each.minus) if side]
-        tables = [asked.items, *(join.table for join in asked.join), *(side.table for side in sides if side.table)]
+        tables = [
+            asked.items,
+            *(join.table for join in asked.join),
+            *(side.table for side in asked.sides() if side.table),
+        ]
         assert all(any(table.startswith(f"{dep}/") for dep in stage["deps"]) for table in tables)
         shown = (ROOT / "notebooks" / Path(claim.page).name).read_text()
         assert "<!-- verdicts:" in shown

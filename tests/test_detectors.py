@@ -84,6 +84,13 @@ def test_every_detector_costs_what_it_says(name: str, backward_rows: Counter[str
         assert seen.evaluations + backward_rows.total() == 2 * dearest.total() + shared
 
 
+def test_a_batch_of_prompts_costs_no_calls_filled_up_for_the_empty_one() -> None:
+    field = text_field().with_rows(8, pad=True)
+    items, seen = items_for(field, 5), Counted(field)
+    find("magnitude").score(field, items, noises=3, sampling_steps=10)
+    assert seen.evaluations == 2 * 8 + 3
+
+
 READINGS = [
     ("loss", {"sigma": 0.2}, {"draws": [1, 3]}),
     ("calibrated_loss", {"sigma": 0.2}, {"draws": [1, 2]}),
@@ -232,8 +239,9 @@ def test_what_is_not_given_is_asked_for() -> None:
             "magnitude",
             items,
             field,
-            "needs prompts: a prompt file, or pictures with captions, and a text-to-image model",
+            "needs prompts: a prompt file, or pictures with captions, and a text-to-image model; this model takes no prompts",
         ),
+        ("magnitude", replace(items, prompts=None), field, "a text-to-image model; nothing of the kind is given"),
         ("prompt_length", replace(items, prompts=None), None, "prompt_length needs prompts"),
         ("between_generations", replace(items, samples=None), field, "needs samples of each prompt"),
         ("nearest_picture", replace(items, training=None), None, "needs the training pictures"),
@@ -244,7 +252,7 @@ def test_what_is_not_given_is_asked_for() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    field = pixel_field()
+    field, text = pixel_field(), text_field()
     items = items_for(field)
     for name, setting, message in (
         ("loss", {"sigme": 0.2}, "the detector loss has no setting 'sigme'; did you mean 'sigma'?"),
@@ -255,14 +263,59 @@ def test_settings_that_cannot_be_are_refused() -> None:
         ("loss", {"sigma": 0.2, "draws": []}, r"draws is \[\]"),
         ("loss", {"sigma": 0.2, "draws": [-1]}, r"draws is \[-1\]"),
         ("loss", {"sigma": 0.2, "draws": [True]}, r"draws is \[True\]"),
+        (
+            "loss",
+            {"sigma": 0.2, "draws": [0, 2]},
+            r"draws is \[0, 2\]; it must be of the kind list\[int\], at least 1$",
+        ),
+        ("rate", {"sigma": 0.2, "directions": [0, 2]}, r"directions is \[0, 2\]; .*, at least 1$"),
+        ("edges", {"sigma_min": 0.2, "axes": [0, 1], "steps": [1]}, r"axes is \[0, 1\]; .*, at least 1$"),
+        ("magnitude", {"noises": 0}, "noises is 0; it must be of the kind int, at least 1$"),
+        (
+            "magnitude",
+            {"noises": 1, "sampling_steps": 0},
+            "sampling_steps is 0; it must be of the kind int, at least 1$",
+        ),
+        ("sampled_magnitude", {"noises": 1, "guidance": 2.0, "steps": 0}, r"steps is 0; .*, at least 1$"),
+        ("nearest_training", {"generations": [0]}, r"generations is \[0\]"),
+        ("secmi", {"sigma": 0.2, "ratio": 1}, r"ratio is 1; .*, above 1$"),
+        ("secmi", {"timesteps": [-1, 10]}, r"timesteps is \[-1, 10\]; .*, at least 0$"),
+        ("secmi", {"sigma": 0.2, "ratio": 2.0, "below": -1}, r"below is -1; it must be of the kind int, at least 0$"),
+        ("growth", {"directions": 1, "sigma_min": 0.2, "ratio": 0.5}, "ratio is 0.5; .*, above 1$"),
+        ("length", {"sigma": 0}, "sigma is 0; it must be of the kind float, above 0$"),
+        ("pia", {"sigma": -0.1}, "sigma is -0.1; it must be of the kind float, above 0$"),
+        (
+            "length",
+            {"sigma": 1e-3},
+            r"sigma is 0.001, outside of the schedule of the model, which goes from 0.01 to 157.4",
+        ),
+        (
+            "growth",
+            {"directions": 1, "sigma_min": 0.2, "sigma_max": 1e4},
+            "sigma_max is 10000, outside of the schedule",
+        ),
         ("growth", {"directions": 2, "method": "rk4"}, "method is 'rk4'; it must be of the kind Literal"),
         ("edges", {"axes": [1], "steps": [1], "estimator": "trace"}, "estimator is 'trace'"),
         ("loss", {"sigma": 0.2, "draws": [1], "prompt": True}, "the detector loss with prompt: true needs prompts"),
     ):
+        given = text if "magnitude" in name else field
         with pytest.raises(ValueError, match=message):
-            find(name).check(field, items, setting)
+            find(name).check(given, items, setting)
+    find("secmi").check(field, items, {"sigma": field.sigma_min, "ratio": 1.01, "below": 0, "timesteps": [0]})
+    find("secmi").check(field, items, {"timesteps": None, "sigma": field.sigma_max, "ratio": None})
     find("growth").check(field, items, {"directions": 2, "sigma_min": 1, "sigma_max": None, "method": "euler"})
     for name, setting, message in (
+        ("edges", {"timesteps": 2, "axes": [1], "steps": [3]}, r"the first \[3\] of 2 steps"),
+        ("edges", {"timesteps": 1000, "axes": [1], "steps": [3]}, "no timestep 1000; the model's schedule goes to 999"),
+        ("secmi", {"sigma": 0.2}, "names timesteps, or sigma and ratio"),
+        ("secmi", {"timesteps": [0, 1000]}, "there is no timestep 1000; the model's schedule goes to 999"),
+        ("secmi", {"sigma": 100.0, "ratio": 2.0}, "outside of the schedule"),
+        ("between_generations", {"generations": [2, 7]}, r"the first \[2, 7\] generations of a prompt .* there are 6"),
+    ):
+        find(name).check(field, items, setting)
+        with pytest.raises(ValueError, match=message):
+            find(name).score(field, items, **setting)
+    for name, setting, message in (  # called without a check
         ("loss", {"sigma": 0.2, "draws": [0, 2]}, "a denoising loss needs at least one draw; got 0"),
         ("rate", {"sigma": 0.2, "directions": [0, 2]}, "a divergence needs at least one direction; got 0"),
         (
@@ -270,15 +323,9 @@ def test_settings_that_cannot_be_are_refused() -> None:
             {"sigma_min": 0.2, "axes": [0, 1], "steps": [1]},
             r"over the first \[1\] of 1 steps and of \[0, 1\] axes",
         ),
-        ("edges", {"timesteps": 2, "axes": [1], "steps": [3]}, r"the first \[3\] of 2 steps"),
-        ("edges", {"timesteps": 1000, "axes": [1], "steps": [3]}, "no timestep 1000; the model's schedule goes to 999"),
-        ("secmi", {"sigma": 0.2}, "names timesteps, or sigma and ratio"),
-        ("secmi", {"timesteps": [0, 1000]}, "there is no timestep 1000; the model's schedule goes to 999"),
-        ("between_generations", {"generations": [2, 7]}, r"the first \[2, 7\] generations of a prompt .* there are 6"),
         ("nearest_training", {"generations": [0]}, r"the first \[0\] generations"),
         ("growth", {"directions": 1, "sigma_min": 0.2, "sigma_max": 1e4}, "outside of the schedule"),
     ):
-        find(name).check(field, items, setting)
         with pytest.raises(ValueError, match=message):
             find(name).score(field, items, **setting)
 

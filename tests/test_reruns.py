@@ -17,6 +17,7 @@ from dvc.repo import Repo
 
 from memlib.study import digests as digesting
 from memlib.study.digests import digest_files
+from memlib.study.prepare import packed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
 ROOT = Path(__file__).parent.parent
@@ -259,3 +260,14 @@ def test_the_pipeline_is_short_and_names_no_module() -> None:
     text = (ROOT / "dvc.yaml").read_text()
     assert len(text.splitlines()) < 250
     assert ".py" not in text
+
+
+def test_dvc_finds_every_parameter_that_stages_name_with_its_value() -> None:
+    values = json.loads(packed(STUDY))
+    for name, keys in as_it_is()[0].params.items():
+        for key in keys:
+            assert unpacked(value_of(values, key)) == json.loads(json.dumps(value_of(STUDY, key))), name
+
+
+def unpacked(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else {name: unpacked(entry) for name, entry in value.items()}

@@ -109,3 +109,43 @@ def test_each_detector_is_compared_with_itself_without_the_prompt() -> None:
     assert loss["without"] == roc.auroc(*(bare[side] for side in sides), 3)
     assert loss["with minus without"] == roc.auroc_difference(*((prompted[side], bare[side]) for side in sides), 3)
     assert table.iloc[1]["with"] == split.choose(scores.iloc[:, 6:], contrast, choosing, 3).reported
+
+
+def test_a_setting_of_several_trainings_is_the_best_on_average() -> None:
+    scores, (positive, _) = scores_of(settings=3)
+    positive, choosing = np.tile(positive, 2), np.tile(np.arange(80) % 2 == 0, 2)
+    scores = pd.concat([scores, scores], ignore_index=True)
+    training = np.repeat(["a", "b"], 80)
+    scores.loc[positive & (training == "a"), "sigma=0"] += 3  # perfect in one training, nothing in the other
+    scores.loc[positive, "sigma=1"] += 1.5
+    scores.loc[positive & ~choosing, "sigma=2"] += 9  # on the reporting half alone
+    best, reached = split.best_setting(scores, (positive, ~positive), choosing, training)
+    assert scores.columns[best] == "sigma=1"
+    by_hand = [
+        roc.auroc_value(
+            *(scores.loc[side & choosing & (training == name), "sigma=1"] for side in (positive, ~positive))
+        )
+        for name in ("a", "b")
+    ]
+    assert reached == pytest.approx(np.mean(by_hand))
+
+
+def test_the_sign_and_the_weight_of_scores_are_settings_like_others() -> None:
+    scores, contrast = scores_of(settings=2)
+    choosing = split.stratified_split(contrast[0], np.zeros(80), 1)
+    scores.loc[contrast[0], "sigma=0"] -= 2
+    signs = pd.concat({1: scores, -1: -scores}, axis=1)
+    assert split.choose(signs, contrast, choosing).setting == (-1, "sigma=0")
+    weights = pd.DataFrame({w: w * scores["sigma=0"] + (1 - abs(w)) * scores["sigma=1"] for w in (-1, 0, 1)})
+    assert split.choose(weights, contrast, choosing).setting == -1
+
+
+def test_choosing_a_difference_among_scores_that_say_nothing_gives_none() -> None:
+    covered = []
+    for seed in range(60):
+        scores, contrast = scores_of(settings=12, seed=seed)
+        choosing = split.stratified_split(contrast[0], np.zeros(80), seed)
+        found = split.choose_each(scores, ["a", "b"] * 6, contrast, choosing, seed)
+        estimate = split.choice_difference(found["a"], found["b"], seed)
+        covered.append(estimate.low <= 0 <= estimate.high)
+    assert np.mean(covered) >= 0.93

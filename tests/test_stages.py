@@ -117,11 +117,13 @@ def test_what_another_machine_is_writing_stays(folder: Path, monkeypatch: pytest
     target = folder / "a[1].json"
     monkeypatch.setattr(files.psutil, "pid_exists", lambda process: False)
     left = []
-    for host in ("elsewhere.org", "here"):
+    for process, host in ((1, "elsewhere.org"), (2, "here")):
+        monkeypatch.setattr(files.os, "getpid", lambda process=process: process)
         monkeypatch.setattr(files.socket, "gethostname", lambda host=host: host)
         with files.atomic_write(target) as temporary:
             temporary.write_text("1")
             left.append(temporary)
+    monkeypatch.setattr(files.os, "getpid", lambda: 3)
     for path in left:
         path.write_text("a part")
     files.write_json(target, 2)

@@ -23,13 +23,14 @@ def picture_paths(folder: str | Path) -> list[Path]:
 def captions(folder: str | Path) -> dict[str, str]:
     """Captions by file name, from `metadata.jsonl` (keys file_name and text or caption) and from NAME.txt files.
 
-    The convention of the imagefolder of `datasets`. Raises ValueError for a line of `metadata.jsonl` that is something else.
+    The convention of the imagefolder of `datasets`. Raises ValueError for a line of `metadata.jsonl` that is something else,
+    and for what is not UTF-8.
     """
     folder = Path(folder)
     found = {}
     metadata = folder / "metadata.jsonl"
     if metadata.exists():
-        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(_text(metadata).splitlines(), start=1):
             try:
                 row = json.loads(line)
                 found[row["file_name"]] = row["text"] if "text" in row else row["caption"]
@@ -38,9 +39,16 @@ def captions(folder: str | Path) -> dict[str, str]:
                     f"{metadata} line {number} is not an object with file_name and text or caption"
                 ) from error
     for path in folder.glob("*.txt"):
-        caption = path.read_text(encoding="utf-8").strip()
+        caption = _text(path).strip()
         found |= {path.with_suffix(suffix).name: caption for suffix in IMAGE_SUFFIXES}
     return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def open_picture(path: str | Path) -> np.ndarray:

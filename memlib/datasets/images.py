@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memlib.files import atomic_write, suggest
 from memlib.tensors import to_float
+
+COLUMNS = ("name", "caption", "split", "copies")
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,35 @@ def save(image_set: ImageSet, directory: str | Path) -> None:
 
 
 def load(directory: str | Path) -> ImageSet:
-    """Read what `save` wrote; raises ValueError for a folder that holds no image set."""
+    """Read what `save` wrote; raises ValueError for a folder that holds no image set, and for broken files and other pictures."""
     images, items = Path(directory) / "images.safetensors", Path(directory) / "items.parquet"
     for file in (images, items):
         if not file.is_file():
             raise ValueError(f"{directory} is not an image set: there is no {file.name} in it")
-    return ImageSet(load_file(images)["images"], pd.read_parquet(items))
+    try:
+        pictures = load_file(images).get("images")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{images} is broken or cut off ({error}); make it again") from error
+    table = read_table(items, COLUMNS)
+    if pictures is None or pictures.dtype != torch.uint8 or pictures.ndim != 4 or len(pictures) != len(table):
+        found = "nothing of the name" if pictures is None else f"{pictures.dtype} {list(pictures.shape)}"
+        raise ValueError(
+            f"{images} must hold `images`, uint8 [{len(table)}, C, H, W], a picture an item; it holds {found}"
+        )
+    return ImageSet(pictures, table)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table from a parquet file; raises ValueError for a file that is missing or broken, and one without these columns."""
+    if not path.is_file():
+        raise ValueError(f"there is no table {path}")
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # of arrow, too
+        raise ValueError(
+            f"{path} cannot be read as a parquet file ({str(error).splitlines()[0]}); make it again"
+        ) from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}; it needs {', '.join(columns)}")
+    return table

@@ -1,12 +1,13 @@
 """What is to be scored, from an image set, a folder of images, or a prompt file."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,13 +39,18 @@ def load_items(
     writes them. training: the folder of an image set or of images that the model was trained on. size: channels, height and
     width that pictures must have. reference: a field trained without the items.
 
-    Raises ValueError for no items, for both pictures and prompts, and for what is missing or of another kind.
+    Raises ValueError for no items, for both pictures and prompts, for what is missing, broken or of another kind or size, for
+    splits of what has none, and for a training picture that cannot be read: distances to the nearest one would be wrong.
     """
     if (images is None) == (prompts is None):
         raise ValueError("give either pictures or a prompt file to be scored")
+    for named, folder in ((splits, images), (training_splits, training)):
+        if named and (folder is None or not _is_image_set(Path(folder))):
+            where = "no image set is given" if folder is None else f"{folder} is no image set"
+            raise ValueError(f"the splits {', '.join(named)} are asked for, but {where}; name one, or no splits")
     notes: dict[str, str] = {}
     if prompts is not None and Path(prompts).suffix == ".parquet":
-        table = pd.read_parquet(prompts, columns=["id", "prompt"])
+        table = image_sets.read_table(Path(prompts), ("id", "prompt"))
         items = Items(table["id"].tolist(), seed, prompts=table["prompt"].tolist())
     elif prompts is not None:
         asked = read_prompts(prompts)
@@ -54,9 +60,17 @@ def load_items(
         items = Items(ids, seed, pictures, captions)
     more = {} if reference is None else {"reference": reference}
     if samples is not None:
-        more["samples"] = _samples_of(samples, items.ids)
+        more["samples"] = _samples_of(samples, items.ids, size)
     if training is not None:
-        more["training"] = _pictures(Path(training), training_splits, size)[1]
+        _, more["training"], _, unread = _pictures(Path(training), training_splits, size)
+        if unread:
+            first = next(iter(unread.values()))
+            raise ValueError(f"all training pictures are needed, and {len(unread)} of them cannot be used: {first}")
+    parts = {"pictures": items.pictures, "samples": more.get("samples"), "training pictures": more.get("training")}
+    shapes = {name: part.shape[-3:] for name, part in parts.items() if part is not None}
+    for (one, first), (other, second) in pairwise(shapes.items()):
+        if first != second:
+            raise ValueError(f"the {one} are {_named(first)}, but the {other} are {_named(second)}; give them one size")
     return Items(items.ids, seed, items.pictures, items.prompts, **more), notes
 
 
@@ -64,8 +78,10 @@ def _pictures(
     folder: Path, splits: Sequence[str], size: tuple[int, int, int] | None
 ) -> tuple[list[str], Tensor, list[str] | None, dict[str, str]]:
     """Ids, pictures in [-1, 1], captions (None without any), and why some could not be read."""
-    if (folder / "items.parquet").exists():
+    if _is_image_set(folder):
         image_set = image_sets.load(folder)
+        if "id" not in image_set.items:
+            raise ValueError(f"{folder / 'items.parquet'} has no column 'id'; every item needs an id of its own")
         if splits:
             parts = [image_set.split(name) for name in splits]
             ids = [name for part in parts for name in part.items["id"]]
@@ -77,7 +93,7 @@ def _pictures(
             raise ValueError(f"{folder} holds pictures of {_named(pictures.shape[1:])}; the model takes {_named(size)}")
         return ids, pictures, captions if any(captions) else None, {}
     if folder.suffix == ".safetensors":
-        samples, ids = read_samples(folder)
+        samples, ids = read_samples(folder, size)
         return ids, to_float(samples[:, 0]), None, {}
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} with pictures")
@@ -103,13 +119,17 @@ def _pictures(
     return list(found), to_float(torch.stack([*found.values()])), captions if any(captions) else None, notes
 
 
+def _is_image_set(folder: Path) -> bool:
+    return (folder / "items.parquet").exists()
+
+
 def _named(shape: Sequence[int]) -> str:
     return f"{shape[0]} channels of {shape[1]}x{shape[2]} pixels"
 
 
-def _samples_of(path: str | Path, ids: Sequence[str]) -> Tensor:
+def _samples_of(path: str | Path, ids: Sequence[str], size: tuple[int, int, int] | None) -> Tensor:
     """Generations [N, n, C, H, W] in [-1, 1] of the items, from a file of `write_samples`."""
-    samples, known = read_samples(path)
+    samples, known = read_samples(path, size)
     rows = {name: row for row, name in enumerate(known)}
     missing = next((name for name in ids if name not in rows), None)
     if missing is not None:
@@ -123,13 +143,31 @@ def write_samples(path: str | Path, samples: Tensor, ids: Sequence[str]) -> None
         save_file({"samples": samples.contiguous()}, temporary, {"ids": json.dumps(list(ids))})
 
 
-def read_samples(path: str | Path) -> tuple[Tensor, list[str]]:
-    """Generations uint8 [N, n, C, H, W] and the ids of their N items; raises ValueError for another kind of file."""
+def read_samples(path: str | Path, size: tuple[int, int, int] | None = None) -> tuple[Tensor, list[str]]:
+    """Generations uint8 [N, n, C, H, W] and the ids of their N items, all different.
+
+    size: channels, height and width that they must have. Raises ValueError for another kind of file, and for a broken one.
+    """
     if not Path(path).is_file():
         raise ValueError(f"there is no file of samples {path}")
-    with safe_open(path, "pt") as file:
-        if "samples" not in file.keys() or "ids" not in (file.metadata() or {}):  # noqa: SIM118
-            raise ValueError(
-                f"{path} is no file of samples; it must hold the tensor `samples` and the ids of its items"
-            )
-        return file.get_tensor("samples"), json.loads(file.metadata()["ids"])
+    try:
+        with safe_open(path, "pt") as file:
+            ids = json.loads((file.metadata() or {}).get("ids", "null"))
+            samples = file.get_tensor("samples") if "samples" in file.keys() else None  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no file of samples, or it is broken or cut off ({error}); make it again"
+        ) from error
+    if samples is None or not isinstance(ids, list):
+        raise ValueError(f"{path} is no file of samples; it must hold the tensor `samples` and the ids of its items")
+    if samples.dtype != torch.uint8 or samples.ndim != 5 or 0 in samples.shape:
+        raise ValueError(
+            f"the samples in {path} are {samples.dtype} {list(samples.shape)}; they must be uint8 [N, n, C, H, W]"
+        )
+    doubled = next((name for name, count in Counter(map(str, ids)).items() if count > 1), None)
+    if len(ids) != len(samples) or doubled is not None:
+        wrong = f"{len(ids)} ids for {len(samples)} items" if doubled is None else f"the id {doubled!r} twice"
+        raise ValueError(f"{path} has {wrong}; every item needs an id of its own")
+    if size is not None and tuple(samples.shape[2:]) != tuple(size):
+        raise ValueError(f"{path} holds pictures of {_named(samples.shape[2:])}; the model takes {_named(size)}")
+    return samples, ids

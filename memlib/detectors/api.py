@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from memlib.fields import Field
@@ -22,6 +23,10 @@ NEEDS = {  # what a detector can ask for, and what gives it
     "training": "the training pictures",
     "reference": "a reference model that was trained without the items",
 }
+BOUNDS = {int: Ge(1), float: Gt(0)}  # of the numbers of a setting that names none of its own
+FromZero = Annotated[int, Ge(0)]
+Ratio = Annotated[float, Gt(1)]
+TOLERANCE = 1e-4  # of a noise level at an end of a schedule, relative
 
 
 class Scores(NamedTuple):
@@ -85,7 +90,10 @@ class Detector:
     score: Score = field(repr=False)
 
     def check(self, model: Field | None, items: Items, setting: Mapping[str, Any]) -> None:
-        """Raise ValueError where items or model lack what is needed, or a setting has an unknown name or kind or lacks one."""
+        """Raise ValueError where items or model lack what is needed, or a setting cannot be.
+
+        It has an unknown name or kind, lacks one, or names a noise level outside of the model's schedule.
+        """
         given = {
             "model": model is not None,
             "picture": items.pictures is not None,
@@ -96,7 +104,9 @@ class Detector:
         }
         for need in self.needs:
             if not given[need]:
-                raise ValueError(f"the detector {self.name} needs {NEEDS[need]}; nothing of the kind is given")
+                deaf = need == "prompt" and items.prompts is not None
+                missing = "this model takes no prompts" if deaf else "nothing of the kind is given"
+                raise ValueError(f"the detector {self.name} needs {NEEDS[need]}; {missing}")
         known = {
             name: parameter
             for name, parameter in inspect.signature(self.score, eval_str=True).parameters.items()
@@ -105,31 +115,63 @@ class Detector:
         for name in setting:
             if name not in known:
                 raise ValueError(f"the detector {self.name} has no setting {name!r}{suggest(name, known)}")
-            if not _fits(setting[name], known[name].annotation):
-                kind = inspect.formatannotation(known[name].annotation)
+            kind = known[name].annotation
+            if not _fits(setting[name], kind):
+                bare = get_type_hints(getattr(self.score, "func", self.score))[name]
                 raise ValueError(
-                    f"the detector {self.name}: {name} is {setting[name]!r}; it must be of the kind {kind}"
+                    f"the detector {self.name}: {name} is {setting[name]!r}; it must be of the kind "
+                    f"{inspect.formatannotation(bare)}{_least(kind)}"
                 )
         for name, parameter in known.items():
             if parameter.default is inspect.Parameter.empty and name not in setting:
                 raise ValueError(f"a setting of the detector {self.name} lacks {name!r}; it takes {', '.join(known)}")
+        for name in ("sigma", "sigma_min", "sigma_max"):
+            level = setting.get(name)
+            if model is None or level is None:
+                continue
+            if not model.sigma_min * (1 - TOLERANCE) <= level <= model.sigma_max * (1 + TOLERANCE):
+                raise ValueError(
+                    f"the detector {self.name}: {name} is {level:g}, outside of the schedule of the model, which goes from "
+                    f"{model.sigma_min:.4g} to {model.sigma_max:.4g}"
+                )
         if setting.get("prompt") and not (items.prompts is not None and model is not None and model.takes_prompts):
             raise ValueError(f"the detector {self.name} with prompt: true needs {NEEDS['prompt']}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind: int (0 or more), float (finite), bool, None, or a Literal, list or union of these."""
+    """Whether a value is of a kind: int, float (finite), bool, None, or a Literal, list or union of these, within its bound."""
     if kind is inspect.Parameter.empty:
         return True
     if get_origin(kind) is Literal:
         return value in get_args(kind)
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in (Union, UnionType):
         return any(_fits(value, each) for each in get_args(kind))
     if get_origin(kind) is list:
         return isinstance(value, list) and bool(value) and all(_fits(each, *get_args(kind)) for each in value)
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind and (kind is not int or value >= 0)
+    number, bound = get_args(kind)[0] if get_origin(kind) is Annotated else kind, _bound(kind)
+    if bound is None:
+        return type(value) is kind
+    if type(value) not in ((int, float) if number is float else (int,)) or not math.isfinite(value):
+        return False
+    return value >= bound.ge if isinstance(bound, Ge) else value > bound.gt
+
+
+def _bound(kind: Any) -> Ge | Gt | None:
+    """What numbers of a kind are bound to, if it has any."""
+    if get_origin(kind) is Annotated:
+        return get_args(kind)[1]
+    return BOUNDS.get(kind) or next(filter(None, map(_bound, get_args(kind))), None)
+
+
+def _least(kind: Any) -> str:
+    """The bound of the numbers of a kind in words."""
+    match _bound(kind):
+        case Ge(ge=value):
+            return f", at least {value}"
+        case Gt(gt=value):
+            return f", above {value}"
+        case _:
+            return ""
 
 
 def conditioned(model: Field, items: Items, prompt: bool) -> Field:

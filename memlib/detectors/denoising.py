@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memlib.detectors.api import Detector, Items, Scores, calibrated, conditioned
+from memlib.detectors.api import Detector, FromZero, Items, Ratio, Scores, calibrated, conditioned
 from memlib.fields import Field, NoisePredictor
 from memlib.sampling.grids import check_timesteps, sigma_grid
 from memlib.sampling.ode import integrate, solver_step
@@ -81,9 +81,9 @@ def score_secmi(
     items: Items,
     *,
     sigma: float | None = None,
-    ratio: float | None = None,
-    below: int = 0,
-    timesteps: list[int] | None = None,
+    ratio: Ratio | None = None,
+    below: FromZero = 0,
+    timesteps: list[FromZero] | None = None,
     prompt: bool = False,
 ) -> Scores:
     """Minus SecMI's t-error of the step from `sigma` to `ratio` times it, after `below` steps up to it, or through timesteps."""

@@ -8,19 +8,17 @@ from torch import Tensor
 from memlib.fields import NoisePredictor
 
 
-def adjoint_derivative(
-    eps: NoisePredictor, function: Callable[[Tensor], Tensor], x: Tensor
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Value at x [N, ...] of a function that calls `eps` once, and its adjoint derivative there, of cotangents [k, N, ...].
+def adjoint_derivative(eps: NoisePredictor, x: Tensor, sigma: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Noise prediction at x [N, ...], and its adjoint derivative there, of cotangents [k, N, ...].
 
     One forward pass serves all cotangents, of which as many are pulled back at once as fill a call of the network: one, where
     the network fills its calls up itself. Call it under `torch.no_grad()`, so that no parameter's gradient is kept, and under
     `sdpa_kernel(SDPBackend.MATH)`.
     """
-    value, adjoint = torch.func.vjp(function, x)
+    noise, adjoint = torch.func.vjp(lambda y: eps(y, sigma), x)
     filled, rows = getattr(eps, "pad", False), getattr(eps, "rows", x.numel())
     several = torch.vmap(adjoint, chunk_size=1 if filled else max(1, rows // len(x)))
-    return value, lambda cotangents: several(cotangents)[0]
+    return noise, lambda cotangents: several(cotangents)[0]
 
 
 def directional_derivatives(

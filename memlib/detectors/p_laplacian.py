@@ -140,10 +140,13 @@ def _check(
 
 def _score(eps: NoisePredictor, x: Tensor, sigma: float) -> Tensor:
     """Score of items [N, ...] in their shape."""
-    noise = eps(x, sigma)
+    return -_of_shape(eps(x, sigma), x) / sigma
+
+
+def _of_shape(noise: Tensor, x: Tensor) -> Tensor:
     if noise.shape != x.shape:
         raise ValueError(f"the noise prediction for items {list(x.shape)} has the shape {list(noise.shape)}")
-    return -noise / sigma
+    return noise
 
 
 def _scores_around(eps: NoisePredictor, x: Tensor, offsets: Tensor, sigma: float) -> Tensor:
@@ -165,12 +168,13 @@ def _autodiff(
         tangents = torch.eye(d, dtype=x.dtype, device=x.device)[:, None].expand(d, len(x), d)
     else:
         tangents = signs(random, directions, x.flatten(1))
-    score, pull_back = adjoint_derivative(eps, partial(_score, eps, sigma=sigma), x)
+    noise, pull_back = adjoint_derivative(eps, x, sigma)
+    score = -_of_shape(noise, x) / sigma
     length = norm(score.flatten(1))
     unit = score.flatten(1) / length.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
     tangents = torch.cat([tangents, unit[None]])
     curvatures = total(
-        tangents * pull_back(tangents.reshape(-1, *x.shape)).flatten(2)
+        tangents * pull_back(-tangents.reshape(-1, *x.shape) / sigma).flatten(2)
     )  # v'Hv, the last along the score [k + 1, N]
     trace, along = curvatures[:-1] * (d if directions is None else 1), curvatures[-1]
     return _power(length, powers - 2, d, sigma) * (trace + (powers - 2) * along)

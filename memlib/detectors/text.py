@@ -23,14 +23,14 @@ from memlib.tensors import norm
 def first_step(field: UNetField, prompts: Sequence[str], noise: Tensor, sampling_steps: int = 50) -> Tensor:
     """|D_c - D_u| at the first step of sampling [N, n] of N prompts from n noises [n, C, H, W].
 
-    From the same noise the unconditional prediction is the same for all prompts: N n + n network evaluations. Raises ValueError
-    for no prompts.
+    One network evaluation a prompt and noise; the unconditional prediction, one more a noise, is the same for all prompts.
+    Raises ValueError for no prompts.
     """
     check_prompts(prompts)
     warn_of_cuts(field.pipe, prompts)
     t = timesteps(field.scheduler, sampling_steps)[0]
     noise = noise.to(field.device)
-    without = field.data_at(noise, t, field.unconditional())
+    without = field.with_rows(field.rows).data_at(noise, t, field.unconditional())  # the same call for any prompts
     cond = field.encode_prompts(prompts)
     found = field.data_at(noise.repeat_interleave(len(prompts), 0), t, cond).unflatten(0, (len(noise), -1))
     return norm((found - without[:, None]).flatten(2)).T.cpu()
@@ -96,8 +96,8 @@ def lost_without_words(
 ) -> pd.DataFrame:
     """How much of the magnitude at the first step is lost without each word, the mean over noises [n, C, H, W].
 
-    Columns prompt (its number), token (the word) and significance, as `token_significance` gives them, without gradients: a
-    network evaluation for each word and noise. Raises ValueError for no prompts.
+    Columns prompt (its number), token (the word) and significance, as `token_significance` gives them, without gradients: the
+    magnitudes of the prompt and, for each word, of what is left. Raises ValueError for no prompts.
     """
     check_prompts(prompts)
     words = [prompt.split() for prompt in prompts]
@@ -140,7 +140,7 @@ def _gradient_lengths(first: FirstStep, inputs: bool) -> Tensor:
 
 
 def score_magnitude(field: UNetField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
-    """Magnitude at the first step, a reading for each noise; all items share the noises, and so the unconditional prediction."""
+    """Magnitude at the first step, a reading for each noise: one evaluation, and what all items share (see `first_step`)."""
     noise = shared_noise(field.shape, noises, items.seed)
     found = first_step(field, items.prompts, noise, sampling_steps)
     return [Scores(found[:, number], 1, {"noise": number}) for number in range(noises)]
@@ -155,7 +155,7 @@ def score_sampled_magnitude(
     sampling_steps: int = 50,
     steps: int | None = None,
 ) -> list[Scores]:
-    """Magnitude at every step of the pipeline's own loop, a reading for each noise and step."""
+    """Magnitude at every step of the pipeline's own loop, which predicts with the prompt and without: two evaluations a step."""
     noise = shared_noise(field.shape, noises, items.seed)
     run = trajectory(field.pipe, items.prompts, noise, steps, sampling_steps, guidance, 2 * field.rows)
     return [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from memlib.detectors.api import Detector, Items, Scores, calibrated, conditioned
+from memlib.detectors.api import Detector, Items, Ratio, Scores, calibrated, conditioned
 from memlib.detectors.derivatives import adjoint_derivative, directional_derivatives
 from memlib.fields import Field, NoisePredictor
 from memlib.sampling.grids import check_timesteps, ratio_grid, sigma_grid
@@ -123,7 +123,7 @@ def _divergences(
     else:
         tangents = signs(items, directions, x)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, pull_back = adjoint_derivative(eps, lambda y: eps(y, sigma), x)
+        _, pull_back = adjoint_derivative(eps, x, sigma)
         pulled = pull_back(tangents)
     return total((tangents * pulled).flatten(2)) * (d if directions is None else 1)
 
@@ -215,7 +215,7 @@ def score_growth(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     steps: int = 1,
-    ratio: float | None = None,
+    ratio: Ratio | None = None,
     method: Method = "heun",
     prompt: bool = False,
 ) -> list[Scores]:
@@ -238,7 +238,7 @@ def score_carried(
     steps: list[int],
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-    ratio: float | None = None,
+    ratio: Ratio | None = None,
     timesteps: int | None = None,
     method: Method = "euler",
     estimator: Literal["axes", "edges"] = "edges",

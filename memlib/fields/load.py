@@ -1,38 +1,41 @@
 """Models from a folder or by their name from the hub: safetensors weights only, no remote code."""
 
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
+from safetensors import SafetensorError, safe_open
 
-from memlib.fields.unet import ROWS, UNetField
+from memlib.fields.unet import ROWS, SCHEDULERS, UNetField, check_scheduler
 from memlib.processes import processes
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 SUPPORTED = (
     "unconditional models with a U-Net, and text-to-image pipelines with one, such as Stable Diffusion 1.x, 2.x and XL"
 )
+LIBRARIES = ("diffusers", "transformers")  # of a pipeline's parts, beside the modules of diffusers' pipelines
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+INDEX = "model_index.json"
+NO_CODE = "no remote code is run, only what the installed diffusers and transformers have"
 
 
 def load_field(name: str | Path, dtype: torch.dtype = torch.float32, rows: int = ROWS) -> UNetField:
     """Noise prediction of a diffusers model, unconditional or text-to-image, on the device that accelerate finds.
 
     Its parameters are frozen. Raises ValueError, before any weights are loaded where a folder is named, for what is not a
-    diffusers model, for pickled weights, and for a model that is not supported.
+    diffusers model, for broken files, for pickled weights, for remote code, and for a model that is not supported.
     """
     folder = Path(name)
-    if (folder / "unet" / "config.json").exists():
-        check_folder(folder)
-    settings = UNet2DModel.load_config(folder / "unet") if (folder / "unet" / "config.json").exists() else {}
-    if settings.get("_class_name") == "UNet2DModel":
-        unet = UNet2DModel.from_pretrained(
-            folder / "unet", use_safetensors=True, local_files_only=True, torch_dtype=dtype
-        )
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    network = check_folder(folder) if (folder / "unet" / "config.json").exists() else {}
+    if network.get("_class_name") == "UNet2DModel":
+        if (folder / INDEX).exists():
+            check_index(folder)
+        kind = read_config(folder / "scheduler" / "scheduler_config.json").get("_class_name")
+        scheduler = check_scheduler(scheduler_class(kind).from_pretrained(folder / "scheduler", local_files_only=True))
+        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True, dtype=dtype)
         return UNetField(unet.requires_grad_(False).to(processes().device), scheduler, rows=rows)
     pipe = load_pipeline(name, dtype)
     pipe.unet.requires_grad_(False)
@@ -40,72 +43,147 @@ def load_field(name: str | Path, dtype: torch.dtype = torch.float32, rows: int =
     return UNetField(pipe.unet, pipe.scheduler, text, rows)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError unless a folder holds a U-Net and a scheduler that are supported, with safetensors weights."""
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Configuration of the U-Net in a folder.
+
+    Raises ValueError unless there are a U-Net and a scheduler that are supported, with safetensors weights.
+    """
     if not (folder / "scheduler" / "scheduler_config.json").exists():
         raise ValueError(
             f"{folder} is not a diffusers model; it must hold unet/config.json and scheduler/scheduler_config.json"
         )
+    check_files(folder)
     unet = folder / "unet"
     if not list(unet.glob("*.safetensors")):
         pickled = sorted(path.name for path in unet.glob("*") if path.suffix in PICKLED)
         found = f", only {pickled[0]}, which is pickled and is not opened" if pickled else ""
         raise ValueError(f"{unet} has no safetensors weights{found}; save the model with safe_serialization=True")
-    settings = UNet2DModel.load_config(unet)
-    if settings["out_channels"] != settings["in_channels"]:
+    settings = read_config(unet / "config.json")
+    check_network(folder, settings)
+    return settings
+
+
+def check_network(name: str | Path, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for the configuration of a U-Net that predicts more than the mean, or is conditioned on classes."""
+    if settings.get("out_channels") != settings.get("in_channels"):
         raise ValueError(
-            f"the network in {folder} also predicts a variance; only networks that predict the mean are supported"
+            f"the network in {name} also predicts a variance; only networks that predict the mean are supported"
         )
     if settings.get("class_embed_type") or settings.get("num_class_embeds"):
-        raise ValueError(f"the network in {folder} is conditioned on classes; supported are {SUPPORTED}")
+        raise ValueError(f"the network in {name} is conditioned on classes; supported are {SUPPORTED}")
 
 
-def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> "DiffusionPipeline":
+def check_files(folder: Path) -> None:
+    """Raise ValueError, with its name, for a configuration or file of weights in a model's folder that is broken."""
+    for path in sorted(folder.glob("*/*config.json")):
+        read_config(path)
+    for path in sorted(folder.glob("*/*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is broken or cut off ({error}); save or download the model again") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; raises ValueError unless it holds an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}); save or download the model again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; save or download the model again")
+    return content
+
+
+def check_index(name: str | Path) -> None:
+    """Raise ValueError, by `model_index.json` alone, for a pipeline with code of its own and one that is not supported."""
+    folder = Path(name)
+    index = read_config(folder / INDEX) if folder.exists() else DiffusionPipeline.load_config(name)
+    kind = index.get("_class_name")
+    known = getattr(diffusers, kind, None) if isinstance(kind, str) else None
+    if not (isinstance(known, type) and issubclass(known, DiffusionPipeline)):
+        raise ValueError(f"{name} is a pipeline of the class {kind!r}, which diffusers does not have; {NO_CODE}")
+    parts = {part: value for part, value in index.items() if isinstance(value, list) and value != [None, None]}
+    for part, value in parts.items():
+        library = value[0] if len(value) == 2 and isinstance(value[0], str) else ""
+        known = library in LIBRARIES or hasattr(diffusers.pipelines, library)
+        if not known or (folder / part / f"{library}.py").exists():
+            raise ValueError(f"{name} has a {part} of the class {value!r} with code of its own; {NO_CODE}")
+    check_parts(kind, parts)
+    scheduler_class(parts["scheduler"][1])
+
+
+def scheduler_class(kind: Any) -> type[SchedulerMixin]:
+    """A scheduler's class by its name; raises ValueError where diffusers has none, and for one without a discrete schedule."""
+    found = getattr(diffusers, str(kind), None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ValueError(f"the installed diffusers has no scheduler {kind!r}; supported are {SCHEDULERS}")
+    try:
+        check_scheduler(found())
+    except TypeError as error:  # all those of a discrete schedule have defaults
+        raise ValueError(f"{kind} is not supported; supported are {SCHEDULERS}") from error
+    return found
+
+
+def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
     """A pipeline from a folder, or by its name from the hub, on the device that accelerate finds.
 
     It has no safety checker, which would blacken pictures that are to be measured and looked at. Raises ValueError for a
-    folder that is not a diffusers pipeline, for a name that is not found, and for a pipeline that is not supported.
+    folder that is not a diffusers pipeline, for broken files, for a name that is not found, and, before any weights are
+    loaded, for remote code and a pipeline that is not supported.
     """
-    from diffusers import DiffusionPipeline
-
     folder = Path(name)
     if folder.exists() and not (folder / "model_index.json").exists():
         raise ValueError(f"{name} is not a diffusers model; it must hold model_index.json, or unet/ and scheduler/")
+    if folder.exists():
+        check_files(folder)
     try:
-        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
-    except OSError as error:
+        check_index(name)
+        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (OSError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"{name} is no folder of a model with safetensors weights, and the hub gives none of that name: {reason}"
         ) from error
     check_pipeline(pipe)
+    check_network(name, pipe.unet.config)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
         pipe.register_to_config(requires_safety_checker=False)
     return pipe.to(processes().device)
 
 
-def check_pipeline(pipe: "DiffusionPipeline") -> None:
-    """Raise ValueError unless the pipeline's network is a U-Net, with a text encoder or unconditional."""
-    if getattr(pipe, "transformer", None) is not None:
-        raise ValueError(f"{type(pipe).__name__} has a transformer instead of a U-Net; supported are {SUPPORTED}")
-    for part in ("unet", "scheduler"):
-        if getattr(pipe, part, None) is None:
-            raise ValueError(f"{type(pipe).__name__} has no {part}; supported are {SUPPORTED}")
-    if getattr(pipe, "text_encoder", None) is not None and getattr(pipe, "tokenizer", None) is None:
-        raise ValueError(f"{type(pipe).__name__} has no tokenizer; supported are {SUPPORTED}")
+def check_pipeline(pipe: DiffusionPipeline) -> None:
+    """Raise ValueError unless the pipeline's network is a U-Net of a discrete schedule, with a text encoder or unconditional."""
+    check_parts(type(pipe).__name__, [name for name, part in pipe.components.items() if part is not None])
+    check_scheduler(pipe.scheduler)
     if getattr(pipe.unet.config, "time_cond_proj_dim", None):
         raise ValueError("the U-Net is told the guidance scale, so the pipeline makes no unconditional prediction")
 
 
-def check_text(pipe: "DiffusionPipeline") -> None:
+def check_parts(kind: str, parts: Collection[str]) -> None:
+    """Raise ValueError unless the parts of a class of pipelines are those of a model that is supported."""
+    if "transformer" in parts:
+        raise ValueError(f"{kind} has a transformer instead of a U-Net; supported are {SUPPORTED}")
+    for part in ("unet", "scheduler"):
+        if part not in parts:
+            raise ValueError(f"{kind} has no {part}; supported are {SUPPORTED}")
+    if "text_encoder" in parts and "tokenizer" not in parts:
+        raise ValueError(f"{kind} has no tokenizer; supported are {SUPPORTED}")
+    further = sorted({*parts} - {"unet", "scheduler"})
+    if "text_encoder" not in parts and further:
+        raise ValueError(f"{kind} has {' and '.join(further)} but no text_encoder; supported are {SUPPORTED}")
+
+
+def check_text(pipe: DiffusionPipeline) -> None:
     """Raise ValueError unless the pipeline makes pictures from text by a U-Net."""
     check_pipeline(pipe)
     if getattr(pipe, "text_encoder", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no text_encoder; a prompt needs a text-to-image pipeline")
 
 
-def check_single_encoder(pipe: "DiffusionPipeline") -> None:
+def check_single_encoder(pipe: DiffusionPipeline) -> None:
     """Raise ValueError for a pipeline whose prompts are more than one sequence of embeddings, such as Stable Diffusion XL."""
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise ValueError(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
 ROWS = 64  # items in one call of a network
+SCHEDULERS = "those with alphas_cumprod, such as DDPMScheduler, DDIMScheduler, PNDMScheduler and EulerDiscreteScheduler"
 ADDED = ("text_embeds", "time_ids")  # conditions that Stable Diffusion XL takes in a dictionary of their own
 
 
@@ -27,8 +28,9 @@ class UNetField:
     interpolated in log sigma. Noise levels and timesteps stay float32 whatever the network computes in. Nothing is left on
     the network but that it is in evaluation mode.
 
-    pipe: the text-to-image pipeline that the network belongs to, for prompts and latents. Raises ValueError for an unknown
-    prediction type and, when called with a noise level outside of the schedule (one on the processor: nothing waits for a GPU).
+    pipe: the text-to-image pipeline that the network belongs to, for prompts and latents. Raises ValueError for a schedule that
+    is not discrete, an unknown prediction type and, when called with a noise level outside of the schedule (one on the processor:
+    nothing waits for a GPU).
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class UNetField:
         rows: int = ROWS,
         pad: bool = False,
     ) -> None:
+        check_scheduler(scheduler)
         self.prediction_type = check_prediction(scheduler.config.get("prediction_type", "epsilon"))
         self.unet, self.scheduler, self.pipe, self.rows, self.pad = unet.eval(), scheduler, pipe, rows, pad
         self.norms = [module for module in unet.modules() if isinstance(module, torch.nn.GroupNorm)]
@@ -151,7 +154,7 @@ class UNetField:
 
     def unconditional(self) -> Conditioning:
         """The condition [1, ...] of no prompt: that of the empty one, or zeros where the pipeline takes those."""
-        cond = self.encode_prompts([""])
+        cond = self.with_rows(1).encode_prompts([""])
         if self.pipe.config.get("force_zeros_for_empty_prompt", False):
             cond |= {name: torch.zeros_like(value) for name, value in cond.items() if name != "time_ids"}
         return cond
@@ -184,6 +187,18 @@ def contiguous_inputs(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_scheduler(scheduler: "SchedulerMixin") -> "SchedulerMixin":
+    """Return a scheduler; raise ValueError unless the network under it was trained at the steps of a discrete schedule."""
+    kind = type(scheduler).__name__
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"{kind} has no discrete schedule of noise levels; supported are {SCHEDULERS}")
+    if scheduler.config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(
+            f"the network under this {kind} is told no timestep but a noise level; supported are {SCHEDULERS}"
+        )
+    return scheduler
 
 
 def abar_at(scheduler: "SchedulerMixin", t: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def optimise_prompts(
 
     The magnitude is |D_c - D_u| (see `memlib.detectors.text`), sigma times the paper's. AdamW on every position but the first
     (section 4.2), at most so many iterations. The published code stops by one norm over all generations of a prompt; here every
-    sample has its own embeddings and its own end, so that nothing depends on how many are made at once. Two network
-    evaluations a sample and, with gradients, one more an iteration.
+    sample has its own embeddings and its own end, so that nothing depends on how many are made at once. One network
+    evaluation a sample and, an iteration, a backward pass and one more; the unconditional prediction, one a noise, is shared.
 
     Raises ValueError for no prompts, a pipeline with two text encoders, and a target that is not positive.
     """

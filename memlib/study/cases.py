@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,17 +44,19 @@ class Cases:
 def read_cases(name: str, criterion: Criterion) -> Cases:
     """The items that the claim `name` is judged on.
 
-    Raises ValueError, in one sentence, for tables, columns and items that are not there, and for fewer items than the power
-    of the criterion asks for.
+    Raises ValueError, in one sentence, for tables, columns, settings and items that are not there, and for fewer items than
+    the power of the criterion asks for.
     """
     frames, whole = [], items_of(name, criterion, criterion.trainings[0])
     for training in criterion.trainings:
         frame = items_of(name, criterion, training)
         if criterion.statistic == "AUROC":
             sides = [_query(name, frame, query, training) for query in (criterion.positive, criterion.negative)]
-            if (sides[0] & sides[1]).any():
-                raise ValueError(f"the claim {name!r} has items that are both positive and negative, such as "
-                                 f"{frame.index[sides[0] & sides[1]][0]!r}")  # fmt: skip
+            both = frame.index[sides[0] & sides[1]]
+            if len(both):
+                raise ValueError(
+                    f"the claim {name!r} has items that are both positive and negative, such as {both[0]!r}"
+                )
             frame = frame.assign(_positive=sides[0])[sides[0] | sides[1]]
         frames.append(frame)
     items = pd.concat(dict(zip(criterion.trainings, frames, strict=True)), names=["training", "item"])
@@ -67,6 +68,8 @@ def read_cases(name: str, criterion: Criterion) -> Cases:
                 f"the claim {name!r} asks for at least {least} items ({kind}), and the tables hold {cases.counts[kind]}"
                 + (" on the half that is reported" if criterion.split else "")
             )
+    for side in criterion.sides():
+        _read_side(cases, side)
     return cases
 
 
@@ -77,7 +80,6 @@ def measure(cases: Cases, comparison: Comparison | None = None) -> tuple[Measure
     sides = {"first": comparison.first} | ({"minus": comparison.minus} if comparison.minus else {})
     if criterion.statistic == "agreement":
         samples = cases.items.reset_index("item").rename(columns={"item": "id"})
-        _check_methods(cases.name, samples, [side.method for side in sides.values()])
         curves = (mitigation.curve(samples, side.method) for side in sides.values())
         return measures.gap(*curves, seed=criterion.seed), {}
     found = {name: _measure_side(cases, side) for name, side in sides.items()}
@@ -91,7 +93,7 @@ def measure(cases: Cases, comparison: Comparison | None = None) -> tuple[Measure
 
 def items_of(name: str, criterion: Criterion, training: str) -> pd.DataFrame:
     """The items of one training, by id, with the columns of all joined tables; the samples themselves for an agreement."""
-    frame = _table(name, criterion.items.format(training=training))
+    frame = pd.read_parquet(_existing(name, criterion.items.format(training=training)))
     frame = frame.set_index("id") if "id" in frame else frame
     for join in criterion.join:
         found = _joined(name, frame, join, training)
@@ -102,8 +104,7 @@ def items_of(name: str, criterion: Criterion, training: str) -> pd.DataFrame:
 
 
 def _joined(name: str, frame: pd.DataFrame, join: Join, training: str) -> pd.DataFrame:
-    path = join.table.format(training=training)
-    table = _table(name, path)
+    table = pd.read_parquet(_existing(name, join.table.format(training=training)))
     if join.where is not None:
         table = table[_query(name, table, join.where, training)]
     if join.read == "copies":
@@ -117,51 +118,58 @@ def _joined(name: str, frame: pd.DataFrame, join: Join, training: str) -> pd.Dat
     return table.groupby(key).mean(numeric_only=True)
 
 
-def _measure_side(cases: Cases, side: Side) -> tuple[Measured, str]:
+def _read_side(cases: Cases, side: Side) -> pd.DataFrame:
+    """What a side measures: the outcomes of items by training, the scores of cases by setting, or the samples of a method."""
     criterion = cases.criterion
-    if criterion.statistic == "share":
-        trainings = side.trainings or criterion.trainings
-        columns = {}
-        for training in trainings:
-            frame = items_of(cases.name, criterion, training)
-            columns[training] = _evaluate(cases.name, frame, side.outcome.format(training=training))
-        table = pd.DataFrame(columns)
-        if table.isna().any(axis=None):
-            raise ValueError(f"the trainings of the claim {cases.name!r} are not of the same items")
-        return measures.share(table.to_numpy(np.float64), criterion.seed), ""
-    scores = pd.concat(
-        {name: _scores(cases, side, name) for name in criterion.trainings}, names=["training", "item"], join="inner"
-    )
-    labels = {
-        "clusters": cases.items[criterion.cluster] if criterion.cluster else cases.items.index.get_level_values("item"),
-        "trainings": cases.items.index.get_level_values("training"),
-    }
-    chosen = ""
-    if side.average == "scores":
-        scores = scores.mean(axis=1).to_frame("mean")
-    elif side.average is None and scores.shape[1] > 1:
-        if criterion.split is None:
+    if criterion.statistic == "AUROC":
+        parts = {training: _scores(cases, side, training) for training in criterion.trainings}
+        scores = pd.concat(parts, join="inner")
+        if side.average is None and scores.shape[1] > 1 and criterion.split is None:
             raise ValueError(
                 f"the claim {cases.name!r} finds {scores.shape[1]} settings in {side.table} and no split to choose one on"
             )
-        contrast = cases.positive, ~cases.positive
-        best, _ = best_setting(scores, contrast, cases.choosing, labels["trainings"])
-        chosen = scores.columns[best]
-        scores = scores[[chosen]]
+        return scores
+    if criterion.statistic == "agreement":
+        samples = cases.items[cases.items["method"] == side.method]
+        if samples.empty:
+            raise ValueError(
+                f"the claim {cases.name!r} compares the method {side.method!r}, which the tables do not hold"
+            )
+        return samples
+    columns = {}
+    for training in side.trainings or criterion.trainings:
+        frame = items_of(cases.name, criterion, training)
+        columns[training] = _evaluate(cases.name, frame, side.outcome.format(training=training))
+    outcome = pd.DataFrame(columns)
+    if outcome.isna().any(axis=None):
+        raise ValueError(f"the trainings of the claim {cases.name!r} are not of the same items")
+    return outcome
+
+
+def _measure_side(cases: Cases, side: Side) -> tuple[Measured, str]:
+    criterion, read = cases.criterion, _read_side(cases, side)
+    if criterion.statistic == "share":
+        return measures.share(read.to_numpy(np.float64), criterion.seed), ""
+    training, item = (cases.items.index.get_level_values(level).to_numpy() for level in ("training", "item"))
+    cluster = cases.items[criterion.cluster].to_numpy() if criterion.cluster else item
+    chosen = ""
+    if side.average == "scores":
+        read = read.mean(axis=1).to_frame()
+    elif side.average is None and read.shape[1] > 1:
+        best, _ = best_setting(read, (cases.positive, ~cases.positive), cases.choosing, training)
+        chosen = read.columns[best]
+        read = read[[chosen]]
     kept = ~cases.choosing
-    arguments = {key: np.asarray(values)[kept] for key, values in labels.items()}
-    return measures.auroc(scores[kept], cases.positive[kept], **arguments, seed=criterion.seed), chosen
+    return measures.auroc(read[kept], cases.positive[kept], cluster[kept], training[kept], criterion.seed), chosen
 
 
 def _scores(cases: Cases, side: Side, training: str) -> pd.DataFrame:
     """The scores of one side in one training, a row for each of its cases, a column for each setting that fits."""
     path = side.table.format(training=training)
-    scores = read_scores(path) if Path(path).exists() else _missing(cases.name, path)
+    scores = read_scores(_existing(cases.name, path))
     asked = {key: value if isinstance(value, list) else [value] for key, value in side.setting.items()}
     settings = {column: parse_setting(column) for column in scores}
-    fitting = [
-        column for column, setting in settings.items() if all(setting.get(key) in asked[key] for key in asked)
-    ]  # fmt: skip
+    fitting = [name for name, own in settings.items() if all(own.get(key) in asked[key] for key in asked)]
     if not fitting:
         raise ValueError(f"the claim {cases.name!r} asks for {dict(side.setting)}, which no setting of {path} has")
     ids = cases.items.loc[training].index
@@ -204,15 +212,7 @@ def _evaluate(name: str, frame: pd.DataFrame, expression: str) -> pd.Series:
     return found
 
 
-def _check_methods(name: str, samples: pd.DataFrame, methods: list[str]) -> None:
-    for method in methods:
-        if method not in set(samples["method"]):
-            raise ValueError(f"the claim {name!r} compares the method {method!r}, which the tables do not hold")
-
-
-def _table(name: str, path: str) -> pd.DataFrame:
-    return pd.read_parquet(path) if Path(path).exists() else _missing(name, path)
-
-
-def _missing(name: str, path: str) -> Any:
-    raise ValueError(f"the claim {name!r} is judged on {path}, which is not there")
+def _existing(name: str, path: str) -> str:
+    if not Path(path).exists():
+        raise ValueError(f"the claim {name!r} is judged on {path}, which is not there")
+    return path

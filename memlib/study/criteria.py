@@ -97,13 +97,19 @@ class Criterion(Comparison):
         kinds = {"positive", "negative"} if self.statistic == "AUROC" else {"items"}
         if set(self.at_least) != kinds:
             raise ValueError(f"`at_least` must say how many of: {', '.join(sorted(kinds))}")
-        baseline = [self.baseline.first, self.baseline.minus] if self.baseline else []
-        for side in filter(None, [self.first, self.minus, *baseline]):
+        for side in self.sides():
             if getattr(side, needed) is None:
                 raise ValueError(f"each side of a criterion by {self.statistic} needs its `{needed}`")
+            if side.trainings and self.statistic != "share":
+                raise ValueError("only the sides of a share have trainings of their own")
         if self.statistic == "agreement" and self.minus is None:
             raise ValueError("a criterion by agreement compares two methods; `minus` is missing")
         return self
+
+    def sides(self) -> list[Side]:
+        """All sides, those of the baseline last."""
+        baseline = [self.baseline.first, self.baseline.minus] if self.baseline else []
+        return [side for side in (self.first, self.minus, *baseline) if side]
 
     @property
     def measure(self) -> str:
@@ -120,13 +126,13 @@ class Claim(_Strict):
     criterion: Criterion
 
 
-def read_claims(text: str | None = None) -> dict[str, Claim]:
-    """All claims of the registry, or of its text, by their id, `section.name`.
+def read_claims() -> dict[str, Claim]:
+    """All claims of the registry by their id, `section.name`.
 
     Raises ValueError, in one sentence, for a claim without criterion and for what a claim may not hold.
     """
     claims = {}
-    for name, entry in read_entries(text).items():
+    for name, entry in read_entries(REGISTRY.read_text()).items():
         if not isinstance(entry, dict) or not entry.get("criterion"):
             raise ValueError(
                 f"{REGISTRY}: the claim {name!r} has no criterion; state one before the run that settles it"
@@ -140,9 +146,9 @@ def read_claims(text: str | None = None) -> dict[str, Claim]:
     return claims
 
 
-def read_entries(text: str | None = None) -> dict[str, Any]:
-    """The entries of the registry, or of its text, as they stand there, by their id."""
-    sections = yaml.safe_load(REGISTRY.read_text() if text is None else text) or {}
+def read_entries(text: str) -> dict[str, Any]:
+    """The entries of a registry's text as they stand there, by their id."""
+    sections = yaml.safe_load(text) or {}
     return {f"{section}.{name}": entry for section, entries in sections.items() for name, entry in entries.items()}
 
 

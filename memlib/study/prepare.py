@@ -1,11 +1,14 @@
 """The first stage: check params.yaml, and write what the other stages depend on.
 
-That is a digest of each entry point's code, in results/code, and the parameters as JSON, which DVC reads for every stage.
+That is a digest of each entry point's code, in results/code, and the parameters as JSON, which DVC reads for every stage: each
+section, or entry of a section, that stages name as a whole is one text there, since DVC walks through all that it reads.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,6 +18,7 @@ from memlib.study.sections import PARAMS
 from memlib.study.stages import reporting_errors, timed_stage
 
 CODE, JSON = Path("results/code"), Path("results/params.json")
+NAMED_ENTRIES = {"run": 2, "scores": 1, "truth": 1}  # sections of which stages name entries, and how deep these lie
 CHECKED = Path("results/checked.txt")  # digest of what the last check that went well has read
 
 
@@ -24,7 +28,7 @@ def main() -> None:
         files = digest_files()
         check_once("".join(files.values()))
         write_all(files)
-        write_once(JSON, json.dumps(yaml.safe_load(PARAMS.read_text()), indent=1))
+        write_once(JSON, packed(yaml.safe_load(PARAMS.read_text())))
 
 
 def check_once(code: str) -> None:
@@ -35,6 +39,17 @@ def check_once(code: str) -> None:
 
         check()
         write_once(CHECKED, state)
+
+
+def packed(sections: Mapping[str, Any]) -> str:
+    """The parameters as JSON, with what stages name as texts of JSON."""
+
+    def pack(value: Any, depth: int) -> Any:
+        if depth and isinstance(value, Mapping):
+            return {name: pack(entry, depth - 1) for name, entry in value.items()}
+        return json.dumps(value)
+
+    return json.dumps({name: pack(value, NAMED_ENTRIES.get(name, 0)) for name, value in sections.items()}, indent=1)
 
 
 def write_all(files: dict[str, str]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from memlib.datasets.items import load_items
 from memlib.detectors import find
+from memlib.fields.digest import weights_digest
 from memlib.fields.load import load_field
 from memlib.processes import processes
-from memlib.score import Table, weights_digest, write_tables
+from memlib.score import Table, write_tables
 from memlib.study.sections import expanded, read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
