@@ -95,6 +95,27 @@ def test_square_and_add_is_that_of_two_means() -> None:
     assert found == pytest.approx((np.diff(-x.mean(1))[0], found.value - 1.96 * error, found.value + 1.96 * error))
 
 
+def test_a_difference_on_the_same_items_is_at_least_delongs() -> None:
+    scores = correlated(np.random.default_rng(8), 30, 100, [0.98, 0.9], 0.95)
+    a, b = (measures.auroc(scores[:, k], np.arange(130) < 30) for k in (0, 1))
+    covariance = delong(scores, 30)
+    error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    half = stats.t.ppf(0.975, 29) * error
+    added = intervals.square_and_add(a.over_items(), b.over_items(), Difference(a, b).correlation)
+    found = Difference(a, b).interval()
+    assert found.low == pytest.approx(min(found.value - half, added.low))
+    assert found.high == pytest.approx(max(found.value + half, added.high))
+    assert found.low < added.low - 0.005, "here square-and-add alone is too narrow"
+    perfect = measures.auroc(np.arange(130) < 30, np.arange(130) < 30)
+    assert np.ptp(Difference(perfect, perfect).interval()) > 0, "here DeLong's is"
+    assert Difference(a, b).if_found(found.value).low == pytest.approx(found.low)
+    other = Difference(a, b).if_found(found.value - 0.3)
+    scale = np.ptp(measures.newcombe(a.value - 0.3, 30, 100)) / np.ptp(measures.newcombe(a.value, 30, 100))
+    variance = scale**2 * covariance[0, 0] + covariance[1, 1] - 2 * scale * covariance[0, 1]
+    assert other.value == pytest.approx(found.value - 0.3)
+    assert other.low <= other.value - stats.t.ppf(0.975, 29) * np.sqrt(variance) + 1e-9
+
+
 def test_repeats_of_the_same_say_no_more() -> None:
     rng = np.random.default_rng(1)
     scores, label, item = rng.normal(size=60) + (np.arange(60) < 20), np.arange(60) < 20, np.arange(60)
@@ -153,8 +174,16 @@ def test_shares_over_trainings_of_two_arms() -> None:
     assert difference.correlation == pytest.approx(np.corrcoef(control.mean(1), arm.mean(1))[0, 1])
     with pytest.raises(ValueError, match="two of either side or more; there are 8 and 1"):
         Difference(a, measures.share(arm[:, 0]), same_trainings=False)
-    with pytest.raises(ValueError, match="outcomes between 0 and 1"):
-        measures.share([0.5, 1.5])
+    for wrong in ([0.5, 1.5], [1], [[1, np.nan], [0, np.nan]], [[1, 0], [np.nan, np.nan]]):
+        with pytest.raises(ValueError, match="two items or more, with outcomes between 0 and 1"):
+            measures.share(wrong)
+
+
+def test_a_share_of_items_that_are_not_of_every_training() -> None:
+    found = measures.share([[1, np.nan], [1, np.nan], [0, np.nan], [np.nan, 1], [1, 0]])
+    assert found.value == pytest.approx(np.mean([1, 1, 0, 1, 0.5]))
+    assert found.by_training == pytest.approx([3 / 4, 1 / 2])
+    assert (found.deviations**2).sum() == pytest.approx(np.var([1, 1, 0, 1, 0.5], ddof=1) / 5)
 
 
 @pytest.mark.parametrize(("successes", "n", "threshold"), [(14, 20, 0.5), (3, 40, 0.2), (25, 60, 0.4), (60, 60, 0.95)])
@@ -203,7 +232,7 @@ def covers(found: Measured | Difference, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
 
-REGIME = [(9, 100, 0.98, 0.9, 0.95), (14, 60, 0.999, 0.98, 0.8), (30, 100, 0.95, 0.9, 0.8)]
+REGIME = [(9, 100, 0.98, 0.9, 0.95), (14, 60, 0.999, 0.98, 0.8), (30, 100, 0.98, 0.9, 0.95)]
 REST = [
     (m, n, a, b, rho)
     for m, n in ((9, 100), (14, 60), (30, 100))
@@ -228,21 +257,27 @@ def test_intervals_cover_where_the_study_works(
 
 
 @pytest.mark.parametrize(
-    ("count", "spread"),
+    ("count", "mean", "spread"),
     [
-        (2, 1.0),
-        (3, 1.0),
-        *(pytest.param(t, s, marks=pytest.mark.ci) for t in (2, 3, 5) for s in (0, 0.5, 1) if t + s > 4),
+        (2, 1.5, 1.0),
+        (3, 1.5, 1.0),
+        *(
+            pytest.param(count, mean, spread, marks=pytest.mark.ci)
+            for count in (2, 3, 6)
+            for mean in (1.5, 2.5, 3.5)  # AUROCs of 0.86, 0.96 and 0.99
+            for spread in (0, 0.5, 1)
+            if (mean, spread) != (1.5, 1.0) or count == 6
+        ),
     ],
 )
-def test_intervals_over_few_trainings_cover(few_resamples: None, count: int, spread: float) -> None:
+def test_intervals_over_few_trainings_cover(few_resamples: None, count: int, mean: float, spread: float) -> None:
     """Shifts differ between trainings; half of a score's variance is the item's, the same in all of them."""
     rng, covered = np.random.default_rng(13), []
     label, item = np.arange(74) < 14, np.tile(np.arange(74), count)
-    shifts = rng.normal(1.5, spread, 200_000)
+    shifts = rng.normal(mean, spread, 200_000)
     first, second = (np.mean(stats.norm.cdf(shifts / np.sqrt(2 * variance))) for variance in (1, 1.5))
     for _ in range(400):
-        shift = rng.normal(1.5, spread, (count, 1)) * label
+        shift = rng.normal(mean, spread, (count, 1)) * label
         scores = np.sqrt(0.5) * (rng.normal(size=74) + rng.normal(size=(count, 74))) + shift
         noisy = scores + np.sqrt(0.5) * rng.normal(size=(count, 74))
         labels = np.tile(label, count), item, np.repeat(np.arange(count), 74)

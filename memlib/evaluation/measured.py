@@ -25,12 +25,14 @@ class Measured:
 
     by_training [T]: the value in each training. deviations [C]: what each cluster of items adds to the value's deviation
     from its expectation, so that the sum of their squares is its variance. resampled [R]: the value when items are drawn again.
-    limits: the score interval that a value would have at a level, on these items. bounds: between which all values lie.
+    freedom: degrees of freedom of that variance. limits: the score interval that a value would have at a level, on these items.
+    bounds: between which all values lie.
     """
 
     value: float
     by_training: NDArray[np.float64]
     deviations: NDArray[np.float64]
+    freedom: int
     resampled: NDArray[np.float64]
     limits: Callable[[float, float], tuple[float, float]]
     bounds: tuple[float, float]
@@ -63,8 +65,12 @@ class Difference:
     """A first measured value minus a second on the same items, or on others (`paired` is False).
 
     The interval over items is the square-and-add method's (MOVER; Newcombe 2006, Zou & Donner 2008) on the limits of the two,
-    with the correlation of their deviations: DeLong's for two AUROCs. Over trainings it is Student's of the differences
-    training by training where both are of the `same_trainings`, else Welch's.
+    with the correlation of their deviations, DeLong's for two AUROCs; on the same items, that or Student's of the deviations
+    item by item (DeLong's own, with a quantile for few items), whichever is wider. Each fails where the other does not. A score
+    interval is lopsided near 1, and a high correlation cancels two such intervals as if they were alike: with AUROCs of 0.98 and
+    0.90, or 0.995 and 0.95, at a correlation of 0.95, square-and-add alone covers 90 to 92 %. Student's has no width where both
+    detectors are perfect. Over trainings it is Student's of the differences training by training where both are of the
+    `same_trainings`, else Welch's.
     """
 
     first: Measured
@@ -105,7 +111,7 @@ class Difference:
 
     def over_items(self, level: float = LEVEL) -> Estimate:
         """The difference with the interval for other items, of the same trainings."""
-        return square_and_add(self.first.over_items(level), self.second.over_items(level), self.correlation)
+        return self._at_least_students(self.first.over_items(level), self.first.deviations, level)
 
     def spread(self, level: float = LEVEL) -> float:
         """Half-width of the interval for other trainings; 0 for a single one of either side."""
@@ -123,10 +129,21 @@ class Difference:
         return _widened(self.over_items(level), self.spread(level))
 
     def if_found(self, value: float, level: float = LEVEL) -> Estimate:
-        """What the interval over items would be had the first value been larger or smaller, at the same correlation."""
-        return square_and_add(
-            self.first.if_found(value + self.second.value, level), self.second.over_items(level), self.correlation
-        )
+        """What the interval over items would be had the first value been larger or smaller, at the same correlation.
+
+        The deviations of the first are taken in proportion to its score interval.
+        """
+        first, found = (self.first.if_found(own, level) for own in (value + self.second.value, self.first.value))
+        scale = (first.high - first.low) / (found.high - found.low)
+        return self._at_least_students(first, scale * self.first.deviations, level)
+
+    def _at_least_students(self, first: Estimate, deviations: NDArray[np.float64], level: float) -> Estimate:
+        added = square_and_add(first, self.second.over_items(level), self.correlation)
+        if not self.paired:
+            return added
+        freedom = min(self.first.freedom, self.second.freedom)
+        half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(((deviations - self.second.deviations) ** 2).sum())
+        return wider(added.value, added[1:], (added.value - float(half), added.value + float(half)))
 
 
 def p_value(found: Measured | Difference, threshold: float) -> float:

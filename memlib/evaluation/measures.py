@@ -41,7 +41,8 @@ def auroc(
     positive in one training and negative in another; it is then one cluster.
 
     deviations: DeLong's structural components (DeLong, DeLong & Clarke-Pearson 1988), summed over a cluster (Obuchowski
-    1997). limits: Newcombe's, with as many positives and negatives as there are clusters that hold one.
+    1997), with as many degrees of freedom as the smaller side has clusters, less one. limits: Newcombe's, with as many positives
+    and negatives as there are clusters that hold one.
 
     Raises ValueError for masks or labels of another length, scores that are not finite, a training with fewer than two
     positives or negatives, and fewer than two clusters of either.
@@ -80,6 +81,7 @@ def auroc(
         value=float(np.mean(values)),
         by_training=np.array(values),
         deviations=parts[0] * unbiased[0] + parts[1] * unbiased[1],
+        freedom=min(held) - 1,
         resampled=resampled,
         limits=lambda value, level: newcombe(value, *held, level),
         bounds=(0.0, 1.0),
@@ -89,20 +91,22 @@ def auroc(
 def share(outcomes: ArrayLike, seed: int = 0) -> Measured:
     """Mean share of outcomes [N, T] between 0 and 1, of N items in T trainings; outcomes may be [N], of one training.
 
-    limits: Wilson's, for the nearest whole number of items. Raises ValueError for fewer than two items and for values that
-    are no shares.
+    An outcome is nan where the item is none of the training's, as a prompt whose picture is planted in the other role. Each item
+    is the mean of its trainings, and items weigh the same. limits: Wilson's, for the nearest whole number of items. Raises
+    ValueError for fewer than two items, values that are no shares, and items or trainings without any.
     """
     outcomes = np.asarray(outcomes, dtype=np.float64)
     outcomes = outcomes[:, None] if outcomes.ndim == 1 else outcomes
-    n = len(outcomes)
-    if n < 2 or not ((outcomes >= 0) & (outcomes <= 1)).all():
+    n, absent = len(outcomes), np.isnan(outcomes)
+    if n < 2 or not ((outcomes >= 0) & (outcomes <= 1) | absent).all() or absent.all(0).any() or absent.all(1).any():
         raise ValueError("a share needs two items or more, with outcomes between 0 and 1")
-    items = outcomes.mean(1)
+    items = np.nanmean(outcomes, axis=1)
     counts = _counts(n, np.random.default_rng(seed))
     return Measured(
         value=float(items.mean()),
-        by_training=outcomes.mean(0),
+        by_training=np.nanmean(outcomes, axis=0),
         deviations=(items - items.mean()) / np.sqrt(n * (n - 1)),
+        freedom=n - 1,
         resampled=counts @ items / n,
         limits=lambda value, level: tuple(proportion(int(np.clip(round(value * n), 0, n)), n, level)[1:]),
         bounds=(0.0, 1.0),
@@ -120,6 +124,7 @@ def gap(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike],
         value=value,
         by_training=np.array([value]),
         deviations=np.zeros(1),
+        freedom=items - 1,
         resampled=resampled,
         limits=lambda value, level: stats.t.interval(level, items - 1, value, error),
         bounds=(-1.0, 1.0),
