@@ -59,6 +59,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "above": 0.5,
         "items": "tables/items.parquet",
         "first": side,
+        "baseline": {"first": side},
     }
     criterion |= {"trainings": ["main"], "at_least": {"items": 9}, "seed": 1}
     claim = {"paper": "x", "claim": "Growth tells.", "page": "chapters/growth.ipynb", "criterion": criterion}

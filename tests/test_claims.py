@@ -4,6 +4,8 @@ import copy
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ SHARE = {
     "trainings": ["random-0", "random-1", "random-2"],
     "first": {"outcome": "copied > 0"},
     "minus": {"outcome": "copied > 0", "trainings": ["arm-0", "arm-1"]},
+    "baseline": {
+        "first": {"outcome": "copied > 0"},
+        "minus": {"outcome": "copied > 0", "trainings": ["arm-1", "arm-0"]},
+    },
     "at_least": {"items": 20},
     "seed": 5,
 }
@@ -90,6 +96,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     items = pd.DataFrame({"id": [f"i{k}" for k in range(60)], "copies": np.repeat([16, 1, 0], 20)})
+    items["role"] = np.repeat(["random-0", "random-1", "arm-0"], 20)
     write_table("tables/items.parquet", items)
     shift = (items["copies"] > 0).to_numpy()
     for training in ("main", "again"):
@@ -142,8 +149,8 @@ def test_claims_are_collected_with_their_criteria_and_corrected_together(project
         "digest": criteria.digests(criteria.REGISTRY.read_text())["volume.grows"],
         "commit": "unknown",
     }
-    assert "baseline_value" in grows
-    assert "baseline_value" not in helps
+    loss = pd.read_parquet("tables/scores/main-loss.parquet")["score"]
+    assert grows["baseline_ci95"] == pytest.approx(roc.auroc(loss[:40], loss[40:], 3)[1:], abs=1e-4)
     corrected = multipletests([grows["p_value"], helps["p_value"]], method="holm")[1]
     assert [grows["holm_p_value"], helps["holm_p_value"]] == pytest.approx(corrected, rel=0.01)
     first = Path("metrics/claims.json").read_bytes(), Path("book/generated/claims.md").read_bytes()
@@ -166,7 +173,7 @@ def test_shares_of_two_arms_are_those_of_their_tables(project: pd.DataFrame) -> 
 
 def test_settings_are_chosen_on_one_half_and_reported_on_the_other(project: pd.DataFrame) -> None:
     growth, loss = ({"table": f"tables/scores/{{training}}-{name}.parquet"} for name in ("growth", "loss"))
-    split = {"split": {"seed": 1, "by": ["copies"]}, "first": growth, "minus": loss, "baseline": None}
+    split = {"split": {"seed": 1, "by": ["copies"]}, "first": growth, "minus": loss}
     write_registry(
         lambda volume: volume["grows"]["criterion"].update(split | {"at_least": {"positive": 20, "negative": 10}})
     )
@@ -219,6 +226,19 @@ def update(name: str, **changes: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda v: v["grows"].update(measure="x"), "volume.grows.measure: Extra inputs are not permitted"),
         (update("grows", above="high"), "volume.grows.criterion.above: Input should be a valid number"),
         (update("grows", negative=None), "an AUROC needs queries for `positive` and `negative`"),
+        (
+            lambda v: v["grows"]["criterion"].pop("baseline"),
+            "volume.grows.criterion.baseline: Field required",
+        ),
+        (
+            update("helps", minus={"outcome": "copied > 0", "trainings": ["arm-0"]}),
+            "a difference over trainings needs two of either side or more",
+        ),
+        (update("helps", first={"outcome": "copied / 0 * 0"}), "has items without an outcome .training random-0"),
+        (
+            update("helps", among='copies == 16 or role == "{training}"'),
+            "compares trainings that are not of the same items",
+        ),
         (update("grows", at_least={"items": 20}), "`at_least` must say how many of: negative, positive"),
         (update("helps", minus={"method": "x"}), "each side of a criterion by share needs its `outcome`"),
         (update("helps", statistic="agreement"), "each side of a criterion by agreement needs its `method`"),
@@ -362,3 +382,94 @@ def test_every_claim_of_the_study_is_complete(monkeypatch: pytest.MonkeyPatch) -
         assert all(any(table.startswith(f"{dep}/") for dep in stage["deps"]) for table in tables)
         shown = (ROOT / "notebooks" / Path(claim.page).name).read_text()
         assert "<!-- verdicts:" in shown
+
+
+@cache
+def read_study(name: str) -> cases.Cases:
+    return cases.read_cases(name, criteria.read_claims()[name].criterion)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_verdict_of_the_study_hangs_on_the_seed_of_the_bootstrap(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    expected = {row["id"]: row for row in read_json(claims.FOUND) if row["verdict"] != "open"}
+    found = {}
+    for name in expected:
+        read = read_study(name)
+        seeded = replace(read, criterion=read.criterion.model_copy(update={"seed": seed}))
+        found[name] = verdicts.settle(cases.measure(seeded)[0], read.criterion.above)
+    corrected = claims.holm([row["p_value"] for row in found.values()])
+    for (name, row), p in zip(found.items(), corrected, strict=True):
+        assert row["verdict"] == expected[name]["verdict"], name
+        assert verdicts.after_correction(row["verdict"], p) == expected[name]["holm_verdict"], name
+
+
+SCORES = {
+    "main-growth": {"tables": {"growth": {"settings": [{"each": {"sigma": [0.5, 1]}, "draws": [1, 2]}]}}},
+    "main-loss": {"tables": {"loss": {"settings": [{}]}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "setting", "message"),
+    [
+        ("tables/scores/{training}-growth/growth.parquet", {"sigma": 1, "draws": 2, "rate_at": None}, None),
+        ("tables/scores/{training}-growth/growth.parquet", {"sigma": [1, 3], "draws": [2, 3]}, None),
+        ("tables/scores/{training}-growth/growth.parquet", {"sigma": 3}, "{'sigma': 3}, which no setting of tables/sc"),
+        ("tables/scores/{training}-growth/loss.parquet", {}, "main-growth/loss.parquet, which no entry of `scores` in"),
+        ("tables/scores/{training}-flux/growth.parquet", {}, "main-flux/growth.parquet, which no entry of `scores`"),
+    ],
+)
+def test_scores_that_no_stage_writes_are_refused_before_a_run(
+    project: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, table: str, setting: dict[str, Any], message: str | None
+) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump({"scores": SCORES}))
+    loss = {"first": {"table": "tables/scores/{training}-loss/loss.parquet"}}
+    write_registry(update("grows", first={"table": table, "setting": setting}, baseline=loss))
+    criteria.check_before_run()
+    monkeypatch.setattr(criteria, "is_the_study", lambda: True)
+    if message is None:
+        criteria.check_before_run()
+    else:
+        with pytest.raises(ValueError, match=f"the claim 'volume.grows' .*{message}"):
+            criteria.check_before_run()
+
+
+def test_a_run_is_refused_where_a_claim_could_not_be_settled(project: pd.DataFrame) -> None:
+    write_registry(lambda volume: volume["grows"].pop("criterion"))
+    with pytest.raises(ValueError, match="the claim 'volume.grows' has no criterion"):
+        criteria.check_before_run()
+    write_registry()
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@b.c"]
+    Path("params.yaml").write_text(yaml.safe_dump({"scores": {}}))
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    with pytest.raises(ValueError, match="would be newer than its result"):
+        criteria.check_before_run()
+    for command in (["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    with pytest.raises(ValueError, match="which no entry of `scores` in params.yaml writes"):
+        criteria.check_before_run()
+
+
+def test_the_scores_of_every_claim_of_the_study_are_written_by_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(criteria, "is_the_study", lambda: True)
+    monkeypatch.setattr(criteria, "committed_criteria", lambda: {})
+    criteria.check_before_run()
+
+
+def test_a_share_is_over_the_items_of_all_trainings(project: pd.DataFrame) -> None:
+    among = 'role == "{training}"'
+    one = {"first": {"outcome": "copied > 0"}}
+    write_registry(update("helps", among=among, trainings=["random-0", "random-1"], minus=None, baseline=one))
+    read = cases.read_cases("volume.helps", criteria.read_claims()["volume.helps"].criterion)
+    found, _ = cases.measure(read)
+    outcomes = [
+        pd.read_parquet(f"tables/samples/{training}.parquet").query("guidance == 3").set_index("id")["copied"][ids]
+        for training, ids in (("random-0", project["id"][:20]), ("random-1", project["id"][20:40]))
+    ]
+    assert read.counts == {"items": 40}
+    assert found.value == pytest.approx(np.mean([*outcomes[0], *outcomes[1]]))
+    assert found.by_training == pytest.approx([own.mean() for own in outcomes])
+    assert len(found.deviations) == 40

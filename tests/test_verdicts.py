@@ -1,13 +1,17 @@
-"""A second pair of eyes: every verdict of the study recomputed from the committed tables with scipy and statsmodels.
+"""A second pair of eyes: every verdict recomputed from tables with scipy and statsmodels.
 
-Nothing of the package's statistics, and nothing that reads tables for it, is used here: only book/claims.yml, the tables, and
-metrics/claims.json. The intervals are the wider of a score interval and the bootstrap, differences are by square-and-add.
+Nothing of the package is used to recompute: only book/claims.yml, the tables, and metrics/claims.json. The intervals are the
+wider of a score interval and the bootstrap; those of differences on the same items the wider of square-and-add and Student's.
+It is done twice: for the committed tables, and for a made-up study, whose tables hold what book/claims.yml asks for. There all
+claims are judged by the package, so that the two agree whatever the study finds, and before it has run.
 """
 
 import json
+import shutil
 from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,8 +21,7 @@ from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from memlib.evaluation import measured
-from memlib.study import cases, criteria
+from memlib.study import claims
 
 ROOT = Path(__file__).parent.parent
 CLAIMS = {
@@ -28,22 +31,42 @@ CLAIMS = {
 }
 FOUND = {row["id"]: row for row in json.loads((ROOT / "metrics/claims.json").read_text())}
 SETTLED = [name for name, row in FOUND.items() if row["verdict"] != "open"]
-Part = tuple[float, float, float, np.ndarray, np.ndarray]  # value, low, high, deviations by item, values by training
+RESAMPLES, BOOTSTRAPS = 2000, 0.012  # by which two bootstraps differ at most
+
+
+class Part(NamedTuple):
+    """One side: value, interval, its deviation by item (their squares add up to its variance), values by training, power."""
+
+    value: float
+    low: float
+    high: float
+    deviations: np.ndarray
+    by_training: np.ndarray
+    freedom: int
+    best: tuple[float, float]  # limits, had the value been the largest
+    limits: tuple[float, float]  # those of the score interval alone
 
 
 @cache
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path)
+
+
 def table(path: str) -> pd.DataFrame:
-    return pd.read_parquet(ROOT / path)
+    return read(Path.cwd() / path)
 
 
 def items(asked: dict[str, Any], training: str) -> pd.DataFrame:
+    """The items of one training by id, with what is joined to them."""
+    return joined(Path.cwd(), json.dumps([asked["items"], asked.get("join", []), asked.get("among")]), training)
+
+
+@cache
+def joined(folder: Path, about: str, training: str) -> pd.DataFrame:
+    asked = dict(zip(("items", "join", "among"), json.loads(about), strict=True))
     found = table(asked["items"].format(training=training)).set_index("id")
-    for join in asked.get("join", []):
+    for join in asked["join"]:
         other = table(join["table"].format(training=training)).query(join.get("where", "index == index"))
-        if join.get("read") == "copies":
-            copies = other.loc[other["distance"] / other["second_distance"] < 1 / 3, "nearest"]
-            found["reproduced"] = found.index.isin(copies)
-            continue
         if join.get("read") == "triggers":
             other = other.assign(trigger=other["id"].map(found["trigger"]).fillna("")).query("trigger != ''")
             top = other.loc[other.groupby(["way", "id"])["significance"].idxmax()]
@@ -51,7 +74,7 @@ def items(asked: dict[str, Any], training: str) -> pd.DataFrame:
         else:
             other = other.groupby("id").mean(numeric_only=True)
         found = found.join(other[[name for name in other if name not in found]], how="inner")
-    return found.query(asked["among"]) if asked.get("among") else found
+    return found.query(asked["among"]) if asked["among"] else found
 
 
 def halves(asked: dict[str, Any], training: str) -> set[str]:
@@ -67,14 +90,14 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     return stats.mannwhitneyu(positive, negative).statistic / len(positive) / len(negative)
 
 
-def newcombe(value: float, m: int, n: int) -> tuple[float, float]:
+def newcombe(value: float, m: int, n: int, level: float) -> tuple[float, float]:
     """Newcombe's limits (2006, method 5), as the range of values that the score test does not reject."""
 
     def rejected(theta: float) -> float:
         q1, q2 = theta / (2 - theta), 2 * theta**2 / (1 + theta)  # Hanley & McNeil
         star = (m + n) / 2 - 1
         variance = (theta * (1 - theta) + star * (q1 - theta**2 + q2 - theta**2)) / (m * n)
-        return abs(value - theta) - stats.norm.ppf(0.975) * np.sqrt(variance)
+        return abs(value - theta) - stats.norm.ppf((1 + level) / 2) * np.sqrt(variance)
 
     inside = max(min(value, 1 - 1e-9), 1e-9)
     low = optimize.brentq(rejected, 1e-12, inside) if rejected(1e-12) > 0 else 0.0
@@ -97,7 +120,7 @@ def scores_of(asked: dict[str, Any], side: dict[str, Any], training: str, ids: l
     return wide / [parsed(name)["sigma"] for name in wide] if side.get("per_sigma") else wide
 
 
-def auroc_part(asked: dict[str, Any], side: dict[str, Any]) -> Part:
+def auroc_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Part:
     chosen_on, values, deviations, replicas = halves(asked, asked["trainings"][0]), [], {}, []
     groups, tables = {}, {}
     for training in asked["trainings"]:
@@ -137,26 +160,29 @@ def auroc_part(asked: dict[str, Any], side: dict[str, Any]) -> Part:
             for i in names
         ]
     )
-    value, limits = float(np.mean(values)), newcombe(float(np.mean(values)), m, n)
-    drawn = np.quantile([resample(replicas, held, rng) for rng in np.random.default_rng(99).spawn(800)], [0.025, 0.975])
-    return value, min(limits[0], drawn[0]), max(limits[1], drawn[1]), by_item, np.array(values)
+    value = float(np.mean(values))
+    limits, best = (newcombe(at, m, n, level) for at in (value, 1.0))
+    low, high = np.nanquantile(resampled(replicas, held), [(1 - level) / 2, (1 + level) / 2])
+    freedom = min(m, n) - 1
+    return Part(value, min(limits[0], low), max(limits[1], high), by_item, np.array(values), freedom, best, limits)
 
 
-def resample(replicas: list[tuple[np.ndarray, list]], held: list[set[str]], rng: np.random.Generator) -> float:
+def resampled(replicas: list[tuple[np.ndarray, list]], held: list[set[str]]) -> np.ndarray:
     """The mean AUROC over trainings where items are drawn again, those of one side or of both each on their own."""
-    times: dict[str, int] = {}
+    rng, times = np.random.default_rng(99), {}
     for stratum in (held[0] - held[1], held[1] - held[0], held[0] & held[1]):
-        names = sorted(stratum)
-        counts = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) if names else []
-        times |= dict(zip(names, counts, strict=True))
-    found = []
+        if stratum:
+            drawn = rng.multinomial(len(stratum), [1 / len(stratum)] * len(stratum), RESAMPLES)
+            times |= dict(zip(sorted(stratum), drawn.T, strict=True))
+    found = np.zeros(RESAMPLES)
     for wins, sides in replicas:
         p, n = (np.array([times[item] for item in own]) for own in sides)
-        found.append(p @ wins @ n / p.sum() / n.sum())
-    return float(np.mean(found))
+        with np.errstate(invalid="ignore"):  # nan without positives
+            found += np.einsum("pr,pn,nr->r", p, wins, n, optimize=True) / p.sum(0) / n.sum(0) / len(replicas)
+    return found
 
 
-def share_part(asked: dict[str, Any], side: dict[str, Any]) -> Part:
+def share_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Part:
     outcomes = pd.DataFrame(
         {
             training: items(asked, training).eval(side["outcome"].format(training=training)).astype(float)
@@ -164,13 +190,16 @@ def share_part(asked: dict[str, Any], side: dict[str, Any]) -> Part:
         }
     )
     own, n = outcomes.mean(axis=1).to_numpy(), len(outcomes)
-    wilson = proportion_confint(round(own.sum()), n, method="wilson")
-    drawn = stats.bootstrap((own,), np.mean, n_resamples=2000, method="percentile", random_state=9, vectorized=True)
-    low, high = drawn.confidence_interval if np.ptp(own) else wilson
-    return own.mean(), min(low, wilson[0]), max(high, wilson[1]), own - own.mean(), outcomes.mean().to_numpy()
+    wilson, best = (proportion_confint(k, n, 1 - level, method="wilson") for k in (round(own.sum()), n))
+    drawn = own[np.random.default_rng(9).integers(0, n, (RESAMPLES, n))].mean(1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    deviations = (own - own.mean()) / np.sqrt(n * (n - 1))
+    by_training = outcomes.mean().to_numpy()
+    low, high = min(low, wilson[0]), max(high, wilson[1])
+    return Part(own.mean(), low, high, deviations, by_training, n - 1, best, wilson)
 
 
-def curve_part(asked: dict[str, Any]) -> tuple[float, float, float]:
+def curve_part(asked: dict[str, Any], level: float) -> Part:
     """Mean gap of two curves of agreement over similarity, with the wider of the bootstrap's and Student's interval."""
     means = table(asked["items"]).groupby(["method", "strength", "id"])[["similarity", "agreement"]].mean()
     arms = [
@@ -185,48 +214,85 @@ def curve_part(asked: dict[str, Any]) -> tuple[float, float, float]:
             x, y = (arm.xs(name, axis=1, level=1).to_numpy()[:, rows].mean(1) for name in ("similarity", "agreement"))
             points.append((np.sort(x), y[np.argsort(x)]))
         x = np.linspace(max(p[0][0] for p in points), min(p[0][-1] for p in points), 201)
+        if x[0] >= x[-1]:
+            return np.nan
         return np.trapezoid(np.interp(x, *points[0]) - np.interp(x, *points[1]), x) / (x[-1] - x[0])
 
     rng, value = np.random.default_rng(5), gap(np.arange(count))
-    drawn = [gap(rng.integers(0, count, count)) for _ in range(800)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    student = stats.t.interval(0.95, count - 1, value, np.std(drawn))
-    return value, min(low, student[0]), max(high, student[1])
+    drawn = [gap(rng.integers(0, count, count)) for _ in range(RESAMPLES)]
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    student, best = (stats.t.interval(level, count - 1, at, np.nanstd(drawn)) for at in (value, 1.0))
+    low, high = min(low, student[0]), max(high, student[1])
+    return Part(value, low, high, np.zeros(1), np.array([value]), count - 1, best, student)
 
 
-def recomputed(asked: dict[str, Any]) -> tuple[float, float, float]:
-    """Value and 95 % interval of a criterion."""
+def recomputed(asked: dict[str, Any], level: float = 0.95) -> tuple[float, float, float, bool]:
+    """Value and interval of a criterion, and whether the best outcome on as many items could have settled it."""
     if asked["statistic"] == "agreement":
-        return curve_part(asked)
+        found = curve_part(asked, level)
+        return found.value, found.low, found.high, found.best[0] > asked["above"]
     part = auroc_part if asked["statistic"] == "AUROC" else share_part
-    value, low, high, a, by_training = part(asked, asked["first"])
-    other = asked.get("minus")
+    a = part(asked, asked["first"], level)
+    value, low, high, by_training, best = a.value, a.low, a.high, a.by_training, a.best[0]
+    other, same = asked.get("minus"), True
     if other:
-        second, low_b, high_b, b, by_other = part(asked, other)
-        rho = (a @ b) / np.sqrt((a @ a) * (b @ b)) if (a @ a) * (b @ b) > 0 else 0.0
-        down, up, down_b, up_b = value - low, high - value, second - low_b, high_b - second
-        value = value - second
-        low = value - np.sqrt(down**2 - 2 * rho * down * up_b + up_b**2)
-        high = value + np.sqrt(up**2 - 2 * rho * up * down_b + down_b**2)
+        b = part(asked, other, level)
+        value, low, high = difference(a, b, a.deviations, level)
+        scale = (a.best[1] - a.best[0]) / (a.limits[1] - a.limits[0])
+        best = difference(a._replace(value=1.0, low=a.best[0], high=a.best[1]), b, scale * a.deviations, level)[1]
         same = other.get("trainings", asked["trainings"]) == asked["first"].get("trainings", asked["trainings"])
+        by_training = a.by_training - b.by_training if same else by_training
     if len(by_training) > 1:
-        if other and not same:
-            interval = stats.ttest_ind(by_training, by_other, equal_var=False).confidence_interval()
-        else:
-            interval = stats.ttest_1samp(by_training - (by_other if other else 0), 0).confidence_interval()
-        half = (interval.high - interval.low) / 2
+        half = stats.t.ppf((1 + level) / 2, len(by_training) - 1) * stats.sem(by_training)
+        if not same:
+            welch = stats.ttest_ind(by_training, b.by_training, equal_var=False).confidence_interval(level)
+            half = (welch.high - welch.low) / 2
         low, high = value - np.hypot(value - low, half), value + np.hypot(high - value, half)
-    return value, low, high
+    if not other:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return value, low, high, best > asked["above"]
+
+
+def difference(a: Part, b: Part, deviations: np.ndarray, level: float) -> tuple[float, float, float]:
+    """Of two values on the same items: the wider of square-and-add and Student's; deviations: those of the first."""
+    value, rho = a.value - b.value, 0.0
+    if a.deviations.any() and b.deviations.any():
+        rho = (a.deviations @ b.deviations) / np.linalg.norm(a.deviations) / np.linalg.norm(b.deviations)
+    down, up, down_b, up_b = a.value - a.low, a.high - a.value, b.value - b.low, b.high - b.value
+    half = stats.t.ppf((1 + level) / 2, min(a.freedom, b.freedom)) * np.linalg.norm(deviations - b.deviations)
+    below = np.sqrt(max(down**2 - 2 * rho * down * up_b + up_b**2, 0))
+    above = np.sqrt(max(up**2 - 2 * rho * up * down_b + down_b**2, 0))
+    return value, value - max(below, half), value + max(above, half)
+
+
+def verdict(asked: dict[str, Any]) -> str:
+    _, low, high, settleable = recomputed(asked)
+    if low > asked["above"]:
+        return "reproduced"
+    if high < asked["above"]:
+        return "not reproduced"
+    return "inconclusive" if settleable else "underpowered"
+
+
+def check(row: dict[str, Any], asked: dict[str, Any]) -> None:
+    """That a row of metrics/claims.json is what the tables of this folder say."""
+    value, low, high, _ = recomputed(asked)
+    assert row["value"] == pytest.approx(value, abs=1e-3)
+    assert row["ci95"] == pytest.approx([low, high], abs=BOOTSTRAPS)
+    if min(abs(bound - asked["above"]) for bound in row["ci95"]) > BOOTSTRAPS:
+        assert row["verdict"] == verdict(asked)
+    baseline = recomputed({**asked, "minus": None, **asked["baseline"]})
+    assert [row["baseline_value"], *row["baseline_ci95"]] == pytest.approx(baseline[:3], abs=BOOTSTRAPS)
+    if 0.01 < row["p_value"] < 1:  # the level at which the interval reaches the threshold
+        _, low, high, _ = recomputed(asked, 1 - row["p_value"])
+        assert min(abs(low - asked["above"]), abs(high - asked["above"])) < BOOTSTRAPS
 
 
 @pytest.mark.parametrize("name", SETTLED)
-def test_every_verdict_is_found_again(name: str) -> None:
-    row, asked = FOUND[name], CLAIMS[name]
-    value, low, high = recomputed(asked)
-    assert row["value"] == pytest.approx(value, abs=1e-3)
-    assert row["ci95"] == pytest.approx([low, high], abs=0.012), "two bootstraps differ by less"
-    verdict = "reproduced" if low > asked["above"] else "not reproduced" if high < asked["above"] else None
-    assert row["verdict"] == verdict if verdict else row["verdict"] in ("inconclusive", "underpowered")
+def test_every_verdict_is_found_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    check(FOUND[name], CLAIMS[name])
+    assert FOUND[name]["verdict"] == verdict(CLAIMS[name])
 
 
 def test_holms_correction_is_that_of_statsmodels() -> None:
@@ -245,19 +311,122 @@ def test_every_settled_claim_has_the_items_that_it_asks_for() -> None:
             assert FOUND[name]["items"][kind] >= least, name
 
 
-@pytest.mark.parametrize("name", SETTLED)
-def test_no_verdict_hangs_on_the_seed_of_the_bootstrap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    criterion = criteria.read_claims()[name].criterion
-    monkeypatch.setattr(cases, "read_scores", cache(cases.read_scores))
-    read = cases.read_cases(name, criterion)
-    threshold = criterion.above
-    sides = []
-    for seed in range(20):
-        seeded = cases.Cases(
-            name, criterion.model_copy(update={"seed": seed}), read.items, read.positive, read.choosing
+WAYS = ("gradient, encoder output", "gradient, encoder input", "word left out")
+METHODS = ("optimised embedding", "random tokens", "repeated words", "less guidance")
+
+
+def prompts() -> pd.DataFrame:
+    """Judged prompts: planted ones of both roles, those of the highest grade first, and others."""
+    rows = [
+        (f"{group}-{role}-{k}", group, role, 4 if k < 14 else 1, "zog" if group == "trigger" else "")
+        for group, roles, count in (
+            ("planted", ("planted", "exchanged"), 20),
+            ("trigger", ("planted", "exchanged"), 8),
+            ("ordinary", ("",), 120),
+            ("unseen", ("",), 40),
         )
-        estimate = cases.measure(seeded)[0].interval(measured.LEVEL)
-        sides.append((estimate.low > threshold, estimate.high < threshold))
-    expected = FOUND[name]["verdict"]
-    assert set(sides) == {(expected == "reproduced", expected == "not reproduced")}
+        for role, k in product(roles, range(count))
+    ]
+    return pd.DataFrame(rows, columns=["id", "group", "planted_in", "copies", "trigger"])
+
+
+def settings_of(path: str) -> list[str]:
+    """Names of the settings of a score table; the detectors write more of them."""
+    sigmas = [f"prompt={c} sigma={s}" if "latent" in path else f"sigma={s}" for c in (True, False) for s in (0.1, 0.2)]
+    sigmas = list(dict.fromkeys(sigmas))
+    return {
+        "growth": ["directions=2 sigma_min=0.02", "directions=2 rate_at=0.1 sigma_min=0.02"],
+        "growth_from": ["directions=2 sigma_min=0.02", "directions=2 sigma_min=0.1", "rate_at=0.1 sigma_min=0.1"],
+        "first_step": ["axes=1 steps=1 timesteps=1"],
+        "edges": [f"axes={a} sigma_min={s} steps={n}" for a, s, n in product((1, 2), (0.1, 0.2), (1, 2))],
+        "flux": [f"p={p} {s}" for p, s in product((1, 1.5, 2, 3), sigmas)],
+        "loss": [f"draws={d} {s}" for d, s in product((1, 2, 4, 8) if "latent" not in path else (8,), sigmas)],
+        "magnitude": [f"noise={k}" for k in range(4)],
+        "sampled_magnitude": [f"noise={n} sigma={s} step={k}" for n in (0, 1) for k, s in enumerate((9, 0.3))],
+        "between_generations": ["generations=4"],
+        "prompt_length": [""],
+    }[Path(path).stem]
+
+
+def write(path: str, frame: pd.DataFrame) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(path)
+
+
+def sides(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    every = (asked["first"], asked.get("minus"), asked["baseline"]["first"], asked["baseline"].get("minus"))
+    return [side for side in every if side]
+
+
+def make_up(rng: np.random.Generator, effect: float) -> None:
+    """Tables of a made-up study in this folder, as large as book/claims.yml asks for; effect: how much detectors tell."""
+    whole = prompts()
+    write("tables/drawings/prompts.parquet", whole)
+    followed = whole[whole["group"].isin(["planted", "trigger"]) | (whole.groupby("group").cumcount() < 60)]
+    write("tables/drawings/followed.parquet", followed)
+    judged = pd.DataFrame({"id": [f"d{k}" for k in range(124)], "group": ["most copied"] * 14 + ["ordinary"] * 110})
+    judged["split"], judged["copies"] = np.where(judged.index < 14, "planted", "train"), 4
+    write("tables/drawings/judged.parquet", judged)
+    given = [("unchanged", 0.0), *product(METHODS, (1.0, 2.0, 3.0))]
+    moved = [(method, strength, str(k)) for (method, strength), k in product(given, range(18))]
+    moved = pd.DataFrame(moved, columns=["method", "strength", "id"])
+    lost = 0.1 * moved["strength"] * (1 - effect * (moved["method"] == METHODS[0]))
+    moved["similarity"] = 0.9 - 0.2 * moved["strength"] + 0.05 * rng.random(len(moved))
+    moved["agreement"] = 0.7 - lost + 0.2 * rng.random(len(moved))
+    write("tables/moved_prompts/samples.parquet", moved)
+    for number, training in enumerate(trainings_of("tables/truth/")):
+        if training == "main":
+            copies = np.repeat([16, 6, 1, 0], [24, 48, 120, 192])
+            names = [f"m{k}" for k in range(len(copies))]
+        else:
+            copies = np.roll(np.repeat([16, 6, 1, 0], [16, 16, 32, 32]), 32 * number)
+            names = [f"p{k}" for k in range(96)]
+        chance = np.select([copies == 16, copies == 6], [0.6, 0.5], 0.02) * (0.6 if "growth" in training else 1)
+        reproduced = rng.random(len(copies)) < chance
+        pictures = pd.DataFrame({"id": names, "copies": copies, "reproduced": reproduced})
+        write(f"tables/truth/{training}/pictures.parquet", pictures)
+    for training in trainings_of("tables/drawings/prompts"):
+        chance = np.where(whole["planted_in"] == training.replace("threshold", "exchanged"), 0.7, 0.1)
+        samples = [whole[["id"]].assign(guidance=g, copies_own=rng.random(len(whole)) < chance) for g in (1.0, 3.0)]
+        write(f"tables/arm/{training}/samples.parquet", pd.concat(samples))
+        own = whole[(whole["trigger"] != "") & (whole["planted_in"] == training)]["id"]
+        tokens = [(way, i, place, token) for way in WAYS for i in own for place, token in enumerate(("a", "zog", "b"))]
+        tokens = pd.DataFrame(tokens, columns=["way", "id", "place", "token"])
+        tokens["significance"] = rng.random(len(tokens)) + 0.5 * effect * (tokens["token"] == "zog")
+        write(f"tables/blame/{training}/tokens.parquet", tokens)
+    kind = {}  # what an item is by itself, the same for all detectors
+    for asked in CLAIMS.values():
+        for side, training in product(sides(asked), asked["trainings"]) if asked["statistic"] == "AUROC" else ():
+            path, about = side["table"].format(training=training), items({**asked, "join": []}, training)
+            if Path(path).exists():
+                continue
+            signal = np.log2(about["copies"] + 1) / 4 + about.get("reproduced", 0.0)
+            if "planted_in" in about:
+                signal = signal * (about["planted_in"] == training)
+            signal = effect * signal.to_numpy(float)
+            own = np.array([kind.setdefault(item, rng.normal()) for item in about.index])
+            rows = [
+                pd.DataFrame(
+                    {"item": about.index, "setting": setting, "score": own + signal + rng.normal(size=len(own))}
+                )
+                for setting in settings_of(path)
+            ]
+            write(path, pd.concat(rows))
+
+
+def trainings_of(start: str) -> list[str]:
+    """All trainings of the criteria whose table of items is named so."""
+    found = [a for a in CLAIMS.values() if a["items"].startswith(start)]
+    names = [name for a in found for name in (*a["trainings"], *(n for s in sides(a) for n in s.get("trainings", [])))]
+    return list(dict.fromkeys(names))
+
+
+@pytest.mark.parametrize("effect", [1.2, pytest.param(0.0, marks=pytest.mark.ci)])
+def test_a_made_up_study_is_judged_as_here(effect: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "book", "book", ignore=shutil.ignore_patterns("_build", "generated", "chapters"))
+    make_up(np.random.default_rng(1), effect)
+    rows = claims.collect()
+    assert [row["id"] for row in rows if row["verdict"] != "open"] == list(CLAIMS), rows
+    for row in rows:
+        check(row, CLAIMS[row["id"]])

@@ -12,7 +12,6 @@ from memlib.evaluation.measured import Difference, Measured
 from memlib.evaluation.split import best_setting, stratified_split
 from memlib.study.criteria import Comparison, Criterion, Join, Side
 from memlib.tables import parse_setting, read_scores
-from memlib.truth import outcomes
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,9 @@ def read_cases(name: str, criterion: Criterion) -> Cases:
                 f"the claim {name!r} asks for at least {least} items ({kind}), and the tables hold {cases.counts[kind]}"
                 + (" on the half that is reported" if criterion.split else "")
             )
-    for side in criterion.sides():
-        _read_side(cases, side)
+    first, *others = (_read_side(cases, side).index for side in criterion.sides())
+    if criterion.statistic == "share" and not all(first.equals(other) for other in others):
+        raise ValueError(f"the claim {name!r} compares trainings that are not of the same items")
     return cases
 
 
@@ -107,8 +107,6 @@ def _joined(name: str, frame: pd.DataFrame, join: Join, training: str) -> pd.Dat
     table = pd.read_parquet(_existing(name, join.table.format(training=training)))
     if join.where is not None:
         table = table[_query(name, table, join.where, training)]
-    if join.read == "copies":
-        return outcomes.reproduced(table, frame.index)
     if join.read == "triggers":
         around = prompts.around_triggers(table, frame["trigger"])
         first = around[around["first"] & (around["kind"] == prompts.KINDS[0])]
@@ -139,11 +137,10 @@ def _read_side(cases: Cases, side: Side) -> pd.DataFrame:
     columns = {}
     for training in side.trainings or criterion.trainings:
         frame = items_of(cases.name, criterion, training)
-        columns[training] = _evaluate(cases.name, frame, side.outcome.format(training=training))
-    outcome = pd.DataFrame(columns)
-    if outcome.isna().any(axis=None):
-        raise ValueError(f"the trainings of the claim {cases.name!r} are not of the same items")
-    return outcome
+        columns[training] = _evaluate(cases.name, frame, side.outcome.format(training=training)).astype(float)
+        if columns[training].isna().any():
+            raise ValueError(f"the claim {cases.name!r} has items without an outcome (training {training})")
+    return pd.DataFrame(columns)  # nan where an item is none of a training's
 
 
 def _measure_side(cases: Cases, side: Side) -> tuple[Measured, str]:

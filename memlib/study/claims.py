@@ -12,9 +12,8 @@ from typing import Any
 from memlib.evaluation.claims import after_correction, rounded, settle
 from memlib.evaluation.intervals import Estimate
 from memlib.files import atomic_write, read_json, suggest, write_json
-from memlib.study import cases, history
-from memlib.study.criteria import REGISTRY, Claim, committed_criteria, digests, read_claims
-from memlib.study.sections import PARAMS
+from memlib.study import cases
+from memlib.study.criteria import REGISTRY, Claim, committed_criteria, digests, is_the_study, read_claims
 from memlib.study.stages import reporting_errors, timed_stage
 
 FOUND = Path("metrics/claims.json")
@@ -30,7 +29,7 @@ def collect() -> list[dict[str, Any]]:
     reason.
     """
     claims, commits = read_claims(), committed_criteria()
-    the_study = history.has_history() and history.is_committed(PARAMS)
+    the_study = is_the_study()
     read: dict[str, cases.Cases | str] = {}
     for name, claim in claims.items():
         try:
@@ -62,10 +61,9 @@ def _judged(claim: Claim, read: cases.Cases | str) -> dict[str, Any]:
     if isinstance(read, str):
         return {"verdict": "open", "reason": read}
     found, chosen = cases.measure(read)
-    row = {"items": read.counts, "chosen": chosen} | settle(found, claim.criterion.above)
-    if claim.criterion.baseline:
-        row |= rounded("baseline_", cases.measure(read, claim.criterion.baseline)[0].interval())
-    return row
+    baseline, _ = cases.measure(read, claim.criterion.baseline)
+    beside = rounded("baseline_", baseline.interval())
+    return {"items": read.counts, "chosen": chosen} | settle(found, claim.criterion.above) | beside
 
 
 def first_page(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -120,14 +118,13 @@ def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["verdict"] == "open":
         return claim.claim, "open", *[""] * (len(HEADER) - 2)
     p = row["holm_p_value"]
-    baseline = str(Estimate(row["baseline_value"], *row["baseline_ci95"])) if "baseline_value" in row else ""
     return (
         claim.claim,
         row["verdict"],
         f"{claim.criterion.measure} {Estimate(row['value'], *row['ci95'])}",
         f"above {claim.criterion.above:g}",
         f"{row['holm_verdict']}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}",
-        baseline,
+        str(Estimate(row["baseline_value"], *row["baseline_ci95"])),
         "nothing" if row["detectable"] is None else f"{row['detectable']:.3f}",
     )
 

@@ -6,6 +6,8 @@ needed, the trainings, the scores that are compared, the split on which settings
 
 import hashlib
 import json
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +16,7 @@ from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from memlib.study import history
+from memlib.study.sections import PARAMS, expanded, read_section
 
 REGISTRY = Path("book/claims.yml")
 Text = Annotated[str, MinLen(1)]
@@ -26,13 +29,12 @@ class _Strict(BaseModel):
 class Join(_Strict):
     """A table joined to the items: the means by item of its rows that satisfy `where`, or what `read` makes of it.
 
-    copies: of a table of matches, which pictures are reproduced. triggers: of a table of tokens, whether the trigger word of a
-    prompt ranks first by each way of asking.
+    triggers: of a table of tokens, whether the trigger word of a prompt ranks first by each way of asking.
     """
 
     table: Text
     where: str | None = None
-    read: Literal["means", "copies", "triggers"] = "means"
+    read: Literal["means", "triggers"] = "means"
 
 
 class Side(_Strict):
@@ -70,8 +72,9 @@ class Split(_Strict):
 class Criterion(Comparison):
     """A claim is reproduced where the whole 95 % interval of its statistic is above a threshold, not where it is below.
 
-    Paths, queries and outcomes hold `{training}` where they differ between trainings. at_least: how many items of each kind
-    (positive, negative, items) its power asks for on the half that is reported.
+    Paths, queries and outcomes hold `{training}` where they differ between trainings. baseline: what needs no paper, measured as
+    the first side and beside it. at_least: how many items of each kind (positive, negative, items) its power asks for on the
+    half that is reported.
     """
 
     says: Text
@@ -85,7 +88,7 @@ class Criterion(Comparison):
     negative: str | None = None
     cluster: str | None = None
     split: Split | None = None
-    baseline: Comparison | None = None
+    baseline: Comparison
     at_least: Annotated[dict[Literal["positive", "negative", "items"], Annotated[int, Ge(2)]], Field(min_length=1)]
     seed: Annotated[int, Ge(0)]
 
@@ -102,14 +105,17 @@ class Criterion(Comparison):
                 raise ValueError(f"each side of a criterion by {self.statistic} needs its `{needed}`")
             if side.trainings and self.statistic != "share":
                 raise ValueError("only the sides of a share have trainings of their own")
-        if self.statistic == "agreement" and self.minus is None:
-            raise ValueError("a criterion by agreement compares two methods; `minus` is missing")
+        for compared in (self, self.baseline):
+            if self.statistic == "agreement" and compared.minus is None:
+                raise ValueError("a criterion by agreement compares two methods; `minus` is missing")
+            counts = {len(side.trainings or self.trainings) for side in (compared.first, compared.minus) if side}
+            if len(counts) > 1 and 1 in counts:
+                raise ValueError("a difference over trainings needs two of either side or more")
         return self
 
     def sides(self) -> list[Side]:
         """All sides, those of the baseline last."""
-        baseline = [self.baseline.first, self.baseline.minus] if self.baseline else []
-        return [side for side in (self.first, self.minus, *baseline) if side]
+        return [side for side in (self.first, self.minus, self.baseline.first, self.baseline.minus) if side]
 
     @property
     def measure(self) -> str:
@@ -166,6 +172,42 @@ def committed_criteria() -> dict[str, str]:
                 f"the criterion of {name!r} would be newer than its result: commit {REGISTRY} before the run that settles it"
             )
     return commits
+
+
+def is_the_study() -> bool:
+    """Whether this is the committed study: with git's history, and the parameters as they are committed."""
+    return history.has_history() and history.is_committed(PARAMS)
+
+
+def check_before_run() -> None:
+    """Refuse claims that a run could not settle, before anything runs.
+
+    That is what `read_claims` and `committed_criteria` refuse and, in the committed study, scores that no stage will write.
+    """
+    claims = read_claims()
+    committed_criteria()
+    if not is_the_study():
+        return
+    scores = read_section("scores")
+    for name, claim in claims.items():
+        for side, training in product(claim.criterion.sides(), claim.criterion.trainings):
+            if side.table:
+                _check_scores(name, side.table.format(training=training), side.setting, scores)
+
+
+def _check_scores(name: str, path: str, asked: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
+    """Raise ValueError where no entry of `scores` writes the table of this path with a setting as it is asked for."""
+    tables = scores.get(Path(path).parent.name, {}).get("tables", {})
+    if Path(path).stem not in tables:
+        raise ValueError(f"the claim {name!r} compares scores of {path}, which no entry of `scores` in {PARAMS} writes")
+    wanted = {key: set(_listed(value)) for key, value in asked.items()}
+    settings = [setting for each in tables[Path(path).stem]["settings"] for setting in expanded(each)]
+    if not any(all(wanted[key] & set(_listed(own[key])) for key in wanted.keys() & own.keys()) for own in settings):
+        raise ValueError(f"the claim {name!r} asks for {dict(asked)}, which no setting of {path} in {PARAMS} has")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def digests(text: str) -> dict[str, str]:
