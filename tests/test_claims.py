@@ -22,6 +22,7 @@ from memlib.evaluation.measured import Difference
 from memlib.evaluation.split import choice_difference, choose, stratified_split
 from memlib.files import read_json, write_json, write_table
 from memlib.study import cases, claims, criteria, history
+from memlib.tables import read_scores
 
 ROOT = Path(__file__).parent.parent
 AUROC = {
@@ -107,7 +108,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
         chance = 0.7 if training.startswith("random") else 0.3
         samples = pd.DataFrame({"id": np.repeat(items["id"], 2), "guidance": np.tile([3.0, 7.5], 60)})
         write_table(f"tables/samples/{training}.parquet", samples.assign(copied=rng.random(120) < chance))
+    write_json("tables/training/main/model.json", {"parameters": 898_627})
+    write_json("tables/text_base/model.json", {"parameters": {"unet": 1_200_000, "vae": 300_000}})
+    write_table("tables/data/items.parquet", pd.DataFrame({"split": ["train"] * 1234 + ["heldout"]}))
+    groups = pd.DataFrame({"split": ["train", "train", "unseen"], "drawings": [6000, 720, 99]})
+    write_table("tables/drawings/groups.parquet", groups)
+    Path("params.yaml").write_text(yaml.safe_dump({"data": {"size": 16}, "drawings": {"size": 32}}))
     write_registry()
+    claims.READING.write_text("How it is read.\n")
     return items
 
 
@@ -139,7 +147,7 @@ def test_few_items_settle_nothing() -> None:
 
 
 def test_claims_are_collected_with_their_criteria_and_corrected_together(project: pd.DataFrame) -> None:
-    claims.main()
+    claims.judge_all()
     grows, helps = read_json("metrics/claims.json")
     scores = pd.read_parquet("tables/scores/main-growth.parquet").query("setting == 'draws=2 sigma=1'")["score"]
     assert grows["ci95"] == pytest.approx(roc.auroc(scores[:40], scores[40:], 3)[1:], abs=1e-4)
@@ -154,7 +162,7 @@ def test_claims_are_collected_with_their_criteria_and_corrected_together(project
     corrected = multipletests([grows["p_value"], helps["p_value"]], method="holm")[1]
     assert [grows["holm_p_value"], helps["holm_p_value"]] == pytest.approx(corrected, rel=0.01)
     first = Path("metrics/claims.json").read_bytes(), Path("book/generated/claims.md").read_bytes()
-    claims.main()
+    claims.judge_all()
     assert first == (Path("metrics/claims.json").read_bytes(), Path("book/generated/claims.md").read_bytes())
 
 
@@ -266,6 +274,12 @@ def update(name: str, **changes: Any) -> Callable[[dict[str, Any]], Any]:
             update("grows", first=GROWTH | {"trainings": ["main"]}),
             "only the sides of a share have trainings of their own",
         ),
+        (
+            update("grows", control=GROWTH | {"trainings": ["main", "again"]}),
+            "a control needs as many trainings as the criterion has",
+        ),
+        (update("helps", control=GROWTH), "only an AUROC has a control"),
+        (update("grows", control={"table": "tables/none.parquet"}), "on tables/none.parquet, which is not there"),
         (update("helps", trainings=["random-0", "random-9"]), "on tables/samples/random-9.parquet, which is not there"),
     ],
 )
@@ -307,20 +321,26 @@ def test_a_criterion_that_is_not_committed_is_refused(project: pd.DataFrame) -> 
 
 def test_in_another_study_what_cannot_be_judged_stays_open(project: pd.DataFrame) -> None:
     write_registry(update("grows", at_least={"positive": 400, "negative": 20}))
-    claims.main()
+    claims.judge_all()
     grows, helps = read_json("metrics/claims.json")
     assert grows["verdict"] == "open"
     assert "the tables hold 40" in grows["reason"]
     assert helps["holm_p_value"] == helps["p_value"]
-    assert "{cite}`hasegawa2025` | open |  |" in Path("book/generated/claims.md").read_text()
+    assert "{cite}`hasegawa2025` | [open](chapters/growth.ipynb) |  |" in Path("book/generated/claims.md").read_text()
 
 
 def test_the_table_says_what_was_found_and_how_it_was_judged(project: pd.DataFrame) -> None:
-    claims.main()
+    claims.judge_all()
     grows, _ = read_json("metrics/claims.json")
     page = Path("book/generated/claims.md").read_text()
     found = Estimate(grows["value"], *grows["ci95"])
-    assert f"[**{grows['verdict']}**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | " in page
+    verdict = f"**reproduced**, p = {grows['holm_p_value']:.3f}"
+    baseline = Estimate(grows["baseline_value"], *grows["baseline_ci95"])
+    assert f"| [{verdict}](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {baseline} |  | " in page
+    assert page.startswith(
+        "**Scale**: image models of 0.9 million parameters, trained on 1,234 pictures of 16 x 16 pixels; text-to-image models "
+        "of 1.5 million, trained on 6,720 captioned drawings of 32 x 32.\n\n| Claim |"
+    )
     assert f"| {grows['detectable']:.3f} |" in page
     assert (
         "- *Leaving out helps.* Share copied; reproduced if its whole 95 % interval is above 0, not reproduced if the whole "
@@ -329,7 +349,7 @@ def test_the_table_says_what_was_found_and_how_it_was_judged(project: pd.DataFra
 
 
 def test_markers_become_criteria_and_verdicts(project: pd.DataFrame) -> None:
-    claims.main()
+    claims.judge_all()
     text = (
         "# Growth\n\n<!-- criteria: volume.helps,volume.grows -->\n\n## End\n\n<!-- verdicts: volume.grows -->\nLast."
     )
@@ -339,7 +359,7 @@ def test_markers_become_criteria_and_verdicts(project: pd.DataFrame) -> None:
     header, rule, row, last = table.splitlines()
     assert header == f"| {' | '.join(claims.HEADER)} |"
     assert rule.count("---") == len(claims.HEADER)
-    assert row.startswith("| Training images grow more \\| much more. | reproduced | AUROC 0.")
+    assert row.startswith("| Training images grow more \\| much more. | **reproduced**, p = 0.0")
     assert last == "Last."
     assert claims.fill_markers("x <!-- a comment --> y") == "x <!-- a comment --> y"
 
@@ -404,6 +424,69 @@ def test_no_verdict_of_the_study_hangs_on_the_seed_of_the_bootstrap(seed: int, m
         assert verdicts.after_correction(row["verdict"], p) == expected[name]["holm_verdict"], name
 
 
+def test_a_verdict_that_the_correction_takes_back_says_so(project: pd.DataFrame) -> None:
+    claims.judge_all()
+    grows, helps = read_json(claims.FOUND)
+    taken = grows | {"holm_p_value": 0.0712, "holm_verdict": "inconclusive", "detectable": None}
+    page = claims.first_page([taken | {"control_value": 0.5, "control_ci95": [0.4, 0.6]}, helps])
+    assert "**reproduced**, p = 0.071, after Holm's correction inconclusive" in page
+    assert "| 0.500 [0.400, 0.600] | nothing |" in page
+
+
+def test_a_control_is_the_same_contrast_with_scores_of_other_trainings(project: pd.DataFrame) -> None:
+    whole = {"table": "tables/scores/{training}-growth.parquet", "average": "aurocs"}
+    changed = {"first": whole, "trainings": ["main", "again"], "control": whole | {"trainings": ["again", "main"]}}
+    shift = project.assign(where=np.where(project.index % 2, "main", "again"))
+    write_table("tables/items.parquet", shift)
+    changed |= {"positive": 'copies > 0 and where == "{training}"', "baseline": {"first": whole}}
+    write_registry(update("grows", **changed))
+    claims.judge_all()
+    row = read_json(claims.FOUND)[0]
+    by_hand = []
+    for training, other in (("main", "again"), ("again", "main")):
+        scores = read_scores(f"tables/scores/{other}-growth.parquet")
+        groups = shift.query(f'copies > 0 and where == "{training}"')["id"], shift.query("copies == 0")["id"]
+        by_hand += [roc.auroc_value(scores.loc[groups[0], s], scores.loc[groups[1], s]) for s in scores]
+    assert row["control_value"] == pytest.approx(np.mean(by_hand), abs=1e-4)
+    assert row["control_value"] != row["value"]
+
+
+def test_the_verdicts_of_readme_are_those_of_the_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = Path("README.md").read_text()
+    written = claims.findings(read_json(claims.FOUND))
+    assert claims.between_markers(text, written) == text, "run `python -m memlib.study.claims README.md`"
+
+
+def test_readme_and_first_page_type_no_result() -> None:
+    """Results stand in generated tables; in prose a number with two decimals is none that a run could change."""
+    readme = (ROOT / "README.md").read_text()
+    before, after = readme.split(claims.BEGIN)[0], readme.split(claims.END)[1]
+    pages = [(ROOT / f"book/{name}.md").read_text() for name in ("index", "verdicts", "glossary", "method")]
+    for text in (before, after, *pages):
+        prose = re.sub(r"```.*?```|https?://\S+|arXiv \S+", "", text, flags=re.DOTALL)
+        assert not re.findall(r"\b0\.\d{2,}|\d+ of \d+ ", prose)
+    numbers = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|seventeen"
+    assert not re.findall(rf"(?i)({numbers}) of ({numbers}|the) (rows|claims|verdicts)", before + after)
+
+
+def test_a_file_gets_the_verdicts_between_its_markers(project: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims.judge_all()
+    for text in ("no markers", f"{claims.END}{claims.BEGIN}", claims.BEGIN, f"{claims.BEGIN}{claims.END}" * 2):
+        with pytest.raises(ValueError, match="goes between the lines '<!-- verdicts.*, once each"):
+            claims.between_markers(text, "x")
+    Path("README.md").write_text(f"Before.\n{claims.BEGIN}\nold\n{claims.END}\nAfter.\n")
+    found = Path(claims.FOUND).read_bytes()
+    monkeypatch.setattr("sys.argv", ["claims", "README.md"])
+    monkeypatch.setattr(claims, "collect", lambda: pytest.fail("judged again"))
+    claims.main()
+    text = Path("README.md").read_text()
+    assert text.startswith(f"Before.\n{claims.BEGIN}\n**Scale**: image models")
+    assert text.endswith(f"\n\nHow it is read.\n{claims.END}\nAfter.\n")
+    assert "](notebooks/growth.ipynb) | AUROC 0." in text
+    assert Path(claims.FOUND).read_bytes() == found
+
+
 SCORES = {
     "main-growth": {"tables": {"growth": {"settings": [{"each": {"sigma": [0.5, 1]}, "draws": [1, 2]}]}}},
     "main-loss": {"tables": {"loss": {"settings": [{}]}}},
@@ -423,7 +506,7 @@ SCORES = {
 def test_scores_that_no_stage_writes_are_refused_before_a_run(
     project: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, table: str, setting: dict[str, Any], message: str | None
 ) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump({"scores": SCORES}))
+    write_json("params.yaml", {"scores": SCORES})
     loss = {"first": {"table": "tables/scores/{training}-loss/loss.parquet"}}
     write_registry(update("grows", first={"table": table, "setting": setting}, baseline=loss))
     criteria.check_before_run()

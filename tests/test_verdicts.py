@@ -105,7 +105,7 @@ def newcombe(value: float, m: int, n: int, level: float) -> tuple[float, float]:
     return low, high
 
 
-def scores_of(asked: dict[str, Any], side: dict[str, Any], training: str, ids: list[str]) -> pd.DataFrame:
+def scores_of(side: dict[str, Any], training: str, ids: list[str]) -> pd.DataFrame:
     long = table(side["table"].format(training=training))
 
     def parsed(setting: str) -> dict[str, Any]:
@@ -126,7 +126,8 @@ def auroc_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Par
     for training in asked["trainings"]:
         whole = items(asked, training)
         own = [list(whole.query(asked[kind].format(training=training)).index) for kind in ("positive", "negative")]
-        scores = scores_of(asked, side, training, own[0] + own[1])
+        other = dict(zip(asked["trainings"], side.get("trainings", asked["trainings"]), strict=True))[training]
+        scores = scores_of(side, other, own[0] + own[1])
         tables[training] = scores.mean(axis=1).to_frame() if side.get("average") == "scores" else scores
         groups[training] = own
     settings = list(tables[asked["trainings"][0]])
@@ -283,6 +284,9 @@ def check(row: dict[str, Any], asked: dict[str, Any]) -> None:
         assert row["verdict"] == verdict(asked)
     baseline = recomputed({**asked, "minus": None, **asked["baseline"]})
     assert [row["baseline_value"], *row["baseline_ci95"]] == pytest.approx(baseline[:3], abs=BOOTSTRAPS)
+    if asked.get("control"):
+        control = recomputed({**asked, "minus": None, "first": asked["control"]})
+        assert [row["control_value"], *row["control_ci95"]] == pytest.approx(control[:3], abs=BOOTSTRAPS)
     if 0.01 < row["p_value"] < 1:  # the level at which the interval reaches the threshold
         _, low, high, _ = recomputed(asked, 1 - row["p_value"])
         assert min(abs(low - asked["above"]), abs(high - asked["above"])) < BOOTSTRAPS
@@ -354,7 +358,8 @@ def write(path: str, frame: pd.DataFrame) -> None:
 
 
 def sides(asked: dict[str, Any]) -> list[dict[str, Any]]:
-    every = (asked["first"], asked.get("minus"), asked["baseline"]["first"], asked["baseline"].get("minus"))
+    baseline = asked["baseline"]
+    every = (asked["first"], asked.get("minus"), baseline["first"], baseline.get("minus"), asked.get("control"))
     return [side for side in every if side]
 
 
@@ -430,3 +435,18 @@ def test_a_made_up_study_is_judged_as_here(effect: float, tmp_path: Path, monkey
     assert [row["id"] for row in rows if row["verdict"] != "open"] == list(CLAIMS), rows
     for row in rows:
         check(row, CLAIMS[row["id"]])
+
+
+def test_on_models_that_saw_nothing_detectors_lie_at_one_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every score of pictures by a model that never saw them, over the trainings in exchanged roles: 90 % hold 0.5."""
+    monkeypatch.chdir(ROOT)
+    asked, held = CLAIMS["volume.trained_above_unseen"], {}
+    scored = [*ROOT.glob("tables/scores/unseen-*/*.parquet"), *ROOT.glob("tables/scores/pairs-blind/*.parquet")]
+    for positive in ("copies == 1", "copies == 6", "copies == 16"):
+        for path, setting in ((path, name) for path in scored for name in read(path)["setting"].unique()):
+            named = {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in setting.split())}
+            side = {"table": str(path.relative_to(ROOT)), "setting": {"rate_at": None} | named}
+            _, low, high, _ = recomputed({**asked, "positive": positive, "minus": None, "first": side})
+            held[positive, path.parent.name, path.stem, setting] = low <= 0.5 <= high
+    assert len(held) >= 12
+    assert np.mean(list(held.values())) >= 0.9, [key for key, holds in held.items() if not holds]

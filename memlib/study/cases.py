@@ -120,7 +120,7 @@ def _read_side(cases: Cases, side: Side) -> pd.DataFrame:
     """What a side measures: the outcomes of items by training, the scores of cases by setting, or the samples of a method."""
     criterion = cases.criterion
     if criterion.statistic == "AUROC":
-        parts = {training: _scores(cases, side, training) for training in criterion.trainings}
+        parts = {training: _scores(cases, side, training, path) for training, path in criterion.tables(side).items()}
         scores = pd.concat(parts, join="inner")
         if side.average is None and scores.shape[1] > 1 and criterion.split is None:
             raise ValueError(
@@ -160,9 +160,8 @@ def _measure_side(cases: Cases, side: Side) -> tuple[Measured, str]:
     return measures.auroc(read[kept], cases.positive[kept], cluster[kept], training[kept], criterion.seed), chosen
 
 
-def _scores(cases: Cases, side: Side, training: str) -> pd.DataFrame:
-    """The scores of one side in one training, a row for each of its cases, a column for each setting that fits."""
-    path = side.table.format(training=training)
+def _scores(cases: Cases, side: Side, training: str, path: str) -> pd.DataFrame:
+    """The scores of one side for one training, a row for each of its cases, a column for each setting that fits."""
     scores = read_scores(_existing(cases.name, path))
     asked = {key: value if isinstance(value, list) else [value] for key, value in side.setting.items()}
     settings = {column: parse_setting(column) for column in scores}

@@ -1,24 +1,31 @@
 """The claims of the papers, judged on the tables by the criteria of book/claims.yml.
 
-Stage `claims` writes metrics/claims.json and the table of the book's first page. Chapters do not read them: a marker in their
-text, filled when the book is built, stands for the criteria or the verdicts of some claims.
+Stage `claims` writes metrics/claims.json and the table of the book's first page; `python -m memlib.study.claims README.md` puts
+the same table, of results that are there, between two markers of a file. Chapters do not read them: a marker in their text,
+filled when the book is built, stands for the criteria or the verdicts of some claims.
 """
 
+import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from memlib.evaluation.claims import after_correction, rounded, settle
 from memlib.evaluation.intervals import Estimate
 from memlib.files import atomic_write, read_json, suggest, write_json
 from memlib.study import cases
-from memlib.study.criteria import REGISTRY, Claim, committed_criteria, digests, is_the_study, read_claims
+from memlib.study.criteria import REGISTRY, Claim, Comparison, committed_criteria, digests, is_the_study, read_claims
+from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
 FOUND = Path("metrics/claims.json")
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
-HEADER = ("Claim", "Verdict", "Found here", "Threshold", "Holm's correction", "Plain baseline", "Detectable")
+HEADER = ("Claim", "Verdict", "Found here", "Threshold", "Plain baseline", "Control", "Detectable")
+READING = Path("book/verdicts.md")  # how the table is read, and what it does not show
+BEGIN, END = "<!-- verdicts, written by `python -m memlib.study.claims README.md` -->", "<!-- end of verdicts -->"
 
 
 def collect() -> list[dict[str, Any]]:
@@ -63,19 +70,55 @@ def _judged(claim: Claim, read: cases.Cases | str) -> dict[str, Any]:
     found, chosen = cases.measure(read)
     baseline, _ = cases.measure(read, claim.criterion.baseline)
     beside = rounded("baseline_", baseline.interval())
+    if claim.criterion.control:
+        control, _ = cases.measure(read, Comparison(first=claim.criterion.control))
+        beside |= rounded("control_", control.interval())
     return {"items": read.counts, "chosen": chosen} | settle(found, claim.criterion.above) | beside
 
 
 def first_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """All claims as a MyST table, each linked to the page that discusses it, and how each is judged in a box to open."""
-    claims, table = read_claims(), []
-    for row in rows:
-        claim = claims[row["id"]]
-        text, verdict, *others = _row(claim, row)
-        linked = verdict if verdict == "open" else f"[**{verdict}**]({claim.page})"
-        table.append((f"{text} {{cite}}`{claim.paper}`", linked, *others))
+    """The scale, all claims as a MyST table, each linked to the page that discusses it, and how they are judged in a box to open."""
+    claims = read_claims()
+    table = [
+        (f"{text} {{cite}}`{claims[row['id']].paper}`", f"[{verdict}]({claims[row['id']].page})", *others)
+        for row in rows
+        for text, verdict, *others in [_row(claims[row["id"]], row)]
+    ]
     criteria = [f"- *{claim.claim}* {criterion(claim)}" for claim in claims.values()]
-    return "\n".join([_table(table), "", ":::{dropdown} How each claim is judged", *criteria, ":::", ""])
+    return "\n".join([scale(), "", _table(table), "", ":::{dropdown} How each claim is judged", *criteria, ":::", ""])
+
+
+def findings(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The scale, all claims as a plain Markdown table, and how it is read."""
+    claims = read_claims()
+    table = [
+        (text, f"[{verdict}](notebooks/{Path(claims[row['id']].page).name})", *others)
+        for row in rows
+        for text, verdict, *others in [_row(claims[row["id"]], row)]
+    ]
+    return "\n".join([scale(), "", _table(table), "", READING.read_text().strip()])
+
+
+def scale() -> str:
+    """The size of everything in one line, from the tables of the trainings and of their pictures."""
+    image, text = (read_json(f"tables/{name}/model.json") for name in ("training/main", "text_base"))
+    pictures = pd.read_parquet("tables/data/items.parquet")
+    drawings = pd.read_parquet("tables/drawings/groups.parquet").query("split == 'train'")
+    pixels = {name: read_section(name)["size"] for name in ("data", "drawings")}
+    return (
+        f"**Scale**: image models of {image['parameters'] / 1e6:.1f} million parameters, trained on "
+        f"{(pictures['split'] == 'train').sum():,} pictures of {pixels['data']} x {pixels['data']} pixels; text-to-image models of "
+        f"{sum(text['parameters'].values()) / 1e6:.1f} million, trained on {drawings['drawings'].sum():,} captioned drawings of "
+        f"{pixels['drawings']} x {pixels['drawings']}."
+    )
+
+
+def between_markers(text: str, content: str) -> str:
+    """A text with what stands between its two markers replaced; raises ValueError where they are not there, once each."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"the table of verdicts goes between the lines {BEGIN!r} and {END!r}, once each")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
 def criterion(claim: Claim) -> str:
@@ -118,15 +161,20 @@ def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["verdict"] == "open":
         return claim.claim, "open", *[""] * (len(HEADER) - 2)
     p = row["holm_p_value"]
+    corrected = "" if row["holm_verdict"] == row["verdict"] else f", after Holm's correction {row['holm_verdict']}"
     return (
         claim.claim,
-        row["verdict"],
-        f"{claim.criterion.measure} {Estimate(row['value'], *row['ci95'])}",
+        f"**{row['verdict']}**, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}{corrected}",
+        f"{claim.criterion.measure} {_estimate(row, '')}",
         f"above {claim.criterion.above:g}",
-        f"{row['holm_verdict']}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}",
-        str(Estimate(row["baseline_value"], *row["baseline_ci95"])),
+        _estimate(row, "baseline_"),
+        _estimate(row, "control_") if "control_value" in row else "",
         "nothing" if row["detectable"] is None else f"{row['detectable']:.3f}",
     )
+
+
+def _estimate(row: Mapping[str, Any], prefix: str) -> str:
+    return str(Estimate(row[f"{prefix}value"], *row[f"{prefix}ci95"]))
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:
@@ -135,6 +183,20 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def main() -> None:
+    """Judge all claims and write metrics/claims.json and the table of the first page; or put the table into a file."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("file", nargs="?", type=Path, help="file with the two markers; nothing is judged")
+    file = parser.parse_args().file
+    if file:
+        content = between_markers(file.read_text(), findings(read_json(FOUND)))
+        with atomic_write(file) as temporary:
+            temporary.write_text(content)
+    else:
+        with timed_stage("claims"):
+            judge_all()
+
+
+def judge_all() -> None:
     """Write metrics/claims.json and the table that the first page includes."""
     rows = collect()
     write_json(FOUND, rows)
@@ -143,5 +205,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("claims"), timed_stage("claims"):
+    with reporting_errors("claims"):
         main()

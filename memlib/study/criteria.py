@@ -7,7 +7,6 @@ needed, the trainings, the scores that are compared, the split on which settings
 import hashlib
 import json
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,12 +37,13 @@ class Join(_Strict):
 
 
 class Side(_Strict):
-    """What is measured: for an AUROC a score, for a share an outcome, for curves a method; over its own trainings if it has any.
+    """What is measured: for an AUROC a score, for a share an outcome, for curves a method.
 
     setting: the values by which columns of the score table are found; a list stands for any of its values, null for a key that
     a setting does not have. Of several columns, the best on one half of the items is taken where the criterion has a `split`;
     `average: scores` takes their mean, `average: aurocs` the mean of their AUROCs. per_sigma: scores are divided by the
     noise level of their setting: |eps_c - eps_u| from |D_c - D_u|. outcome: an expression in the columns of the items.
+    trainings: those of this side of a share; of a control, whose scores take the place of each training's of the criterion.
     """
 
     table: Text | None = None
@@ -73,8 +73,8 @@ class Criterion(Comparison):
     """A claim is reproduced where the whole 95 % interval of its statistic is above a threshold, not where it is below.
 
     Paths, queries and outcomes hold `{training}` where they differ between trainings. baseline: what needs no paper, measured as
-    the first side and beside it. at_least: how many items of each kind (positive, negative, items) its power asks for on the
-    half that is reported.
+    the first side and beside it. control: scores of models that saw nothing of what makes the positives, whose AUROC must hold
+    0.5. at_least: how many items of each kind (positive, negative, items) its power asks for on the half that is reported.
     """
 
     says: Text
@@ -89,6 +89,7 @@ class Criterion(Comparison):
     cluster: str | None = None
     split: Split | None = None
     baseline: Comparison
+    control: Side | None = None
     at_least: Annotated[dict[Literal["positive", "negative", "items"], Annotated[int, Ge(2)]], Field(min_length=1)]
     seed: Annotated[int, Ge(0)]
 
@@ -100,10 +101,14 @@ class Criterion(Comparison):
         kinds = {"positive", "negative"} if self.statistic == "AUROC" else {"items"}
         if set(self.at_least) != kinds:
             raise ValueError(f"`at_least` must say how many of: {', '.join(sorted(kinds))}")
+        if self.control and self.statistic != "AUROC":
+            raise ValueError("only an AUROC has a control, which must hold 0.5")
+        if self.control and len(self.control.trainings or self.trainings) != len(self.trainings):
+            raise ValueError("a control needs as many trainings as the criterion has")
         for side in self.sides():
             if getattr(side, needed) is None:
                 raise ValueError(f"each side of a criterion by {self.statistic} needs its `{needed}`")
-            if side.trainings and self.statistic != "share":
+            if side.trainings and self.statistic != "share" and side is not self.control:
                 raise ValueError("only the sides of a share have trainings of their own")
         for compared in (self, self.baseline):
             if self.statistic == "agreement" and compared.minus is None:
@@ -114,8 +119,14 @@ class Criterion(Comparison):
         return self
 
     def sides(self) -> list[Side]:
-        """All sides, those of the baseline last."""
-        return [side for side in (self.first, self.minus, self.baseline.first, self.baseline.minus) if side]
+        """All sides, those of the baseline and the control last."""
+        every = (self.first, self.minus, self.baseline.first, self.baseline.minus, self.control)
+        return [side for side in every if side]
+
+    def tables(self, side: Side) -> dict[str, str]:
+        """Paths of the scores of one side of an AUROC, by the training of the criterion that they are for."""
+        own = side.trainings or self.trainings
+        return {name: side.table.format(training=one) for name, one in zip(self.trainings, own, strict=True)}
 
     @property
     def measure(self) -> str:
@@ -190,9 +201,10 @@ def check_before_run() -> None:
         return
     scores = read_section("scores")
     for name, claim in claims.items():
-        for side, training in product(claim.criterion.sides(), claim.criterion.trainings):
-            if side.table:
-                _check_scores(name, side.table.format(training=training), side.setting, scores)
+        if claim.criterion.statistic == "AUROC":
+            for side in claim.criterion.sides():
+                for path in claim.criterion.tables(side).values():
+                    _check_scores(name, path, side.setting, scores)
 
 
 def _check_scores(name: str, path: str, asked: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
