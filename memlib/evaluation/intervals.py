@@ -187,7 +187,7 @@ def difference_of_curves(
 
 
 def resampled_gaps(
-    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, NDArray[np.float64]]:
     """The difference of two curves and that of each bootstrap resample [R], nan without a range; see `difference_of_curves`."""
     curves = [np.asarray(part, dtype=np.float64) for curve in (first, second) for part in curve]
@@ -195,7 +195,7 @@ def resampled_gaps(
     value = _gap(*(curve.mean(1) for curve in curves))
     if np.isnan(value):
         raise ValueError("the two curves cover no common range, so that they cannot be compared")
-    rows = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
+    rows = np.random.default_rng(seed).integers(0, n, (resamples, n))
     means = [curve[:, rows].mean(2).T for curve in curves]  # [R, S]
     return value, np.array([_gap(*points) for points in zip(*means, strict=True)])
 

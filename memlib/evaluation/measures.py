@@ -1,7 +1,7 @@
 """The statistics that claims are judged by, each measured with what its interval needs: AUROC, share of items, gap of curves.
 
 Tables are long: a row an item and training. Items of one cluster (copies of one picture, points of one mode, the same picture
-in several trainings) are drawn again together.
+in several trainings) are drawn again together, by default `intervals.RESAMPLES` times.
 """
 
 import numpy as np
@@ -33,6 +33,7 @@ def auroc(
     clusters: ArrayLike | None = None,
     trainings: ArrayLike | None = None,
     seed: int = 0,
+    resamples: int | None = None,
 ) -> Measured:
     """AUROC of scores [N, K] of which the mask `positive` [N] holds the positives: the mean over K and over trainings.
 
@@ -57,9 +58,10 @@ def auroc(
     if not np.isfinite(scores).all():
         raise ValueError(f"the scores of {(~np.isfinite(scores)).any(1).sum()} items are not finite")
     cluster, _ = pd.factorize(clusters)  # in order of appearance, whatever their names
-    counts = _cluster_counts(cluster, positive, np.random.default_rng(seed))
+    resamples = resamples or RESAMPLES
+    counts = _cluster_counts(cluster, positive, resamples, np.random.default_rng(seed))
     size, rows = counts.shape[1], [np.flatnonzero(trainings == name) for name in np.unique(trainings)]
-    values, resampled, parts = [], np.zeros(RESAMPLES), np.zeros((2, size))
+    values, resampled, parts = [], np.zeros(resamples), np.zeros((2, size))
     for own in rows:
         p, n = own[positive[own]], own[~positive[own]]
         for name, group in (("positive", p), ("negative", n)):
@@ -88,7 +90,7 @@ def auroc(
     )
 
 
-def share(outcomes: ArrayLike, seed: int = 0) -> Measured:
+def share(outcomes: ArrayLike, seed: int = 0, resamples: int | None = None) -> Measured:
     """Mean share of outcomes [N, T] between 0 and 1, of N items in T trainings; outcomes may be [N], of one training.
 
     An outcome is nan where the item is none of the training's, as a prompt whose picture is planted in the other role. Each item
@@ -101,7 +103,7 @@ def share(outcomes: ArrayLike, seed: int = 0) -> Measured:
     if n < 2 or not ((outcomes >= 0) & (outcomes <= 1) | absent).all() or absent.all(0).any() or absent.all(1).any():
         raise ValueError("a share needs two items or more, with outcomes between 0 and 1")
     items = np.nanmean(outcomes, axis=1)
-    counts = _counts(n, np.random.default_rng(seed))
+    counts = _counts(n, resamples or RESAMPLES, np.random.default_rng(seed))
     return Measured(
         value=float(items.mean()),
         by_training=np.nanmean(outcomes, axis=0),
@@ -113,12 +115,14 @@ def share(outcomes: ArrayLike, seed: int = 0) -> Measured:
     )
 
 
-def gap(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0) -> Measured:
+def gap(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0, resamples: int | None = None
+) -> Measured:
     """How far a first curve lies above a second over their common range; see `intervals.difference_of_curves`.
 
     limits: Student's, with the standard deviation of the resamples as the standard error.
     """
-    value, resampled = resampled_gaps(first, second, seed)
+    value, resampled = resampled_gaps(first, second, seed, resamples or RESAMPLES)
     error, items = np.nanstd(resampled), np.shape(first[0])[1]
     return Measured(
         value=value,
@@ -137,21 +141,21 @@ def _wins(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> NDArr
 
 
 def _cluster_counts(
-    cluster: NDArray[np.intp], positive: NDArray[np.bool_], rng: np.random.Generator
+    cluster: NDArray[np.intp], positive: NDArray[np.bool_], resamples: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """How often each cluster is drawn in each resample [R, C]; those that hold positives, negatives or both are drawn apart."""
     size = int(cluster.max()) + 1
     kind = np.zeros(size, dtype=int)
     for bit, side in ((1, positive), (2, ~positive)):
         kind[np.unique(cluster[side])] += bit
-    counts = np.empty((RESAMPLES, size))
+    counts = np.empty((resamples, size))
     for stratum in np.unique(kind):
         members = np.flatnonzero(kind == stratum)
-        counts[:, members] = _counts(len(members), rng)
+        counts[:, members] = _counts(len(members), resamples, rng)
     return counts
 
 
-def _counts(n: int, rng: np.random.Generator) -> NDArray[np.intp]:
+def _counts(n: int, resamples: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """How often each of n is drawn in each resample [R, n]."""
-    drawn = rng.integers(0, n, (RESAMPLES, n)) + n * np.arange(RESAMPLES)[:, None]
-    return np.bincount(drawn.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n)
+    drawn = rng.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)

@@ -13,6 +13,8 @@ from memlib.evaluation.split import best_setting, stratified_split
 from memlib.study.criteria import Comparison, Criterion, Join, Side
 from memlib.tables import parse_setting, read_scores
 
+RESAMPLES = 10_000  # so many that no verdict hangs on the seed
+
 
 @dataclass(frozen=True)
 class Cases:
@@ -81,7 +83,7 @@ def measure(cases: Cases, comparison: Comparison | None = None) -> tuple[Measure
     if criterion.statistic == "agreement":
         samples = cases.items.reset_index("item").rename(columns={"item": "id"})
         curves = (mitigation.curve(samples, side.method) for side in sides.values())
-        return measures.gap(*curves, seed=criterion.seed), {}
+        return measures.gap(*curves, criterion.seed, RESAMPLES), {}
     found = {name: _measure_side(cases, side) for name, side in sides.items()}
     chosen = {name: setting for name, (_, setting) in found.items() if setting}
     values = [value for value, _ in found.values()]
@@ -146,7 +148,7 @@ def _read_side(cases: Cases, side: Side) -> pd.DataFrame:
 def _measure_side(cases: Cases, side: Side) -> tuple[Measured, str]:
     criterion, read = cases.criterion, _read_side(cases, side)
     if criterion.statistic == "share":
-        return measures.share(read.to_numpy(np.float64), criterion.seed), ""
+        return measures.share(read.to_numpy(np.float64), criterion.seed, RESAMPLES), ""
     training, item = (cases.items.index.get_level_values(level).to_numpy() for level in ("training", "item"))
     cluster = cases.items[criterion.cluster].to_numpy() if criterion.cluster else item
     chosen = ""
@@ -157,7 +159,8 @@ def _measure_side(cases: Cases, side: Side) -> tuple[Measured, str]:
         chosen = read.columns[best]
         read = read[[chosen]]
     kept = ~cases.choosing
-    return measures.auroc(read[kept], cases.positive[kept], cluster[kept], training[kept], criterion.seed), chosen
+    rows = cases.positive[kept], cluster[kept], training[kept]
+    return measures.auroc(read[kept], *rows, criterion.seed, RESAMPLES), chosen
 
 
 def _scores(cases: Cases, side: Side, training: str, path: str) -> pd.DataFrame:

@@ -15,10 +15,9 @@ import pandas as pd
 
 from memlib.evaluation.claims import after_correction, rounded, settle
 from memlib.evaluation.intervals import Estimate
-from memlib.files import atomic_write, read_json, suggest, write_json
+from memlib.files import atomic_write, read_json, read_pictures, suggest, write_json
 from memlib.study import cases
 from memlib.study.criteria import REGISTRY, Claim, Comparison, committed_criteria, digests, is_the_study, read_claims
-from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
 FOUND = Path("metrics/claims.json")
@@ -77,7 +76,7 @@ def _judged(claim: Claim, read: cases.Cases | str) -> dict[str, Any]:
 
 
 def first_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The scale, all claims as a MyST table, each linked to the page that discusses it, and how they are judged in a box to open."""
+    """The scale, all claims as a MyST table, each linked to its page, and how they are judged in a box to open."""
     claims = read_claims()
     table = [
         (f"{text} {{cite}}`{claims[row['id']].paper}`", f"[{verdict}]({claims[row['id']].page})", *others)
@@ -104,12 +103,12 @@ def scale() -> str:
     image, text = (read_json(f"tables/{name}/model.json") for name in ("training/main", "text_base"))
     pictures = pd.read_parquet("tables/data/items.parquet")
     drawings = pd.read_parquet("tables/drawings/groups.parquet").query("split == 'train'")
-    pixels = {name: read_section(name)["size"] for name in ("data", "drawings")}
+    pixels = {name: read_pictures(f"tables/{name}/pictures.png").shape[1] for name in ("data", "drawings")}
     return (
         f"**Scale**: image models of {image['parameters'] / 1e6:.1f} million parameters, trained on "
-        f"{(pictures['split'] == 'train').sum():,} pictures of {pixels['data']} x {pixels['data']} pixels; text-to-image models of "
-        f"{sum(text['parameters'].values()) / 1e6:.1f} million, trained on {drawings['drawings'].sum():,} captioned drawings of "
-        f"{pixels['drawings']} x {pixels['drawings']}."
+        f"{(pictures['split'] == 'train').sum():,} pictures of {pixels['data']} x {pixels['data']} pixels; text-to-image "
+        f"models of {sum(text['parameters'].values()) / 1e6:.1f} million, trained on {drawings['drawings'].sum():,} captioned "
+        f"drawings of {pixels['drawings']} x {pixels['drawings']}."
     )
 
 
