@@ -109,11 +109,18 @@ def test_a_difference_on_the_same_items_is_at_least_delongs() -> None:
     perfect = measures.auroc(np.arange(130) < 30, np.arange(130) < 30)
     assert np.ptp(Difference(perfect, perfect).interval()) > 0, "here DeLong's is"
     assert Difference(a, b).if_found(found.value).low == pytest.approx(found.low)
-    other = Difference(a, b).if_found(found.value - 0.3)
-    scale = np.ptp(measures.newcombe(a.value - 0.3, 30, 100)) / np.ptp(measures.newcombe(a.value, 30, 100))
-    variance = scale**2 * covariance[0, 0] + covariance[1, 1] - 2 * scale * covariance[0, 1]
-    assert other.value == pytest.approx(found.value - 0.3)
-    assert other.low <= other.value - stats.t.ppf(0.975, 29) * np.sqrt(variance) + 1e-9
+    for shift in (-0.3, -0.03, 1 - a.value):
+        other = Difference(a, b).if_found(found.value + shift)
+        limits = measures.newcombe(a.value + shift, 30, 100)
+        scale = np.ptp(limits) / np.ptp(measures.newcombe(a.value, 30, 100))
+        variance = scale**2 * covariance[0, 0] + covariance[1, 1] - 2 * scale * covariance[0, 1]
+        half = stats.t.ppf(0.975, 29) * np.sqrt(variance)
+        moved = intervals.Estimate(a.value + shift, *limits)
+        added = intervals.square_and_add(moved, b.over_items(), Difference(a, b).correlation)
+        assert other == pytest.approx(
+            (added.value, min(added.low, added.value - half), max(added.high, added.value + half))
+        )
+    assert added.low > added.value - half, "so that the scale is seen"
 
 
 def test_repeats_of_the_same_say_no_more() -> None:
