@@ -62,25 +62,24 @@ class Measured:
 
 @dataclass(frozen=True)
 class Difference:
-    """A first measured value minus a second on the same items, or on others (`paired` is False).
+    """A first measured value minus a second on the same items.
 
     The interval over items is the square-and-add method's (MOVER; Newcombe 2006, Zou & Donner 2008) on the limits of the two,
-    with the correlation of their deviations, DeLong's for two AUROCs; on the same items, that or Student's of the deviations
-    item by item (DeLong's own, with a quantile for few items), whichever is wider. Each fails where the other does not. A score
-    interval is lopsided near 1, and a high correlation cancels two such intervals as if they were alike: with AUROCs of 0.98 and
-    0.90, or 0.995 and 0.95, at a correlation of 0.95, square-and-add alone covers 90 to 92 %. Student's has no width where both
+    with the correlation of their deviations (DeLong's for two AUROCs), or Student's of the deviations item by item (DeLong's
+    own interval, with a quantile for few items), whichever is wider. Each fails where the other does not. A score interval is
+    lopsided near 1, and a high correlation cancels two such intervals as if they were alike: with AUROCs of 0.98 and 0.90, or
+    0.995 and 0.95, at a correlation of 0.95, square-and-add alone covers 90 to 92 %. Student's has no width where both
     detectors are perfect. Over trainings it is Student's of the differences training by training where both are of the
     `same_trainings`, else Welch's.
     """
 
     first: Measured
     second: Measured
-    paired: bool = True
     same_trainings: bool = True
 
     def __post_init__(self) -> None:
         a, b = self.first, self.second
-        if self.paired and a.deviations.shape != b.deviations.shape:
+        if a.deviations.shape != b.deviations.shape:
             raise ValueError(
                 f"two detectors can only be compared on the same items; there are {len(a.deviations)} and "
                 f"{len(b.deviations)}"
@@ -106,7 +105,7 @@ class Difference:
     def correlation(self) -> float:
         """Of the two values over items; 0 where one of them does not vary."""
         a, b = self.first.deviations, self.second.deviations
-        scale = np.sqrt((a**2).sum() * (b**2).sum()) if self.paired else 0.0
+        scale = np.sqrt((a**2).sum() * (b**2).sum())
         return float(np.clip((a * b).sum() / scale, -1, 1)) if scale > 0 else 0.0
 
     def over_items(self, level: float = LEVEL) -> Estimate:
@@ -139,8 +138,6 @@ class Difference:
 
     def _at_least_students(self, first: Estimate, deviations: NDArray[np.float64], level: float) -> Estimate:
         added = square_and_add(first, self.second.over_items(level), self.correlation)
-        if not self.paired:
-            return added
         freedom = min(self.first.freedom, self.second.freedom)
         half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(((deviations - self.second.deviations) ** 2).sum())
         return wider(added.value, added[1:], (added.value - float(half), added.value + float(half)))
