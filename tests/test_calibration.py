@@ -11,6 +11,7 @@ from memlib.tensors import to_float, to_uint8
 from memlib.training.embedding import contrastive_loss, train_embedding
 from memlib.training.settings import EmbeddingConfig
 from memlib.truth import calibration, embedding, replication
+from memlib.truth.outcomes import RATIO
 
 SIZE = 16
 CONFIG = EmbeddingConfig(
@@ -155,7 +156,7 @@ def test_each_rule_on_planted_copies_and_near_neighbours(network: torch.nn.Modul
         matches = replication.match(samples, PICTURES)
         right = {
             "pixels": (by_pixels.relative < 1) & (by_pixels.picture == torch.arange(60)),
-            "ratio": replication.is_copy(matches) & (matches.nearest == torch.arange(60)),
+            "ratio": (matches.ratio < RATIO) & (matches.nearest == torch.arange(60)),
             "embedding": (by_vectors.relative < 1) & (by_vectors.picture == torch.arange(60)),
         }
         shares[name] = {rule: float(found.float().mean()) for rule, found in right.items()}

@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memlib.truth.outcomes import RATIO
-
 
 class Matches(NamedTuple):
     """For N samples: the row of the nearest training image [N], the distance to it and to the second nearest [N] (pixels, L2)."""
@@ -38,18 +36,3 @@ def match(samples: Tensor, training: Tensor, mirrored: bool = False) -> Matches:
     ]
     distances, indices = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
     return Matches(indices[:, 0], distances[:, 0], distances[:, 1])
-
-
-def is_copy(matches: Matches) -> Tensor:
-    """Whether each sample is a copy [N], by the criterion of `memlib.truth.outcomes.is_copy`."""
-    return matches.ratio < RATIO
-
-
-def own_ratio(samples: Tensor, own: Tensor, training: Tensor) -> Tensor:
-    """Distance of each sample to the training image of row `own` [N] over that to the nearest other one [N].
-
-    Below `memlib.truth.outcomes.RATIO` it is a copy of its own; 1 minus the ratio, at least 0, is its similarity to it.
-    """
-    distances = torch.cdist(samples.flatten(1), training.flatten(1))
-    nearest_other = distances.scatter(1, own[:, None], float("inf")).amin(1)
-    return distances.gather(1, own[:, None])[:, 0] / nearest_other
