@@ -8,7 +8,7 @@ from memlib.datasets import drawings, judged
 from memlib.datasets.attributes import ATTRIBUTES
 from memlib.datasets.drawings import LOOK
 from memlib.datasets.images import ImageSet
-from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED, ROLES, in_role
+from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED, ROLES, in_role, role_of
 
 
 def prompts(ordinary: int = 20, unseen: int = 15):
@@ -98,3 +98,8 @@ def test_judged_pictures_are_the_planted_ones_and_some_that_were_seen_once_or_ne
         row = int(item.id.split("-")[0])
         assert drawn.items["caption"][row] == item.caption
         assert torch.equal(drawn.images[row], picture)
+
+
+def test_the_role_of_a_training_begins_its_name() -> None:
+    names = ("planted", "planted-2", "exchanged-2", "share-5", "exchange")
+    assert [role_of(name) for name in names] == ["planted", "planted", "exchanged", "planted", "planted"]

@@ -61,12 +61,16 @@ def items(asked: dict[str, Any], training: str) -> pd.DataFrame:
     return joined(Path.cwd(), json.dumps([asked["items"], asked.get("join", []), asked.get("among")]), training)
 
 
+def filled(text: str, training: str) -> str:
+    return text.format(training=training, role=training.split("-")[0])
+
+
 @cache
 def joined(folder: Path, about: str, training: str) -> pd.DataFrame:
     asked = dict(zip(("items", "join", "among"), json.loads(about), strict=True))
-    found = table(asked["items"].format(training=training)).set_index("id")
+    found = table(filled(asked["items"], training)).set_index("id")
     for join in asked["join"]:
-        other = table(join["table"].format(training=training)).query(join.get("where", "index == index"))
+        other = table(filled(join["table"], training)).query(join.get("where", "index == index"))
         if join.get("read") == "triggers":
             other = other.assign(trigger=other["id"].map(found["trigger"]).fillna("")).query("trigger != ''")
             top = other.loc[other.groupby(["way", "id"])["significance"].idxmax()]
@@ -106,7 +110,7 @@ def newcombe(value: float, m: int, n: int, level: float) -> tuple[float, float]:
 
 
 def scores_of(side: dict[str, Any], training: str, ids: list[str]) -> pd.DataFrame:
-    long = table(side["table"].format(training=training))
+    long = table(filled(side["table"], training))
 
     def parsed(setting: str) -> dict[str, Any]:
         return {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in setting.split())}
@@ -125,7 +129,7 @@ def auroc_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Par
     groups, tables = {}, {}
     for training in asked["trainings"]:
         whole = items(asked, training)
-        own = [list(whole.query(asked[kind].format(training=training)).index) for kind in ("positive", "negative")]
+        own = [list(whole.query(filled(asked[kind], training)).index) for kind in ("positive", "negative")]
         other = dict(zip(asked["trainings"], side.get("trainings", asked["trainings"]), strict=True))[training]
         scores = scores_of(side, other, own[0] + own[1])
         tables[training] = scores.mean(axis=1).to_frame() if side.get("average") == "scores" else scores
@@ -186,7 +190,7 @@ def resampled(replicas: list[tuple[np.ndarray, list]], held: list[set[str]]) -> 
 def share_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Part:
     outcomes = pd.DataFrame(
         {
-            training: items(asked, training).eval(side["outcome"].format(training=training)).astype(float)
+            training: items(asked, training).eval(filled(side["outcome"], training)).astype(float)
             for training in side.get("trainings", asked["trainings"])
         }
     )
@@ -407,7 +411,10 @@ def make_up(rng: np.random.Generator, effect: float) -> None:
     kind = {}  # what an item is by itself, the same for all detectors
     for asked in CLAIMS.values():
         for side, training in product(sides(asked), asked["trainings"]) if asked["statistic"] == "AUROC" else ():
-            path, about = side["table"].format(training=training), items({**asked, "join": []}, training)
+            path, about = (
+                filled(side["table"], training),
+                items({**asked, "join": []}, training),
+            )
             if Path(path).exists():
                 continue
             signal = np.log2(about["copies"] + 1) / 4 + about.get("reproduced", 0.0)

@@ -10,7 +10,13 @@ DIAL = {
     2: "all but the place",
 }  # groups of ordinary prompts, by attributes named
 FREE = "drawn freely"  # group of the planted prompts of the other role
-ROLES = ("planted", "exchanged")  # the two trainings of the main setting; every other training has the first one's role
+ROLES = ("planted", "exchanged")  # the main two trainings
+
+
+def role_of(training: str) -> str:
+    """The role of a training by its name, which begins with it (`exchanged-2` is a second one); else the first one's."""
+    role = training.partition("-")[0]
+    return role if role in ROLES else ROLES[0]
 
 
 def in_role(prompts: pd.DataFrame, role: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from memlib.evaluation import measures, mitigation, prompts
 from memlib.evaluation.measured import Difference, Measured
 from memlib.evaluation.split import best_setting, stratified_split
-from memlib.study.criteria import Comparison, Criterion, Join, Side
+from memlib.study.criteria import Comparison, Criterion, Join, Side, filled
 from memlib.tables import parse_setting, read_scores
 
 RESAMPLES = 10_000  # so many that no verdict hangs on the seed
@@ -95,7 +95,7 @@ def measure(cases: Cases, comparison: Comparison | None = None) -> tuple[Measure
 
 def items_of(name: str, criterion: Criterion, training: str) -> pd.DataFrame:
     """The items of one training, by id, with the columns of all joined tables; the samples themselves for an agreement."""
-    frame = pd.read_parquet(_existing(name, criterion.items.format(training=training)))
+    frame = pd.read_parquet(_existing(name, filled(criterion.items, training)))
     frame = frame.set_index("id") if "id" in frame else frame
     for join in criterion.join:
         found = _joined(name, frame, join, training)
@@ -106,7 +106,7 @@ def items_of(name: str, criterion: Criterion, training: str) -> pd.DataFrame:
 
 
 def _joined(name: str, frame: pd.DataFrame, join: Join, training: str) -> pd.DataFrame:
-    table = pd.read_parquet(_existing(name, join.table.format(training=training)))
+    table = pd.read_parquet(_existing(name, filled(join.table, training)))
     if join.where is not None:
         table = table[_query(name, table, join.where, training)]
     if join.read == "triggers":
@@ -139,7 +139,7 @@ def _read_side(cases: Cases, side: Side) -> pd.DataFrame:
     columns = {}
     for training in side.trainings or criterion.trainings:
         frame = items_of(cases.name, criterion, training)
-        columns[training] = _evaluate(cases.name, frame, side.outcome.format(training=training)).astype(float)
+        columns[training] = _evaluate(cases.name, frame, filled(side.outcome, training)).astype(float)
         if columns[training].isna().any():
             raise ValueError(f"the claim {cases.name!r} has items without an outcome (training {training})")
     return pd.DataFrame(columns)  # nan where an item is none of a training's
@@ -192,7 +192,7 @@ def _choosing(name: str, criterion: Criterion, whole: pd.DataFrame, items: pd.Da
 
 def _query(name: str, frame: pd.DataFrame, query: str, training: str) -> NDArray[np.bool_]:
     """The rows that satisfy a query; raises ValueError where there are none, or where the table does not have its columns."""
-    found = _evaluate(name, frame, query.format(training=training)).to_numpy(bool)
+    found = _evaluate(name, frame, filled(query, training)).to_numpy(bool)
     if not found.any():
         raise ValueError(
             f"the claim {name!r} compares items with {query!r}, and the tables hold none (training {training})"

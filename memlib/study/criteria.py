@@ -14,6 +14,7 @@ import yaml
 from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from memlib.datasets.roles import role_of
 from memlib.study import history
 from memlib.study.sections import PARAMS, expanded, read_section
 
@@ -72,9 +73,9 @@ class Split(_Strict):
 class Criterion(Comparison):
     """A claim is reproduced where the whole 95 % interval of its statistic is above a threshold, not where it is below.
 
-    Paths, queries and outcomes hold `{training}` where they differ between trainings. baseline: what needs no paper, measured as
-    the first side and beside it. control: scores of models that saw nothing of what makes the positives, whose AUROC must hold
-    0.5. at_least: how many items of each kind (positive, negative, items) its power asks for on the half that is reported.
+    Paths, queries and outcomes are `filled` where they differ between trainings. baseline: what needs no paper, measured as the
+    first side and beside it. control: scores of models that saw nothing of what makes the positives, whose AUROC must hold 0.5.
+    at_least: how many items of each kind (positive, negative, items) its power asks for on the half that is reported.
     """
 
     says: Text
@@ -126,7 +127,7 @@ class Criterion(Comparison):
     def tables(self, side: Side) -> dict[str, str]:
         """Paths of the scores of one side of an AUROC, by the training of the criterion that they are for."""
         own = side.trainings or self.trainings
-        return {name: side.table.format(training=one) for name, one in zip(self.trainings, own, strict=True)}
+        return {name: filled(side.table, one) for name, one in zip(self.trainings, own, strict=True)}
 
     @property
     def measure(self) -> str:
@@ -141,6 +142,11 @@ class Claim(_Strict):
     claim: Text
     page: Text
     criterion: Criterion
+
+
+def filled(text: str, training: str) -> str:
+    """A path, query or outcome for one training: its name for `{training}`, its role for `{role}`."""
+    return text.format(training=training, role=role_of(training))
 
 
 def read_claims() -> dict[str, Claim]:
