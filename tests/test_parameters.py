@@ -320,6 +320,7 @@ IMPOSSIBLE = [
     ),
     ("run.trainings.pair-0.section", "train", "section is 'train'; it must be one of retrain, mirrored, scratch"),
     ("picture_control.samples", 99, "picture_control.samples is 99; it must be a whole number from 100 to 1000000"),
+    ("data.splits.reference", 99, "data.splits.reference is 99; it must be a whole number from 100 to 1000000"),
 ]
 
 
