@@ -171,11 +171,16 @@ def judged(network: torch.nn.Module, samples: Tensor, control: Tensor, strangers
 
 def test_each_rule_on_planted_copies_and_near_neighbours(network: torch.nn.Module) -> None:
     shares = pd.DataFrame(
-        {name: judged(network, samples, STRANGERS, STRANGERS).eq(IDS, axis=0).mean() for name, samples in COPIES.items()}
+        {
+            name: judged(network, samples, STRANGERS, STRANGERS).eq(IDS, axis=0).mean()
+            for name, samples in COPIES.items()
+        }
     ).T
     print(shares)
     assert (shares.loc["slightly noisy"] > 0.9).all()
-    assert shares.loc["blurred", "calibrated"] > 0.95 > 0.2 > shares.loc["blurred", "ratio"], "a copy that the ratio misses"
+    assert shares.loc["blurred", "calibrated"] > 0.95 > 0.2 > shares.loc["blurred", "ratio"], (
+        "a copy that the ratio misses"
+    )
     assert (shares.loc[["shifted", "mirrored"], ["calibrated", "ratio"]] < 0.2).all(axis=None)
     assert (shares.loc[["blurred", "mirrored"], "embedding"] > 0.95).all()
     assert shares.loc["shifted", "embedding"] > 0.75
@@ -186,14 +191,30 @@ def test_each_rule_on_planted_copies_and_near_neighbours(network: torch.nn.Modul
 
 def test_sharp_pictures_that_are_none_pass_where_a_coarse_control_judges_alone(network: torch.nn.Module) -> None:
     """A weak model comes near to nothing, so that the limits by its samples are wide: what it was trained on is as sharp."""
-    alone, calibrated = (judged(network, OTHERS, COARSE, more)["calibrated"].notna() for more in (COARSE, STRANGERS))
+    found = [judged(network, OTHERS, COARSE, more) for more in (COARSE, STRANGERS)]
+    alone, calibrated = (verdicts["calibrated"].notna() for verdicts in found)
     assert alone.mean() > 0.3
     assert calibrated.mean() == pytest.approx(0.01, abs=0.01)
     assert not (calibrated & ~alone).any()
+    assert found[0]["embedding"].equals(found[1]["embedding"]), "which goes by the samples alone"
     for name in ("slightly noisy", "blurred"):
         assert judged(network, COPIES[name], COARSE, STRANGERS)["calibrated"].eq(IDS).mean() > 0.95
     sharp = judged(network, OTHERS, STRANGERS, COARSE)["calibrated"].notna()
     assert sharp.equals(calibrated), "the stricter of the two, whichever it is"
+
+
+def test_where_a_mirrored_copy_counts_strangers_come_near_in_the_mirror_too(network: torch.nn.Module) -> None:
+    near, nearer = (
+        PICTURES[:5] + sigma * torch.randn(5, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(8))
+        for sigma in (0.2, 0.1)
+    )
+    strangers = torch.cat([STRANGERS[:95], nearer.flip(-1)])
+    found = {
+        how: judged(network, near, STRANGERS, strangers, mirrored=how)["calibrated"].eq(IDS[:5]).sum()
+        for how in (False, True)
+    }
+    assert found[False] == 5
+    assert found[True] <= 1, "one in a hundred strangers may come as near"
 
 
 def test_the_embedding_finds_altered_pictures_again_that_it_never_saw(network: torch.nn.Module) -> None:

@@ -1,9 +1,9 @@
 """Stage `picture_control`: what samples are judged by.
 
-Writes to results/picture_control: `samples.safetensors`, samples of the reference model, which saw none of the pictures that copies
-are looked for among; `pictures`, the image set that it was trained on instead; `embedding.safetensors`, an embedding that
-forgives blur, shift and mirror, trained on these pictures. For the chapters tables/picture_control/rules.parquet, what each rule
-says of held-out pictures that were altered in a known way, and of other pictures, which are no copies (`validated`).
+Writes to results/picture_control: `samples.safetensors`, samples of the reference model, which saw none of the pictures that
+copies are looked for among; `pictures`, the image set that it was trained on instead; `embedding.safetensors`, an embedding
+that forgives blur, shift and mirror, trained on these pictures. For the chapters tables/picture_control/rules.parquet, what
+each rule says of held-out pictures that were altered in a known way, and of other pictures, which are no copies (`validated`).
 """
 
 from pathlib import Path

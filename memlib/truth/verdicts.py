@@ -30,9 +30,9 @@ def judge_samples(
 
     The first table has a row a sample: `picture`, the id of the picture that the sample comes nearest to by that picture's
     limit, and `relative`, the distance over the limit (`memlib.truth.calibration`); `embedded_picture` and
-    `embedded_relative`, the same in the embedding, by the control's samples alone; `nearest`, `distance` and `second_distance` (L2 over pixels), of the ratio
-    rule, among the pictures seen. The second has a row a picture, by its id: in `relative` and `embedded_relative` the
-    smallest of all samples, which is its similarity to what the model draws.
+    `embedded_relative`, the same in the embedding, by the control's samples alone; `nearest`, `distance` and
+    `second_distance` (L2 over pixels), of the ratio rule, among the pictures seen. The second has a row a picture, by its id:
+    in `relative` and `embedded_relative` the smallest of all samples, which is its similarity to what the model draws.
     """
     names = np.asarray(ids)
     by_row = {"sample": range(len(samples))}
