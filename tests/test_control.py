@@ -16,6 +16,7 @@ from memlib.fields.load import load_field
 from memlib.sampling.pictures import sampled
 from memlib.study import make_control as stage
 from memlib.study.draw_samples import CONTROL
+from memlib.tensors import to_float
 from memlib.truth.embedding import load_embedding
 
 EMBEDDING = {
@@ -36,9 +37,9 @@ EMBEDDING = {
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     monkeypatch.chdir(tmp_path)
     DDPMPipeline(small_unet(attention=False), scheduler()).save_pretrained(stage.MODEL)
-    pictures = torch.randint(0, 256, (20, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    items = pd.DataFrame({"id": [f"i{n}" for n in range(20)], "name": "", "caption": "", "copies": 0})
-    found = ImageSet(pictures, items.assign(split=["heldout", "reference"] * 10))
+    pictures = torch.randint(0, 256, (130, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    items = pd.DataFrame({"id": [f"i{n}" for n in range(130)], "name": "", "caption": "", "copies": 0})
+    found = ImageSet(pictures, items.assign(split=["heldout", "train", "pairs"] * 10 + ["reference"] * 100))
     images.save(found, "results/data")
     Path("params.yaml").write_text(yaml.safe_dump({"embedding": EMBEDDING}))
     return found
@@ -55,10 +56,12 @@ def test_the_control_is_the_reference_models_and_equal_runs_give_equal_bytes(stu
     samples, ids = read_samples(CONTROL / "samples.safetensors")
     assert torch.equal(samples[:, 0], sampled(load_field(stage.MODEL), 100, 2, "heun", 3))
     assert ids[:2] == ["0000", "0001"]
-    assert load_embedding(CONTROL / "embedding.safetensors", 3, 8)(study.floats).shape == (20, 64)
+    strangers, network = images.load(CONTROL / "pictures"), load_embedding(CONTROL / "embedding.safetensors", 3, 8)
+    assert strangers.items["id"].tolist() == [f"i{n}" for n in range(30, 130)], "what the model was trained on"
     rules = pd.read_parquet("tables/picture_control/rules.parquet")
-    assert rules.groupby("rule").size().to_dict() == {"pixels": 5, "embedding": 5}
-    assert rules[["found", "copies"]].apply(lambda share: share.between(0, 1).all()).all()
+    heldout, others = study.split("heldout").floats, study.rows([n for n in range(30) if n % 3]).floats
+    expected = stage.validated(network, heldout, to_float(samples[:, 0]), strangers.floats, others, 3)
+    pd.testing.assert_frame_equal(rules, expected, check_dtype=False)
 
 
 def symmetric(n: int, seed: int) -> torch.Tensor:
@@ -67,11 +70,27 @@ def symmetric(n: int, seed: int) -> torch.Tensor:
     return torch.cat([half, half.flip(-1)], -1)
 
 
-def test_what_is_not_altered_is_found_and_another_picture_is_none() -> None:
+def test_what_is_not_altered_is_a_copy_and_another_picture_is_none() -> None:
     flat = torch.nn.Sequential(torch.nn.Flatten())
-    rules = stage.validated(flat, symmetric(12, 1), symmetric(200, 2), 0).set_index(["rule", "alteration"])
-    for rule in ("pixels", "embedding"):
-        assert rules.loc[(rule, "mirrored")].tolist() == [1.0, 1.0]
-        assert rules.loc[(rule, "shifted"), "copies"] < 0.5
-        assert rules.loc[(rule, "the most similar other picture"), "found"] == 0
-        assert rules.loc[(rule, "the most similar other picture"), "copies"] < 0.2
+    pictures, strangers, others = (symmetric(n, seed) for seed, n in enumerate((12, 200, 500)))
+    coarse = 0.2 * symmetric(200, 4)  # nearer to the middle of all pictures than any picture
+    table = stage.validated(flat, pictures, coarse, strangers, others, 0)
+    assert table.columns.tolist() == ["alteration", "rule", "copies"]
+    shares = table.pivot(index="alteration", columns="rule", values="copies")
+    assert (shares.loc[["a little noise", "mirrored"]] == 1).all(axis=None)
+    assert (shares.loc["shifted", ["calibrated", "ratio"]] < 0.2).all()
+    assert shares.loc["any other picture", "calibrated"] <= 0.02
+    assert shares.loc["any other picture", "ratio"] <= 0.02
+    assert (shares["calibrated"] <= shares["samples alone"]).all(), "the strangers only take copies away"
+    agreed = shares["samples alone, embedding agrees"]
+    assert (agreed <= shares[["samples alone", "embedding"]].min(axis=1)).all()
+
+
+def test_the_most_similar_other_picture_is_looked_for_among_all_others() -> None:
+    flat = torch.nn.Sequential(torch.nn.Flatten())
+    pictures, strangers = symmetric(12, 0), symmetric(200, 1)
+    near = pictures + 0.01
+    table = stage.validated(flat, pictures, strangers, strangers, torch.cat([symmetric(100, 2), near]), 0)
+    shares = table.pivot(index="alteration", columns="rule", values="copies")["calibrated"]
+    assert shares["the most similar other picture"] == 1
+    assert shares["any other picture"] == pytest.approx(12 / 112, abs=0.03)

@@ -17,6 +17,7 @@ from memlib.datasets.items import read_samples, write_samples
 from memlib.detectors.denoising import denoising_loss
 from memlib.fields.load import load_field
 from memlib.files import read_pictures
+from memlib.sampling import pictures as sampling
 from memlib.sampling.ancestral import sample_ancestral
 from memlib.sampling.grids import sigma_grid
 from memlib.sampling.ode import sample
@@ -42,13 +43,17 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     """An untrained model beside pictures to be reproduced, and others."""
     monkeypatch.chdir(tmp_path)
     DDPMPipeline(small_unet(attention=False), scheduler()).save_pretrained("model")
-    pictures = torch.randint(0, 256, (9, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images_seen = torch.randint(0, 256, (9, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     splits = ["heldout", "train", "other"] * 3
     items = pd.DataFrame({"id": [f"i{n}" for n in range(9)], "name": "", "caption": "", "split": splits, "copies": 1})
-    found = ImageSet(pictures, items)
+    found = ImageSet(images_seen, items)
     images.save(found, "data")
     control = torch.randint(0, 256, (100, 1, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     write_samples(stage.CONTROL / "samples.safetensors", control, [str(n) for n in range(100)])
+    strangers = torch.randint(0, 256, (100, 3, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    ids = [f"r{n}" for n in range(100)]
+    others = pd.DataFrame({"id": ids, "name": "", "caption": "", "split": "reference", "copies": 1})
+    images.save(ImageSet(strangers, others), stage.CONTROL / "pictures")
     save_file(build_embedding(3, 8).state_dict(), stage.CONTROL / "embedding.safetensors")
     return found
 
@@ -71,7 +76,7 @@ def test_samples_are_those_of_their_numbers_and_the_seed(
     else:
         expected = sample_ancestral(field, item_seeds(range(6), 4), field.sigmas[[0, 500, 999]])
     assert (made.int() - to_uint8(expected).int()).abs().max() <= 1, "only what rounding changes"
-    monkeypatch.setattr(stage, "BATCH", 4)
+    monkeypatch.setattr(sampling, "BATCH", 4)
     torch.manual_seed(9)
     fewer, _ = draw("fewer", sampler=sampler, samples=5)
     assert (fewer.int() - made[:5].int()).abs().max() <= 1, "whatever is drawn beside them"
@@ -87,14 +92,15 @@ def test_what_is_written_is_judged_by_the_control_among_the_split_and_the_held_o
     judged, seen = data.rows(rows), torch.tensor([n % 3 == 1 for n in rows])
     copied = data.split("train").floats[[2, 0, 1, 1]]
     made = torch.cat([copied + 0.01, copied.flip(-1), data.split("heldout").floats[:1]])
-    monkeypatch.setattr(stage, "sample_ancestral", lambda field, seeds, sigmas: made)
+    monkeypatch.setattr(stage, "sampled", lambda *_: to_uint8(made))
     control = to_float(read_samples(stage.CONTROL / "samples.safetensors")[0][:, 0])
+    strangers = images.load(stage.CONTROL / "pictures").floats
     network = stage.load_embedding(stage.CONTROL / "embedding.safetensors", 3, 8)
     for mirrored in (False, True):
         _, matches = draw(samples=9, mirrored=mirrored)
         pictures = pd.read_parquet("tables/truth/a/pictures.parquet").set_index("id")
         similarity = pictures[["relative", "embedded_relative"]]
-        whole = to_float(to_uint8(made)), control, judged.floats, judged.items["id"], seen, network, mirrored
+        whole = to_float(to_uint8(made)), control, strangers, judged.floats, judged.items["id"], seen, network, mirrored
         for written, expected in zip((matches, similarity), judge_samples(*whole), strict=True):
             pd.testing.assert_frame_equal(written, expected, check_dtype=False)
         assert matches["picture"][[0, 1, 2, 3, 8]].tolist() == ["i7", "i1", "i4", "i4", "i0"]
@@ -130,7 +136,7 @@ def test_the_quality_is_the_loss_of_every_held_out_picture(data: ImageSet) -> No
     assert quality["loss"].tolist() == pytest.approx(losses.mean(0).tolist(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(stage, "sample_ancestral"), (pd.DataFrame, "to_parquet")])
+@pytest.mark.parametrize(("owner", "name"), [(stage, "sampled"), (pd.DataFrame, "to_parquet")])
 def test_an_interrupted_run_leaves_nothing_half(
     owner: Any, name: str, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,8 +132,8 @@ IMPOSSIBLE = [
     ("truth.main.sampler", "euler", "truth.main.sampler is 'euler'; it must be one of heun, ancestral"),
     ("truth.main.steps", 0, "truth.main.steps is 0"),
     ("truth.main.sampler", "ddim", "truth.main.sampler is 'ddim'; it must be one of heun, ancestral"),
-    ("truth.ancestral.steps", 1, "truth.ancestral.steps is 1; the ancestral sampler takes 2 to 1000 steps"),
-    ("truth.ancestral.steps", 2000, "truth.ancestral.steps is 2000; the ancestral sampler takes 2 to 1000 steps"),
+    ("truth.main.steps", 1, "truth.main.steps is 1; the ancestral sampler takes 2 to 1000 steps"),
+    ("truth.main.steps", 2000, "truth.main.steps is 2000; the ancestral sampler takes 2 to 1000 steps"),
     (
         "scores.main-volume.tables.growth.settings.0.steps",
         0,
@@ -183,8 +183,8 @@ IMPOSSIBLE = [
     ),
     (
         "scores.main-volume.tables.edges.settings.0.each.sigma_min",
-        [50.0],
-        r"settings\[0\]: the last level is 267.969; it must be a noise level",
+        [90.0],
+        r"settings\[0\]: the last level is 275.625; it must be a noise level",
     ),
     (
         "scores.main-volume.tables.edges.settings.0.steps",
@@ -320,6 +320,7 @@ IMPOSSIBLE = [
     ),
     ("run.trainings.pair-0.section", "train", "section is 'train'; it must be one of retrain, mirrored, scratch"),
     ("picture_control.samples", 99, "picture_control.samples is 99; it must be a whole number from 100 to 1000000"),
+    ("data.splits.reference", 99, "data.splits.reference is 99; it must be a whole number from 100 to 1000000"),
 ]
 
 

@@ -51,9 +51,10 @@ def draw_samples(
     seen = torch.tensor((judged.items["split"] == split).tolist())
     made = sampled(field, samples, steps, sampler, seed)
     control = to_float(read_samples(CONTROL / "samples.safetensors")[0][:, 0])
+    strangers = image_sets.load(CONTROL / "pictures").floats
     network = load_embedding(CONTROL / "embedding.safetensors", *image_set.images.shape[1:3])
     matches, similarity = judge_samples(
-        to_float(made), control, judged.floats, judged.items["id"], seen, network, mirrored
+        to_float(made), control, strangers, judged.floats, judged.items["id"], seen, network, mirrored
     )
     losses = denoising_loss(
         field, heldout.floats.to(field.device), LOSS_SIGMA, LOSS_DRAWS, item_seeds(heldout.items["id"], seed)

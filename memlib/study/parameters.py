@@ -403,7 +403,7 @@ def _truth(parameters: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name}.steps is {parameters[name]['steps']}; the ancestral sampler takes 2 to 1000 steps"
             )
-    _entries("truth", truth, ("main", "ancestral"))
+    _entries("truth", truth, ("main", "deterministic"))
 
 
 def _entries(section: str, entries: Mapping[str, Any], needed: Iterable[str]) -> None:

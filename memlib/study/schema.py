@@ -116,6 +116,7 @@ Name = Annotated[str, AfterValidator(_name)]  # of a file
 Text = Annotated[str, AfterValidator(_filled)]
 Count = Annotated[int, Ge(1), Le(10**6)]
 Several = Annotated[int, Ge(2), Le(10**6)]
+Resolving = Annotated[int, Ge(round(1 / LEVEL)), Le(10**6)]  # fewer cannot resolve the level of a copy
 Share = Annotated[float, Ge(0), Le(1)]
 OpenShare = Annotated[float, Gt(0), Lt(1)]
 Above = Annotated[float, Gt(0), Le(10**6)]
@@ -183,7 +184,7 @@ class Run(Section):
 class Splits(Section):
     train: Count
     heldout: Count
-    reference: Count
+    reference: Resolving
     pairs: Several
 
 
@@ -208,7 +209,7 @@ class Pairs(Section):
 
 
 class PictureControl(Section):
-    samples: Annotated[int, Ge(round(1 / LEVEL)), Le(10**6)]  # fewer cannot resolve the level of a copy
+    samples: Resolving
     steps: Count
     sampler: Literal["heun", "ancestral"]
     seed: Seed

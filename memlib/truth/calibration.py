@@ -1,9 +1,10 @@
-"""What counts as a copy, calibrated on a control: samples of a model that never saw the pictures.
+"""What counts as a copy, calibrated on a control: a model that never saw the pictures, and what it was trained on instead.
 
 Distances are in any unit in which a smaller one means more alike, such as `pixel_distance` or that of an embedding.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,15 @@ def common_limits(control: Tensor, level: float) -> Tensor:
     """
     scale = own_limits(control, level).clamp_min(torch.finfo(control.dtype).tiny)
     return scale * own_limits((control / scale).amin(1, keepdim=True), level)
+
+
+def strictest_limits(controls: Iterable[Tensor], level: float) -> Tensor:
+    """Limits [M] that hold for several controls, distances [N, M] each: the smallest of their `common_limits`.
+
+    Samples alone set wide limits where a model draws blurred or noisy: real pictures of the kind are as sharp as the M, and
+    some come nearer to them than any sample.
+    """
+    return torch.stack([common_limits(control, level) for control in controls]).amin(0)
 
 
 def nearest(distances: Tensor, limits: Tensor) -> Nearest:

@@ -10,7 +10,7 @@ from itertools import count
 import pandas as pd
 from scipy.special import bdtrc
 
-LEVEL = 0.01  # share of the control's samples that come as near to some picture as a copy does
+LEVEL = 0.01  # share of what is no copy that comes as near to some picture as a copy does
 RATIO = 1 / 3
 RULES = ("calibrated", "ratio", "embedding")
 
@@ -24,7 +24,8 @@ def is_copy(matches: pd.DataFrame, rule: str = "calibrated") -> pd.Series:
     """Whether each sample is a copy, by one of `RULES`.
 
     *calibrated*, the truth of this study: nearer to a picture than all but a share `LEVEL` of the samples of a model that
-    never saw it come to any. *embedding*: the same in an embedding that forgives blur, shift and mirror. *ratio*: at less
+    never saw it come to any, and than as many of the pictures that this model was trained on. *embedding*: by the samples
+    alone, in an embedding that forgives blur, shift and mirror, and passes more of other pictures. *ratio*: at less
     than a third of the distance to the second nearest training picture (Yoon et al., Diffusion probabilistic models generalize
     when they fail to memorize, 2023; Gu et al., arXiv 2310.02664). Raises KeyError for another rule.
     """
@@ -55,7 +56,7 @@ def agreement(matches: pd.DataFrame) -> pd.DataFrame:
 def least_copies(samples: int, pictures: int) -> int:
     """How many of the samples must copy a picture so that it counts as reproduced.
 
-    A model that saw none of the pictures copies some in a share `LEVEL` of its samples, so each in a share `LEVEL` / pictures:
+    A model that saw none of the pictures copies some in at most a share `LEVEL` of its samples, so each in `LEVEL` / pictures:
     the least number that at most a share `LEVEL` of its pictures reaches by chance (binomial).
     """
     return next(k for k in count(1) if bdtrc(k - 1, samples, LEVEL / pictures) <= LEVEL)
