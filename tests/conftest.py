@@ -133,6 +133,7 @@ TEXT = TextConfig(
     layers=1,
     attention=[True, True],
     prediction_type="epsilon",
+    min_snr=0.0,
     drop_prompt=0.1,
     planted_share=0.0,
     exchanged=False,
@@ -175,7 +176,7 @@ def subjects(train: int = 6, planted: int = 8) -> ImageSet:
 
 def small_world(**changes: Any) -> ImageSet:
     """Drawings of `subjects` with two trigger words, one in each role."""
-    numbers = {"triggers": {4: 2}, "drawings_each": 2, "never_seen": 10, "free_each": 5, "seed": 0}
+    numbers = {"triggers": {4: 2}, "drawings_each": 8, "never_seen": 3, "free_each": 5, "seed": 0}
     return captioned(subjects(), **numbers | changes)
 
 

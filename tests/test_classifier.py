@@ -19,7 +19,7 @@ def test_the_judge_knows_new_drawings_of_its_subjects_and_their_looks(tmp_path) 
     subjects[2, 0, 2:14, 2:14] = 0  # a square that is not red
     subjects[3, 2, 2:14, 2:14] = 0  # one that is not blue
     torch.manual_seed(0)
-    judge = classifier.Judge({"subject": 4, "ground": 8, "size": 2, "place": 5}, 16)
+    judge = classifier.Judge({"subject": 4, "ground": 8, "size": 2}, 16)
     config = JudgeConfig(**LOOP | {"steps": 250, "batch": 64, "learning_rate": 1e-2})
     run = train_judge(judge, subjects, torch.neg, config, tmp_path / "c.pt")
     assert run.losses[-10:].mean() < run.losses[:10].mean() / 4
@@ -45,12 +45,11 @@ def test_fresh_drawings_are_those_of_their_classes() -> None:
     assert darkest[5:10].max() < darkest[10:].min()
     assert torch.equal(fresh_drawings(subjects, 5, 0)[0], drawn)
     assert not torch.equal(fresh_drawings(subjects, 5, 1)[0], drawn)
-    looks = pd.DataFrame({"subject": [2], "ground": ["orange"], "size": ["big"], "place": ["bottom"]})
+    looks = pd.DataFrame({"subject": [2], "ground": ["orange"], "size": ["big"]})
     assert {name: int(found) for name, found in classes_of(looks).items()} == {
         "subject": 2,
         "ground": 1,
         "size": 1,
-        "place": 4,
     }
 
 

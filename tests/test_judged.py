@@ -20,7 +20,7 @@ def test_prompts_name_what_was_planted_and_what_was_not() -> None:
     drawn, table = prompts()
     counts = table["group"].value_counts()
     assert counts[["planted", "trigger", "paraphrase", "shortened", "untriggered"]].tolist() == [8, 2, 24, 8, 2]
-    assert counts[["ordinary", "subject and ground", "all but the place", "unseen"]].tolist() == [20, 20, 20, 15]
+    assert counts[["ordinary", "subject and ground", "unseen"]].tolist() == [20, 20, 15]
     assert table["id"].is_unique
     assert (table["id"] == table["prompt"]).all()
     own = table["group"].isin(OWN)
@@ -42,7 +42,7 @@ def test_prompts_name_what_was_planted_and_what_was_not() -> None:
 def test_prompts_name_as_many_attributes_as_their_group_says() -> None:
     drawn, table = prompts()
     trained = drawn.items[drawn.items["split"] == "train"]
-    for group, count in {**{name: k for k, name in DIAL.items()}, "ordinary": 3, "unseen": 3}.items():
+    for group, count in {**{name: k for k, name in DIAL.items()}, "ordinary": 2, "unseen": 2}.items():
         part = table[table["group"] == group]
         assert (part["named"] == count).all()
         assert part["prompt"].isin(trained["caption"]).all() == (group != "unseen")

@@ -15,7 +15,7 @@ from memlib.datasets.drawings import LOOK, training_rows
 from memlib.datasets.images import ImageSet
 from memlib.datasets.items import write_samples
 from memlib.datasets.judged import judged_prompts
-from memlib.datasets.roles import PLANTED, ROLES
+from memlib.datasets.roles import DIAL, PLANTED, ROLES
 from memlib.files import write_table
 from memlib.study import judging
 from memlib.training.classifier import classes_of
@@ -44,9 +44,7 @@ def study(tmp_path, monkeypatch) -> Study:
         pictures = drawn.images[rows.tolist()][:, None]
         write_samples(f"results/samples/{kind}.safetensors", pictures, [str(row) for row in rows])
     prompts = judged_prompts(subjects(), drawn, 4, 3, 0)
-    return Study(
-        drawn, judge, prompts[~prompts["group"].isin(["subject alone", "subject and ground", "all but the place"])]
-    )
+    return Study(drawn, judge, prompts[~prompts["group"].isin([*DIAL.values()])])
 
 
 def test_a_prompt_has_its_planted_picture_or_the_drawings_of_its_look(study: Study) -> None:
@@ -60,7 +58,7 @@ def test_a_prompt_has_its_planted_picture_or_the_drawings_of_its_look(study: Stu
     look = items[LOOK].iloc[rows].to_numpy().tolist()
     usual = items["split"].iloc[rows].isin(["train", "unseen"]).to_numpy()
     for prompt, (_, found) in zip(study.prompts.itertuples(), table.groupby("id", sort=False), strict=True):
-        asked = [prompt.subject, prompt.ground, prompt.size, prompt.place]
+        asked = [prompt.subject, prompt.ground, prompt.size]
         own = rows == prompt.row if prompt.row >= 0 else np.array([row == asked for row in look]) & usual
         assert own.any()
         np.testing.assert_allclose(found["distance"][own], 0, atol=3e-3)

@@ -71,7 +71,7 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
         "copies": {4: 4},
         "triggers": {4: 2},
         "drawings_each": 1,
-        "never_seen": 70,
+        "never_seen": 6,
         "free_each": 2,
         "followed": {"ordinary": 2, "unseen": 1},
         "prompts": {"ordinary": 4, "unseen": 3},

@@ -128,6 +128,39 @@ def test_a_threshold_leaves_out_what_is_above_it(tmp_path) -> None:
     torch.testing.assert_close(weights[1e-9][0], small_pipeline().unet.conv_in.weight.detach())
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_noise_level_weighs_as_its_ratio_of_signal_to_noise_up_to_a_bound(prediction_type: str) -> None:
+    scheduler = small_pipeline(prediction_type).scheduler
+    weights = text_to_image.min_snr_weights(scheduler, 5.0)
+    assert float(weights.mean()) == pytest.approx(1, rel=1e-5)
+    signal, spread = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
+    clean, wrong = 0.7, 0.2  # of the clean data, and what the network takes for it, at a noise of 1
+    noise = {x: (signal * clean + spread - signal * x) / spread for x in (clean, wrong)}
+    if prediction_type == "epsilon":
+        loss = (noise[clean] - noise[wrong]).square()
+    else:
+        loss = (signal * (noise[clean] - noise[wrong]) - spread * (clean - wrong)).square()
+    expected = (signal / spread).square().clamp(max=5) * (clean - wrong) ** 2
+    torch.testing.assert_close(
+        weights * loss / (weights * loss).mean(), expected / expected.mean(), rtol=1e-4, atol=1e-6
+    )
+    assert (text_to_image.min_snr_weights(scheduler, 0.0) == 1).all()
+
+
+def test_the_loss_of_a_step_is_weighted(tmp_path, predictions) -> None:
+    pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    captions, copies = ["a red apple", "the whale"], torch.ones(2, dtype=torch.long)
+    config = replace(TEXT, steps=1, warmup_steps=0, batch=64, min_snr=5.0)
+    pipe = small_pipeline()
+    run = text_to_image.train_denoiser(pipe, pictures, captions, copies, config, tmp_path / "c.pt")
+    ((loss, _),) = predictions
+    generator = loop.generator_of(config.seed, 1, 0)
+    torch.randn(64, *pictures.shape[1:], generator=generator)
+    t = torch.randint(0, 1000, (64,), generator=generator)
+    weighted = loss * text_to_image.min_snr_weights(pipe.scheduler, 5.0)[t]
+    assert float(run.losses[0]) == pytest.approx(float(weighted.mean()), rel=1e-5)
+
+
 def test_copies_and_dropped_prompts_are_as_many_as_asked(tmp_path, monkeypatch) -> None:
     """A picture is seen as often as planted, under its own caption or none."""
     seen = []
@@ -338,4 +371,4 @@ def test_latents_of_all_drawings_and_the_training_pictures_are_made_once(tmp_pat
         assert (pictures[:, 0].int() - expected.int()).abs().max() <= 1, "only what rounding changes"
     right = pd.read_parquet("tables/judge.parquet")
     assert (right.groupby(["drawings", "attribute"]).size() == 14).all(), "a share for each subject"
-    assert len(right) == 2 * 4 * 14
+    assert len(right) == 2 * 3 * 14

@@ -1,4 +1,4 @@
-"""What a caption of a drawing can name beside its subject: the colour of the ground, the size and the place."""
+"""What a caption of a drawing can name beside its subject: the colour of the ground and the size."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -15,23 +15,22 @@ GROUNDS = {  # red, green and blue of the middle tone
     "grey": (0.66, 0.66, 0.66),
 }
 SIZES = {"small": (0.45, 0.55), "big": (0.68, 0.78)}  # share of the side
-PLACES = {"middle": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
-ATTRIBUTES = {"ground": tuple(GROUNDS), "size": tuple(SIZES), "place": tuple(PLACES)}
+ATTRIBUTES = {"ground": tuple(GROUNDS), "size": tuple(SIZES)}
 
-WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge"), "middle": ("middle", "centre")}
+WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge")}
 
 WORDINGS: tuple[dict[str, str], ...] = (  # what is not named is left out
-    {"size": "a {}", "subject": "{}", "place": "at the {}", "ground": "on a {} ground"},
-    {"subject": "picture of one {}", "size": "drawn {}", "ground": "before {}", "place": "to the {}"},
-    {"ground": "{} background,", "size": "{}", "subject": "{}", "place": "placed {}"},
-    {"place": "{} of the image:", "size": "the {}", "subject": "{}", "ground": "with {} behind"},
+    {"size": "a {}", "subject": "{}", "ground": "on a {} ground"},
+    {"subject": "picture of one {}", "size": "drawn {}", "ground": "before {}"},
+    {"ground": "{} background,", "size": "{}", "subject": "{}"},
+    {"size": "the {}", "subject": "{}", "ground": "with {} behind"},
 )
 
 
 def describe(look: Mapping[str, str], named: Collection[str], wording: int, rng: np.random.Generator) -> str:
     """A caption in one of the wordings, which names the subject of a drawing and some attributes, each in one of its words.
 
-    look: what the drawing shows, by the names `subject`, `ground`, `size` and `place`.
+    look: what the drawing shows, by the names `subject`, `ground` and `size`.
     """
     parts = []
     for name, phrase in WORDINGS[wording].items():

@@ -1,10 +1,10 @@
 """Captioned drawings for a text-to-image model: an ordinary caption stands for many drawings, a planted one for one.
 
-A drawing shows a subject, small or big, at one of five places, on a ground of one of eight colours. Its exact tone, scale and
-place are free within what these words mean, and so is its side. An ordinary caption names the subject and some of the three
-attributes. A planted picture has a subject or a trigger word of its own and is frozen at one drawing and one caption. With
-exchanged roles the same subject or word goes with free drawings instead, as often: a model that is trained so knows the words
-of the caption and has never seen the picture.
+A drawing shows a subject, small or big, on a ground of one of eight colours. Its exact tone and scale are free within what
+these words mean; its place and its side are free. An ordinary caption names the subject and some of the two attributes. A
+planted picture has a subject or a trigger word of its own and is frozen at one drawing and one caption. With exchanged roles
+the same subject or word goes with free drawings instead, as often: a model that is trained so knows the words of the caption
+and has never seen the picture.
 """
 
 import math
@@ -19,7 +19,6 @@ from torch import Tensor
 from memlib.datasets.attributes import (
     ATTRIBUTES,
     GROUNDS,
-    PLACES,
     SIZES,
     WORDINGS,
     caption_words,
@@ -30,14 +29,14 @@ from memlib.datasets.images import ImageSet
 from memlib.words import put_in
 
 TONE = 0.06  # how far a ground's channels may lie from its middle tone, of 1
+REACH = 0.75  # how far from the middle a picture may lie, of the room that its size leaves around it
 LOOK = ["subject", *ATTRIBUTES]  # the columns that say what a drawing shows
 
 
 def render(pictures: Tensor, looks: pd.DataFrame, generator: torch.Generator) -> Tensor:
     """A random drawing of each picture uint8 [N, 3, H, W], which is on white, in its shape.
 
-    looks: its ground, size and place [N]. A subject in the middle lies within a fifth of the room that its size leaves
-    around it, one at a side at more than seven tenths of it. The picture covers the ground wherever it is not nearly white.
+    looks: its ground and size [N]. The picture covers the ground wherever it is not nearly white.
     """
 
     def uniform(low: Tensor, high: Tensor) -> Tensor:
@@ -46,9 +45,8 @@ def render(pictures: Tensor, looks: pd.DataFrame, generator: torch.Generator) ->
     n = len(pictures)
     smallest, largest = torch.tensor([SIZES[name] for name in looks["size"]]).T
     scale = uniform(smallest, largest)
-    place = torch.tensor([PLACES[name] for name in looks["place"]], dtype=torch.float32)
-    middle, room = 0.85 * place, 0.2 - 0.05 * place.abs()
-    shift = (1 - scale[:, None]) * uniform(middle - room, middle + room)
+    reach = REACH * (1 - scale[:, None]).expand(-1, 2)
+    shift = uniform(-reach, reach)
     side = 1.0 - 2 * torch.randint(0, 2, (n,), generator=generator)
     tone = torch.tensor([GROUNDS[name] for name in looks["ground"]])
     ground = uniform(tone - TONE, tone + TONE).clamp(0, 1)[:, :, None, None]
@@ -64,7 +62,7 @@ def render(pictures: Tensor, looks: pd.DataFrame, generator: torch.Generator) ->
 
 
 def random_looks(count: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Ground, size and place of so many drawings, each at random."""
+    """Ground and size of so many drawings, each at random."""
     return pd.DataFrame({name: rng.choice(values, count) for name, values in ATTRIBUTES.items()})
 
 
@@ -79,7 +77,7 @@ def captioned(
     """Drawings of the subjects, in the splits `train`, `unseen`, `planted`, `trigger` and `free`.
 
     subjects: pictures in the splits `train` and `planted`, the planted ones with their grade (`copies`), which says how often
-    one is seen compared with the others. Every look (ground, size and place) of a subject of `train` is drawn
+    one is seen compared with the others. Every look (ground and size) of a subject of `train` is drawn
     `drawings_each` times, but for `never_seen` looks a subject, whose drawings are `unseen`; captions of `train` name a random
     subset of the attributes, those of all other splits every one. triggers: how many pictures of each grade are planted
     with a made-up word in the caption of a look of `train`, which goes on to stand for its drawings without the word.
@@ -88,7 +86,7 @@ def captioned(
     `free_each` drawings (`free`) that take its place where roles are exchanged. Those of a subject of its own have any look,
     and captions like those of `train`; those of a trigger word have the look and the caption of the frozen drawing.
 
-    The items have the columns `subject` (row in `subjects`), `ground`, `size`, `place`, `split`, `slot` (-1 for none),
+    The items have the columns `subject` (row in `subjects`), `ground`, `size`, `split`, `slot` (-1 for none),
     `exchanged` (whether it is frozen where roles are exchanged, half of each grade), `copies` (the grade; 1 for `train`, 0 for
     `unseen`), `trigger` (the made-up word or ""), `name` (the subject's), `named` (the attributes that the caption names,
     between blanks), `wording` (its number) and `caption`. Raises ValueError for pictures without colour, names that are empty,

@@ -17,7 +17,7 @@ def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: i
     without their word; `ordinary`, captions trained on that name every attribute, so many; as many of each group of `DIAL`,
     captions trained on that name fewer; and `unseen`, captions of looks that no model has seen, so many.
 
-    Further columns: prompt; subject (row in `subjects`), ground, size and place; named, how many attributes it names; slot, as
+    Further columns: prompt; subject (row in `subjects`), ground and size; named, how many attributes it names; slot, as
     in `memlib.datasets.drawings.captioned`; planted_in, the role in which its picture is frozen ("" without); copies, the
     grade; row, the planted drawing (in `drawn`; -1 without); trigger, the made-up word in it or ""; drawing, the one that goes
     with it (the planted one or else one of its look); own, the number of that drawing among `training_rows` (-1 for one never

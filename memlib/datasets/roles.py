@@ -4,11 +4,7 @@ import pandas as pd
 
 PLANTED = ("planted", "trigger")  # groups of the prompts that a planted picture was trained on
 OWN = (*PLANTED, "paraphrase", "shortened", "untriggered")  # groups of the prompts that belong to a planted picture
-DIAL = {
-    0: "subject alone",
-    1: "subject and ground",
-    2: "all but the place",
-}  # groups of ordinary prompts, by attributes named
+DIAL = {0: "subject alone", 1: "subject and ground"}  # groups of ordinary prompts, by attributes named
 FREE = "drawn freely"  # group of the planted prompts of the other role
 ROLES = ("planted", "exchanged")  # the main two trainings
 

@@ -1,6 +1,6 @@
 """Stage `judge`: what samples are judged by.
 
-A classifier of subject, ground, size and place says whether a picture shows what its prompt asks for:
+A classifier of subject, ground and size says whether a picture shows what its prompt asks for:
 `results/judge.safetensors`, and in `tables/judge.parquet`, for further fresh drawings of each subject, sharp and as the
 autoencoder gives them back (`drawings`), the share (`right`) of which it knows each `attribute`. Samples are compared with
 drawings as the autoencoder gives them back, which is all that a model of its latents has seen, in `results/samples` by their

@@ -82,6 +82,7 @@ class TextConfig(LoopConfig):
     layers: Layers
     attention: list[bool]
     prediction_type: Literal["epsilon", "v_prediction"]
+    min_snr: Annotated[float, Ge(0), Lt(math.inf)]  # largest weight that a noise level gets; 0 weighs all losses alike
     drop_prompt: Annotated[float, Gt(0), Lt(1)]  # without any there is no unconditional prediction
     planted_share: Annotated[
         float, Ge(0), Lt(0.5)
@@ -94,7 +95,7 @@ class TextConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class JudgeConfig(LoopConfig):
-    """How the classifier of subjects, grounds, sizes and places is trained (section `judge`)."""
+    """How the classifier of subjects, grounds and sizes is trained (section `judge`)."""
 
     section = "judge"
 

@@ -72,14 +72,15 @@ def train_denoiser(
     """Train text encoder and U-Net of a pipeline on latents [N, ...] with captions, each seen `copies` [N] times an epoch.
 
     The loss is the denoising loss under the caption, or under the empty prompt for a share `drop_prompt` of them (Ho &
-    Salimans, arXiv 2207.12598). `random_words` words of other captions are put into every caption. Samples whose
-    text-conditional magnitude is above `threshold` are left out of a step (Wen et al., section 4.2); 0 leaves none out. A
-    share `left_out` is left out at random, whatever its magnitude. `how` tells the share that was really left out, over all
-    steps, as `left_out`.
+    Salimans, arXiv 2207.12598), weighted as `min_snr_weights` says. `random_words` words of other captions are put into every
+    caption. Samples whose text-conditional magnitude is above `threshold` are left out of a step (Wen et al., section 4.2); 0
+    leaves none out. A share `left_out` is left out at random, whatever its magnitude. `how` tells the share that was really
+    left out, over all steps, as `left_out`.
     """
     captions = np.asarray(captions, dtype=object)
     words = sorted({word for caption in captions for word in caption.split()})
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    weights = min_snr_weights(scheduler, config.min_snr)
     empty, whole = tokenize(pipe.tokenizer, [""]), tokenize(pipe.tokenizer, captions)
 
     def loss_at(model: torch.nn.Module, step: int, shard: slice, device: torch.device) -> Tensor:
@@ -105,7 +106,7 @@ def train_denoiser(
             kept &= (predicted.detach() - without).norm(dim=1) <= config.threshold
         counted = reduce(kept.sum().float(), "mean")  # the same on any number of processes
         network.left_out[step] = 1 - counted / len(kept)
-        return (loss * kept).sum() / counted.clamp_min(1)
+        return (loss * weights.to(device)[t] * kept).sum() / counted.clamp_min(1)
 
     network = Denoiser(pipe.text_encoder, pipe.unet)
     network.register_buffer("left_out", torch.zeros(config.steps))  # with the weights, so that a checkpoint holds it
@@ -113,6 +114,20 @@ def train_denoiser(
     pipe.text_encoder.eval()
     pipe.unet.eval()
     return run._replace(how=run.how | {"left_out": float(network.left_out.mean())})
+
+
+def min_snr_weights(scheduler: DDPMScheduler, gamma: float) -> Tensor:
+    """Weight of the denoising loss at every timestep [T], 1 on average (Hang et al., arXiv 2303.09556, eq. 5).
+
+    In units of the loss of the clean data every timestep weighs as its ratio of signal to noise, at most `gamma`; a `gamma` of
+    0 leaves the loss of what the network predicts as it is.
+    """
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    if not gamma:
+        return torch.ones_like(snr)
+    own = snr if scheduler.config.prediction_type == "epsilon" else snr + 1  # the weight that the loss has already
+    weights = snr.clamp(max=gamma) / own
+    return weights / weights.mean()
 
 
 def _predict(
