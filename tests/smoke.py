@@ -110,7 +110,7 @@ def check_edits(pages: set[str]) -> None:
     for path in ("memlib/study/plotting.py", "memlib/evaluation/roc.py"):
         with edited(path, appended("\nMORE = 1\n")) as found:
             assert found, path
-            assert found <= pages, f"{path} would run {found - pages}"
+            assert found <= pages | {"claims", "book"}, f"{path} would run {found - pages}"
     with edited("memlib/detectors/p_laplacian.py", appended("\nMORE = 1\n")) as found:
         assert {name for name in found if name.startswith("scores@")} == family
         assert not found & {"data", "train@main", "train@reference", "drawings", "text_base", "sets"}, (
