@@ -391,6 +391,7 @@ UNFITTING = [
     ({"run.text_arms.planted": {"exchanged": True}}, "run.text_arms.planted is .* it must be there without exchanged"),
     ({"truth.main.model": "results/models/mian"}, "truth.main.model is 'results/models/mian', .* did you mean"),
     ({"truth.main.split": "trian"}, "truth.main.split is 'trian'; did you mean 'train'"),
+    ({"truth.deterministic": GONE}, "truth has no entry 'deterministic', which the chapters read"),
     ({"truth.main": GONE}, "scores.samples-p_laplacian.items.source|truth has no entry 'main'"),
     (
         {"scores.main-volume.tables.growth.detector": "grwoth"},
