@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from memlib.study.digests import digest_files
+from memlib.study.digests import digest_files, score_files
 
 ROOT = Path(__file__).parent.parent
 TREE = {
@@ -137,6 +137,15 @@ def test_a_new_family_of_detectors_is_an_entry_point(tree: Path) -> None:
     (tree / "memlib/detectors/text.py").write_text("MAGNITUDE = 1\n")
     edit = replace("memlib/detectors/__init__.py", "ALL = {", "ALL = {'magnitude': 'memlib.detectors.text:MAGNITUDE', ")
     assert changed(edit) == {"score-text"}
+
+
+def test_an_entry_of_scores_holds_the_families_of_its_detectors(tree: Path) -> None:
+    def entry(*detectors: str) -> dict:
+        return {"tables": {name: {"detector": name} for name in detectors}}
+
+    files = digest_files()
+    found = score_files(files, {"a": entry("growth"), "b": entry("loss", "growth", "pia")})
+    assert found == {"scores-a": files["score-volume"], "scores-b": files["score-denoising"] + files["score-volume"]}
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,9 @@ def test_sets_take_the_pictures_of_the_largest_scores(tmp_path: Path, monkeypatc
     for roles, (growth, loss) in {0: (("s2", "s4"), ("s0", "s7")), 1: (("s2", "s9"), ("s3", "s5"))}.items():
         held = 9 * score.index.isin(["s8", "s1" if roles else "s9"])
         write_scores(
-            f"pair-{roles}-volume/growth", score + score.index.isin(growth) + held, ("steps=2", "rate_at=0.1 steps=2")
+            f"pair-{roles}/growth", score + score.index.isin(growth) + held, ("steps=2", "rate_at=0.1 steps=2")
         )
-        write_scores(f"pair-{roles}-denoising/loss", score + score.index.isin(loss))
+        write_scores(f"pair-{roles}/loss", score + score.index.isin(loss))
     held_out = {0: ["s8", "s9"], 1: ["s0", "s1"]}
     wanted = ["growth-drop-0", "loss-drop-1", "oracle-mask-0", "random1-drop-0", "random2-drop-0", "random1-drop-1"]
     parts = {name: name.split("-") for name in wanted}
@@ -170,9 +170,9 @@ def test_sets_take_the_pictures_of_the_largest_scores(tmp_path: Path, monkeypatc
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     make_sets.make_sets(arms, modified=2, seed=3)
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
-    write_scores("pair-1-denoising/loss", score, ("steps=2", "steps=4"))
+    write_scores("pair-1/loss", score, ("steps=2", "steps=4"))
     with pytest.raises(
         ValueError,
-        match=r"pair-1-denoising/loss.parquet has 2 settings with .*; one is needed; known: steps=2, steps=4",
+        match=r"pair-1/loss.parquet has 2 settings with .*; one is needed; known: steps=2, steps=4",
     ):
         make_sets.make_sets(arms, modified=2, seed=3)

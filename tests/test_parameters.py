@@ -375,7 +375,7 @@ UNFITTING = [
         {"run.trainings.pair-2.start": "results/models/refrence"},
         "pair-2.start is .*, which no stage writes; did you mean",
     ),
-    ({"run.trainings.pair-6": {"roles": 6, "section": "retrain", "start": "", "seed": 6}}, "no entry 'pair-6-volume'"),
+    ({"run.trainings.pair-6": {"roles": 6, "section": "retrain", "start": "", "seed": 6}}, "no entry 'pair-6'"),
     (
         {"embedding.warmup_steps": 10**6},
         "embedding: embedding.warmup_steps is 1000000; it must be at most embedding.steps",
@@ -397,10 +397,6 @@ UNFITTING = [
         {"scores.main-volume.tables.growth.detector": "grwoth"},
         "scores.main-volume.tables.growth.detector is 'grwoth'; did you mean 'growth'",
     ),
-    (
-        {"scores.main-volume.family": "denoising"},
-        "detector is 'growth', of the family volume; scores.main-volume.family",
-    ),
     ({"scores.main-volume.items": {}}, "scores.main-volume.items.source is missing"),
     (
         {"scores.planted-text.items": {"source": "tables/drawings/prompt.parquet"}},
@@ -415,7 +411,7 @@ UNFITTING = [
         {"scores.samples-denoising.items.source": "results/samples/man.safetensors"},
         "source is .*, which no stage writes",
     ),
-    ({"scores.pair-0-denoising": GONE}, "scores has no entry 'pair-0-denoising'"),
+    ({"scores.pair-0": GONE}, "scores has no entry 'pair-0'"),
     ({"solver.finest_steps": 2}, "solver.finest_steps is 2; it must be above solver.growth_steps"),
     ({"carried_axes.axes": 10**4}, "carried_axes.axes is 10000; it must be at most carried_axes.dimensions"),
     ({"late_steps.levels": 999}, "late_steps.levels is 999; it must be at most late_steps.sampling_steps"),
@@ -457,8 +453,8 @@ UNFITTING = [
         "prompt_audit.pipeline is .*, which no stage writes; did you mean",
     ),
     (
-        {"scores.reference-denoising.tables.loss.settings": [{"sigma": 0.4, "draws": [4]}]},
-        "scores.reference-denoising.tables.loss has no setting with sigma 0.2 and draws 4, which the chapter growth reads",
+        {"scores.reference.tables.loss.settings": [{"sigma": 0.4, "draws": [4]}]},
+        "scores.reference.tables.loss has no setting with sigma 0.2 and draws 4, which the chapter growth reads",
     ),
     (
         {"scores.main-volume.tables.edges.settings.0.axes": [2, 4]},

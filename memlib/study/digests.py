@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from memlib.detectors import ALL
+
 PACKAGE = "memlib"
 NOTEBOOKS = Path("notebooks")
 DETECTORS = (
@@ -50,6 +52,19 @@ def digest_files() -> dict[str, str]:
     if doubled:
         raise ValueError(f"two entry points are named {doubled.pop()!r}; a notebook and a program need different names")
     return dict(files)
+
+
+def score_files(files: Mapping[str, str], scores: Mapping[str, Any]) -> dict[str, str]:
+    """Digest files `scores-KEY` of the entries of the section `scores`: those of the families of their detectors."""
+
+    def families(entry: Mapping[str, Any]) -> set[str]:
+        modules = {ALL[table["detector"]].partition(":")[0] for table in entry["tables"].values()}
+        return {module.rpartition(".")[2] for module in modules}
+
+    return {
+        f"scores-{key}": "".join(files[f"score-{family}"] for family in sorted(families(entry)))
+        for key, entry in scores.items()
+    }
 
 
 def notebooks() -> list[Path]:

@@ -24,7 +24,6 @@ from memlib.tables import read_score
 from memlib.tensors import generators, item_seeds
 
 SHOWN = 32
-SCORES = {"growth": "volume/growth", "loss": "denoising/loss"}
 RESULTS, TABLES = Path("results/sets"), Path("tables/sets")
 
 
@@ -54,9 +53,11 @@ def _values(choice: str, training: int, items: pd.DataFrame, seed: int) -> pd.Se
     if choice.startswith("random"):
         [generator] = generators(item_seeds([f"{choice}-{training}"], seed))
         return pd.Series(torch.rand(len(items), generator=generator).numpy())
-    family, _, table = SCORES[choice].partition("/")
-    path = f"tables/scores/pair-{training}-{family}/{table}.parquet"
-    return read_score(path, rate_at=None).loc[items["id"]].reset_index(drop=True)
+    return (
+        read_score(f"tables/scores/pair-{training}/{choice}.parquet", rate_at=None)
+        .loc[items["id"]]
+        .reset_index(drop=True)
+    )
 
 
 def _largest(values: pd.Series, count: int) -> list[int]:

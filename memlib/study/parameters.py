@@ -416,7 +416,6 @@ def _scores(parameters: Mapping[str, Any]) -> None:
     run, models, levels = parameters["run"], _models(parameters), schedules(parameters)
     drawn = [*parameters["truth"], *(f"text/{arm}" for arm in run["text_arms"])]
     samples = [f"results/samples/{name}.safetensors" for name in (*drawn, "training")]
-    families = {name: place.partition(":")[0].rpartition(".")[2] for name, place in DETECTORS.items()}
     for key, entry in parameters["scores"].items():
         where, items = f"scores.{key}", entry["items"]
         _known(f"{where}.model", entry["model"], models)
@@ -430,19 +429,16 @@ def _scores(parameters: Mapping[str, Any]) -> None:
         schedule = models.get(entry["model"])
         for name, table in entry["tables"].items():
             place, detector = f"{where}.tables.{name}", table["detector"]
-            if detector not in families:
-                raise ValueError(f"{place}.detector is {detector!r}{suggest(detector, families)}")
-            if families[detector] != entry["family"]:
-                raise ValueError(
-                    f"{place}.detector is {detector!r}, of the family {families[detector]}; {where}.family is {entry['family']!r}"
-                )
+            if detector not in DETECTORS:
+                raise ValueError(f"{place}.detector is {detector!r}{suggest(detector, DETECTORS)}")
             for number, setting in enumerate(every_setting(table["settings"])):
                 if schedule is not None:
                     _levels_of(f"{place}.settings[{number}]", setting, schedule, *levels[schedule])
                 if (setting.get("prompt") or items["source"] in PROMPTS) and schedule == "train":
                     raise ValueError(f"{place}.settings[{number}] needs prompts, which {entry['model']} does not take")
-    pairs = [f"{name}-{family}" for name in run["trainings"] for family in ("volume", "denoising")]
-    _entries("scores", parameters["scores"], ("main-volume", *pairs, *(f"{arm}-text" for arm in run["text_arms"])))
+    _entries(
+        "scores", parameters["scores"], ("main-volume", *run["trainings"], *(f"{arm}-text" for arm in run["text_arms"]))
+    )
 
 
 def _levels_of(where: str, setting: Mapping[str, Any], schedule: str, low: float, high: float) -> None:
@@ -481,9 +477,10 @@ def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> No
 
 
 def _growth(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    for model in ("main", "reference", "unseen", *parameters["run"]["trainings"]):
-        _reads("growth", parameters, f"{model}-volume", "growth")
-        _reads("growth", parameters, f"{model}-denoising", "loss", sigma=0.2, draws=4)
+    models = ("reference", "unseen", *parameters["run"]["trainings"])
+    for volume, denoising in (("main-volume", "main-denoising"), *((k, k) for k in models)):
+        _reads("growth", parameters, volume, "growth")
+        _reads("growth", parameters, denoising, "loss", sigma=0.2, draws=4)
 
 
 def _frontier(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from memlib.files import atomic_write
-from memlib.study.digests import digest_files
+from memlib.study.digests import digest_files, score_files
 from memlib.study.sections import PARAMS
 from memlib.study.stages import reporting_errors, timed_stage
 
@@ -27,8 +27,9 @@ def main() -> None:
     with reporting_errors("code"), timed_stage("code"):
         files = digest_files()
         check_once("".join(files.values()))
-        write_all(files)
-        write_once(JSON, packed(yaml.safe_load(PARAMS.read_text())))
+        parameters = yaml.safe_load(PARAMS.read_text())
+        write_all(files | score_files(files, parameters["scores"]))
+        write_once(JSON, packed(parameters))
 
 
 def check_once(code: str) -> None:

@@ -276,7 +276,6 @@ class Table(Section):
 
 class Scores(Section):
     model: Text
-    family: Text
     items: Items
     tables: Annotated[dict[Name, Table], Len(1, 100)]
 

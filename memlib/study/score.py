@@ -1,4 +1,4 @@
-"""Stage `scores`: tables of one model and one family of detectors, named in params.yaml: `python -m memlib.study.score KEY`."""
+"""Stage `scores`: tables of one model and one kind of items, named in params.yaml: `python -m memlib.study.score KEY`."""
 
 import shutil
 import sys
@@ -16,13 +16,12 @@ from memlib.study.sections import expanded, read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
 
-def score_tables(key: str, model: str | None, items: Mapping[str, Any], tables: Mapping[str, Any], family: str) -> None:
+def score_tables(key: str, model: str | None, items: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
     """Write tables/scores/KEY/NAME.parquet for every table, from an entry of the section `scores`.
 
     model: a folder, or None where no detector asks it. items: arguments of `memlib.datasets.items.load_items`, of which
     `source` is the prompts or the pictures, by what kind of file it is. tables: by name
-    detector, settings (see `memlib.study.sections.expanded`) and seed. `family`, the module of the detectors, is what
-    the stage depends on.
+    detector, settings (see `memlib.study.sections.expanded`) and seed.
     """
     source = Path(items["source"])
     kind = "images" if source.is_dir() or source.suffix == ".safetensors" else "prompts"
