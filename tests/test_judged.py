@@ -39,6 +39,21 @@ def test_prompts_name_what_was_planted_and_what_was_not() -> None:
     assert (untriggered["trigger"] == "").all(), "a word that a prompt does not have is not given to it"
 
 
+def test_a_prompt_stands_for_what_it_names() -> None:
+    drawn, table = prompts()
+    train = drawn.items[drawn.items["split"] == "train"]
+    for _, prompt in table.iterrows():
+        found = judged.drawings_named(prompt, train)
+        if prompt["group"] in OWN:
+            assert found == [prompt["row"]]
+        elif prompt["group"] == "unseen":
+            assert found == []
+        else:
+            assert prompt["drawing"] in found
+            named = ["subject", "ground", "size"][: 1 + prompt["named"]]
+            assert found == [row for row, item in train.iterrows() if all(item[name] == prompt[name] for name in named)]
+
+
 def test_prompts_name_as_many_attributes_as_their_group_says() -> None:
     drawn, table = prompts()
     trained = drawn.items[drawn.items["split"] == "train"]

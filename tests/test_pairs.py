@@ -188,3 +188,20 @@ def test_outcomes_stand_beside_the_roles_of_their_training() -> None:
     assert found["training"].eq("two").all()
     assert found.set_index("item")["generated_copies"].to_dict() == {"a": 0, "b": 50, "c": 0}
     assert found.set_index("item")["reproduced"].to_dict() == {"a": False, "b": True, "c": False}
+
+
+def test_contrasts_by_name_are_those_that_have_both_sides() -> None:
+    rows = [("a", "kept out", 0, False), ("b", "once", 1, False), ("c", "planted", 6, True), ("d", "planted", 16, True)]
+    rows += [(f"{item}2", *rest) for item, *rest in rows] + [("e", "planted", 6, False), ("e2", "planted", 6, False)]
+    table = pd.DataFrame(rows, columns=["item", "role", "copies", "reproduced"]).assign(training="t")
+    found = pairs.by_name(table)
+    assert list(found) == [
+        "seen once against kept out",
+        "x16 against kept out",
+        "x6 against kept out",
+        "reproduced or not, x6",
+    ]
+    assert found["reproduced or not, x6"].groupby("positive")["item"].agg(list).to_dict() == {
+        False: ["e", "e2"],
+        True: ["c", "c2"],
+    }

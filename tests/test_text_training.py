@@ -129,9 +129,10 @@ def test_a_threshold_leaves_out_what_is_above_it(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_a_noise_level_weighs_as_its_ratio_of_signal_to_noise_up_to_a_bound(prediction_type: str) -> None:
+@pytest.mark.parametrize("blend", [0.0, 0.3, 1.0])
+def test_a_noise_level_weighs_between_the_losses_of_noise_and_velocity(prediction_type: str, blend: float) -> None:
     scheduler = small_pipeline(prediction_type).scheduler
-    weights = text_to_image.min_snr_weights(scheduler, 5.0)
+    weights = text_to_image.loss_weights(scheduler, blend)
     assert float(weights.mean()) == pytest.approx(1, rel=1e-5)
     signal, spread = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
     clean, wrong = 0.7, 0.2  # of the clean data, and what the network takes for it, at a noise of 1
@@ -140,24 +141,24 @@ def test_a_noise_level_weighs_as_its_ratio_of_signal_to_noise_up_to_a_bound(pred
         loss = (noise[clean] - noise[wrong]).square()
     else:
         loss = (signal * (noise[clean] - noise[wrong]) - spread * (clean - wrong)).square()
-    expected = (signal / spread).square().clamp(max=5) * (clean - wrong) ** 2
+    snr = (signal / spread).square()
+    expected = snr ** (1 - blend) * (snr + 1) ** blend * (clean - wrong) ** 2
     torch.testing.assert_close(
         weights * loss / (weights * loss).mean(), expected / expected.mean(), rtol=1e-4, atol=1e-6
     )
-    assert (text_to_image.min_snr_weights(scheduler, 0.0) == 1).all()
 
 
 def test_the_loss_of_a_step_is_weighted(tmp_path, predictions) -> None:
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     captions, copies = ["a red apple", "the whale"], torch.ones(2, dtype=torch.long)
-    config = replace(TEXT, steps=1, warmup_steps=0, batch=64, min_snr=5.0)
+    config = replace(TEXT, steps=1, warmup_steps=0, batch=64, loss_blend=0.3)
     pipe = small_pipeline()
     run = text_to_image.train_denoiser(pipe, pictures, captions, copies, config, tmp_path / "c.pt")
     ((loss, _),) = predictions
     generator = loop.generator_of(config.seed, 1, 0)
     torch.randn(64, *pictures.shape[1:], generator=generator)
     t = torch.randint(0, 1000, (64,), generator=generator)
-    weighted = loss * text_to_image.min_snr_weights(pipe.scheduler, 5.0)[t]
+    weighted = loss * text_to_image.loss_weights(pipe.scheduler, 0.3)[t]
     assert float(run.losses[0]) == pytest.approx(float(weighted.mean()), rel=1e-5)
 
 

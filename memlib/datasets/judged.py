@@ -71,6 +71,17 @@ def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: i
     return table[["id", "group", "prompt", *LOOK, *about]]
 
 
+def drawings_named(prompt: pd.Series, drawn: pd.DataFrame) -> list[int]:
+    """Rows of the drawings that a prompt of `judged_prompts` stands for: the planted one, or all of what it names.
+
+    drawn: drawings to choose from, with the columns of `LOOK`.
+    """
+    if prompt["row"] >= 0:
+        return [prompt["row"]]
+    named = LOOK[: 1 + prompt["named"]]
+    return drawn.index[(drawn[named] == prompt[named]).all(axis=1)].tolist()
+
+
 def judged_pictures(drawn: ImageSet, ordinary: int, unseen: int, seed: int) -> ImageSet:
     """Drawings with captions that name every attribute, to judge detectors by as a model sees them without exchanged roles.
 

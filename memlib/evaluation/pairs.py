@@ -47,6 +47,15 @@ def memorised(table: pd.DataFrame, copies: int) -> pd.DataFrame:
     return _sides(table[table["copies"] == copies], lambda rows: rows["reproduced"])
 
 
+def by_name(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Every contrast by its name, in the order of a table of them, without those that lack a side."""
+    counts = sorted(set(table["copies"]) - {0, 1}, reverse=True)
+    found = {"seen once against kept out": members(table)}
+    found |= {f"x{k} against kept out": planted(table, k) for k in counts}
+    found |= {f"reproduced or not, x{k}": memorised(table, k) for k in counts}
+    return {name: rows for name, rows in found.items() if len(rows)}
+
+
 def of_score(contrast: pd.DataFrame, score: str, seed: int = 0) -> Measured:
     """AUROC of a score over the trainings of a contrast, a picture being one cluster in all of them."""
     return auroc(contrast[score], contrast["positive"], contrast["item"], contrast["training"], seed)

@@ -82,7 +82,7 @@ class TextConfig(LoopConfig):
     layers: Layers
     attention: list[bool]
     prediction_type: Literal["epsilon", "v_prediction"]
-    min_snr: Annotated[float, Ge(0), Lt(math.inf)]  # largest weight that a noise level gets; 0 weighs all losses alike
+    loss_blend: Annotated[float, Ge(0), Le(1)]  # weights of the noise levels, from the noise's loss to the velocity's
     drop_prompt: Annotated[float, Gt(0), Lt(1)]  # without any there is no unconditional prediction
     planted_share: Annotated[
         float, Ge(0), Lt(0.5)

@@ -72,7 +72,7 @@ def train_denoiser(
     """Train text encoder and U-Net of a pipeline on latents [N, ...] with captions, each seen `copies` [N] times an epoch.
 
     The loss is the denoising loss under the caption, or under the empty prompt for a share `drop_prompt` of them (Ho &
-    Salimans, arXiv 2207.12598), weighted as `min_snr_weights` says. `random_words` words of other captions are put into every
+    Salimans, arXiv 2207.12598), weighted as `loss_weights` says. `random_words` words of other captions are put into every
     caption. Samples whose text-conditional magnitude is above `threshold` are left out of a step (Wen et al., section 4.2); 0
     leaves none out. A share `left_out` is left out at random, whatever its magnitude. `how` tells the share that was really
     left out, over all steps, as `left_out`.
@@ -80,7 +80,7 @@ def train_denoiser(
     captions = np.asarray(captions, dtype=object)
     words = sorted({word for caption in captions for word in caption.split()})
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    weights = min_snr_weights(scheduler, config.min_snr)
+    weights = loss_weights(scheduler, config.loss_blend)
     empty, whole = tokenize(pipe.tokenizer, [""]), tokenize(pipe.tokenizer, captions)
 
     def loss_at(model: torch.nn.Module, step: int, shard: slice, device: torch.device) -> Tensor:
@@ -116,17 +116,15 @@ def train_denoiser(
     return run._replace(how=run.how | {"left_out": float(network.left_out.mean())})
 
 
-def min_snr_weights(scheduler: DDPMScheduler, gamma: float) -> Tensor:
-    """Weight of the denoising loss at every timestep [T], 1 on average (Hang et al., arXiv 2303.09556, eq. 5).
+def loss_weights(scheduler: DDPMScheduler, blend: float) -> Tensor:
+    """Weight of the denoising loss at every timestep [T], 1 on average, whatever the network predicts.
 
-    In units of the loss of the clean data every timestep weighs as its ratio of signal to noise, at most `gamma`; a `gamma` of
-    0 leaves the loss of what the network predicts as it is.
+    In units of the loss of the clean data, that of the noise weighs a timestep by its ratio of signal to noise, that of the
+    velocity by this ratio and 1 (Salimans & Ho, arXiv 2202.00512, section 4): 0 gives the first, 1 the second, and what lies
+    between is their geometric mean. Subjects are learnt at middle noise, grounds at the highest, which the first neglects.
     """
-    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    if not gamma:
-        return torch.ones_like(snr)
-    own = snr if scheduler.config.prediction_type == "epsilon" else snr + 1  # the weight that the loss has already
-    weights = snr.clamp(max=gamma) / own
+    own = 0 if scheduler.config.prediction_type == "epsilon" else 1
+    weights = (1 / scheduler.alphas_cumprod) ** (blend - own)
     return weights / weights.mean()
 
 
