@@ -220,6 +220,22 @@ def test_a_claim_is_settleable_where_the_best_outcome_would_settle_it() -> None:
     assert detectable(poor, perfect.low + 0.01) is None
 
 
+def test_a_mitigation_is_settleable_where_it_could_have_saved_everything() -> None:
+    control, arm = measures.share(np.ones(13)), measures.share(np.arange(13) < 9)
+    best = Difference(control, measures.share(np.zeros(13))).interval()
+    mitigation = Difference(control, arm, tried="second")
+    assert mitigation.largest == 1
+    found = mitigation.interval()
+    assert mitigation.if_found(found.value)[1:] == pytest.approx(
+        intervals.square_and_add(control.over_items(), intervals.Estimate(9 / 13, *arm.limits(9 / 13, 0.95)), 0.0)[1:],
+        abs=0.03,
+    )
+    assert mitigation.if_found(1.0).low == pytest.approx(best.low, abs=0.1)
+    assert settleable(mitigation, 0.0)
+    assert not settleable(Difference(control, arm), 0.0), "the control already copies all"
+    assert found.value < detectable(mitigation, 0.0) < 1
+
+
 def test_a_detectable_effect_is_found_in_four_of_five_studies(few_resamples: None) -> None:
     rng, n = np.random.default_rng(0), 60
     effect = detectable(measures.share(np.arange(n) < 30), 0.5)

@@ -43,7 +43,7 @@ class Part(NamedTuple):
     deviations: np.ndarray
     by_training: np.ndarray
     freedom: int
-    best: tuple[float, float]  # limits, had the value been the largest
+    best: tuple[float, float]  # limits, had the value been the best: the largest, or the smallest of what copies
     limits: tuple[float, float]  # those of the score interval alone
 
 
@@ -195,7 +195,10 @@ def share_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Par
         }
     )
     own, n = outcomes.mean(axis=1).to_numpy(), len(outcomes)
-    wilson, best = (proportion_confint(k, n, 1 - level, method="wilson") for k in (round(own.sum()), n))
+    mitigated = side is asked.get("minus")
+    wilson, best = (
+        proportion_confint(k, n, 1 - level, method="wilson") for k in (round(own.sum()), 0 if mitigated else n)
+    )
     drawn = own[np.random.default_rng(9).integers(0, n, (RESAMPLES, n))].mean(1)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     deviations = (own - own.mean()) / np.sqrt(n * (n - 1))
@@ -243,9 +246,8 @@ def recomputed(asked: dict[str, Any], level: float = 0.95) -> tuple[float, float
     other, same = asked.get("minus"), True
     if other:
         b = part(asked, other, level)
-        value, low, high = difference(a, b, a.deviations, level)
-        scale = (a.best[1] - a.best[0]) / (a.limits[1] - a.limits[0])
-        best = difference(a._replace(value=1.0, low=a.best[0], high=a.best[1]), b, scale * a.deviations, level)[1]
+        value, low, high = difference(a, b, a.deviations - b.deviations, level)
+        best = best_difference(a, b, 1.0 if asked["statistic"] == "AUROC" else 0.0, level)
         same = other.get("trainings", asked["trainings"]) == asked["first"].get("trainings", asked["trainings"])
         by_training = a.by_training - b.by_training if same else by_training
     if len(by_training) > 1:
@@ -259,13 +261,33 @@ def recomputed(asked: dict[str, Any], level: float = 0.95) -> tuple[float, float
     return value, low, high, best > asked["above"]
 
 
-def difference(a: Part, b: Part, deviations: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Of two values on the same items: the wider of square-and-add and Student's; deviations: those of the first."""
-    value, rho = a.value - b.value, 0.0
-    if a.deviations.any() and b.deviations.any():
-        rho = (a.deviations @ b.deviations) / np.linalg.norm(a.deviations) / np.linalg.norm(b.deviations)
+def best_difference(a: Part, b: Part, best: float, level: float) -> float:
+    """Lower limit, had the detector been the best or, where `best` is 0, the mitigation let nothing be copied."""
+
+    def had_been(side: Part) -> tuple[Part, np.ndarray]:
+        scale = (side.best[1] - side.best[0]) / (side.limits[1] - side.limits[0])
+        return side._replace(value=best, low=side.best[0], high=side.best[1]), scale * side.deviations
+
+    if best:
+        first, deviations = had_been(a)
+        return difference(first, b, deviations - b.deviations, level, rho=correlation(a, b))[1]
+    second, deviations = had_been(b)
+    return difference(a, second, a.deviations - deviations, level, rho=correlation(a, b))[1]
+
+
+def correlation(a: Part, b: Part) -> float:
+    if not (a.deviations.any() and b.deviations.any()):
+        return 0.0
+    return (a.deviations @ b.deviations) / np.linalg.norm(a.deviations) / np.linalg.norm(b.deviations)
+
+
+def difference(
+    a: Part, b: Part, deviations: np.ndarray, level: float, rho: float | None = None
+) -> tuple[float, float, float]:
+    """Of two values on the same items: the wider of square-and-add and Student's of the deviations item by item."""
+    value, rho = a.value - b.value, correlation(a, b) if rho is None else rho
     down, up, down_b, up_b = a.value - a.low, a.high - a.value, b.value - b.low, b.high - b.value
-    half = stats.t.ppf((1 + level) / 2, min(a.freedom, b.freedom)) * np.linalg.norm(deviations - b.deviations)
+    half = stats.t.ppf((1 + level) / 2, min(a.freedom, b.freedom)) * np.linalg.norm(deviations)
     below = np.sqrt(max(down**2 - 2 * rho * down * up_b + up_b**2, 0))
     above = np.sqrt(max(up**2 - 2 * rho * up * down_b + down_b**2, 0))
     return value, value - max(below, half), value + max(above, half)
@@ -400,10 +422,11 @@ def make_up(rng: np.random.Generator, effect: float) -> None:
         pictures = pd.DataFrame({"id": names, "copies": copies, "reproduced": reproduced})
         write(f"tables/truth/{training}/pictures.parquet", pictures)
     for training in trainings_of("tables/drawings/prompts"):
-        chance = np.where(whole["planted_in"] == training.replace("threshold", "exchanged"), 0.7, 0.1)
+        role = training.partition("-")[0]
+        chance = np.where(whole["planted_in"] == role.replace("threshold", "exchanged"), 0.7, 0.1)
         samples = [whole[["id"]].assign(guidance=g, copies_own=rng.random(len(whole)) < chance) for g in (1.0, 3.0)]
         write(f"tables/arm/{training}/samples.parquet", pd.concat(samples))
-        own = whole[(whole["trigger"] != "") & (whole["planted_in"] == training)]["id"]
+        own = whole[(whole["trigger"] != "") & (whole["planted_in"] == role)]["id"]
         tokens = [(way, i, place, token) for way in WAYS for i in own for place, token in enumerate(("a", "zog", "b"))]
         tokens = pd.DataFrame(tokens, columns=["way", "id", "place", "token"])
         tokens["significance"] = rng.random(len(tokens)) + 0.5 * effect * (tokens["token"] == "zog")

@@ -7,6 +7,7 @@ half-widths are added as squares (Zou & Donner 2008), which stays honest for two
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,11 +72,15 @@ class Difference:
     0.995 and 0.95, at a correlation of 0.95, square-and-add alone covers 90 to 92 %. Student's has no width where both
     detectors are perfect. Over trainings it is Student's of the differences training by training where both are of the
     `same_trainings`, else Welch's.
+
+    tried: the side whose outcome was open, which a power is told of, the other being as found: the first where a detector is
+    compared with another, the second where a mitigation is taken from its control.
     """
 
     first: Measured
     second: Measured
     same_trainings: bool = True
+    tried: Literal["first", "second"] = "first"
 
     def __post_init__(self) -> None:
         a, b = self.first, self.second
@@ -98,8 +103,10 @@ class Difference:
 
     @property
     def largest(self) -> float:
-        """The largest difference there can be from the second value that was found."""
-        return self.first.largest - self.second.value
+        """The largest difference there can be with the side that is not tried as found."""
+        if self.tried == "first":
+            return self.first.largest - self.second.value
+        return self.first.value - self.second.bounds[0]
 
     @property
     def correlation(self) -> float:
@@ -110,7 +117,8 @@ class Difference:
 
     def over_items(self, level: float = LEVEL) -> Estimate:
         """The difference with the interval for other items, of the same trainings."""
-        return self._at_least_students(self.first.over_items(level), self.first.deviations, level)
+        sides = self.first.over_items(level), self.second.over_items(level)
+        return self._at_least_students(*sides, self.first.deviations - self.second.deviations, level)
 
     def spread(self, level: float = LEVEL) -> float:
         """Half-width of the interval for other trainings; 0 for a single one of either side."""
@@ -128,18 +136,24 @@ class Difference:
         return _widened(self.over_items(level), self.spread(level))
 
     def if_found(self, value: float, level: float = LEVEL) -> Estimate:
-        """What the interval over items would be had the first value been larger or smaller, at the same correlation.
+        """What the interval over items would be had the side that is tried come out otherwise, at the same correlation.
 
-        The deviations of the first are taken in proportion to its score interval.
+        Its deviations are taken in proportion to its score interval.
         """
-        first, found = (self.first.if_found(own, level) for own in (value + self.second.value, self.first.value))
-        scale = (first.high - first.low) / (found.high - found.low)
-        return self._at_least_students(first, scale * self.first.deviations, level)
+        sides = {"first": self.first, "second": self.second}
+        own = value + self.second.value if self.tried == "first" else self.first.value - value
+        moved, found = (sides[self.tried].if_found(at, level) for at in (own, sides[self.tried].value))
+        estimates = {name: side.over_items(level) for name, side in sides.items()} | {self.tried: moved}
+        deviations = {name: side.deviations for name, side in sides.items()}
+        deviations[self.tried] = deviations[self.tried] * (moved.high - moved.low) / (found.high - found.low)
+        return self._at_least_students(*estimates.values(), deviations["first"] - deviations["second"], level)
 
-    def _at_least_students(self, first: Estimate, deviations: NDArray[np.float64], level: float) -> Estimate:
-        added = square_and_add(first, self.second.over_items(level), self.correlation)
+    def _at_least_students(
+        self, first: Estimate, second: Estimate, deviations: NDArray[np.float64], level: float
+    ) -> Estimate:
+        added = square_and_add(first, second, self.correlation)
         freedom = min(self.first.freedom, self.second.freedom)
-        half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(((deviations - self.second.deviations) ** 2).sum())
+        half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt((deviations**2).sum())
         return wider(added.value, added[1:], (added.value - float(half), added.value + float(half)))
 
 

@@ -90,7 +90,8 @@ def measure(cases: Cases, comparison: Comparison | None = None) -> tuple[Measure
     if len(values) == 1:
         return values[0], chosen
     trainings = [side.trainings or criterion.trainings for side in sides.values()]
-    return Difference(*values, same_trainings=trainings[0] == trainings[1]), chosen
+    tried = "second" if criterion.statistic == "share" else "first"  # a mitigation is taken from its control
+    return Difference(*values, same_trainings=trainings[0] == trainings[1], tried=tried), chosen
 
 
 def items_of(name: str, criterion: Criterion, training: str) -> pd.DataFrame:
