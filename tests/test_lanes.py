@@ -130,7 +130,10 @@ def test_a_failing_stage_stops_only_those_that_need_it(tmp_path: Path) -> None:
     assert ran(tmp_path)[:2] == (0, {"bad": "done", "after_bad": "done"})
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+ALSO = [pytest.param(sent, marks=pytest.mark.ci) for sent in (signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, *ALSO])
 def test_a_run_that_is_ended_ends_its_stages_and_goes_on_with_the_same_command(tmp_path: Path, sent: int) -> None:
     project(
         tmp_path,

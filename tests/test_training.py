@@ -52,7 +52,10 @@ def test_a_step_depends_on_seed_and_number_alone() -> None:
     assert 16 <= int((found >= len(known)).sum()) <= 48
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+ALSO = [pytest.param(kind, marks=pytest.mark.ci) for kind in ("v_prediction", "sample")]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", *ALSO])
 def test_a_single_picture_is_learnt_by_heart(prediction_type: str, tmp_path: Path) -> None:
     config = replace(
         CONFIG,
