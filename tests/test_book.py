@@ -10,7 +10,7 @@ import yaml
 
 from memlib.files import write_json
 from memlib.study import book
-from memlib.study.criteria import read_claims
+from memlib.study.claims import read_registry
 from memlib.study.notebook import normalise
 from memlib.study.stages import timed_stage
 
@@ -52,16 +52,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         v4.new_code_cell("print( n )", outputs=[v4.new_output("stream", name="stdout", text="7\n")]),
     ]
     write_notebook("results/chapters/growth.ipynb", ran)
-    side = {"outcome": "reproduced"}
-    criterion = {
-        "says": "Share told",
-        "statistic": "share",
-        "above": 0.5,
-        "items": "tables/items.parquet",
-        "first": side,
-    }
-    criterion |= {"trainings": ["main"], "at_least": {"items": 9}, "seed": 1}
-    claim = {"paper": "x", "claim": "Growth tells.", "page": "chapters/growth.ipynb", "criterion": criterion}
+    claim = {"paper": "x", "claim": "Growth tells.", "measure": "AUROC", "criterion": "Above 0.5.", "page": None}
     (tmp_path / "book").mkdir()
     (tmp_path / "book/claims.yml").write_text(yaml.safe_dump({"volume": {"trained": claim}}))
     (tmp_path / "book/_config.yml").write_text(yaml.safe_dump(CONFIG))
@@ -104,7 +95,7 @@ def test_a_page_has_the_words_of_the_notebook_and_the_outputs_of_its_run(study: 
     assert [cell.source.splitlines()[0] for cell in cells] == [
         "# Growth", "n = 1", "# Parameters", "n + 1  # a remark", "Better words.", "print(n)",
     ]  # fmt: skip
-    assert "Share told; reproduced if" in cells[0].source, "the claim is filled in"
+    assert "Above 0.5." in cells[0].source, "the claim is filled in"
     assert [len(cell.get("outputs", [])) for cell in cells] == [0, 0, 0, 1, 0, 1]
     assert cells[3].outputs[0]["data"]["text/plain"] == "8"
     assert cells[3].metadata.tags == ["hide-input"]
@@ -196,4 +187,4 @@ def test_every_notebook_is_a_page_and_every_page_is_there() -> None:
 def test_every_citation_is_in_the_bibliography(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     keys = {line.split("{")[1].rstrip(",\n") for line in (ROOT / "book/references.bib").open() if line.startswith("@")}
-    assert {entry.paper for entry in read_claims().values()} <= keys
+    assert {entry["paper"] for entry in read_registry().values()} <= keys

@@ -1,364 +1,149 @@
-"""The claims: how they are read, judged, collected and shown."""
+"""The claims: how they are judged, collected and shown."""
 
-import copy
 import re
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import yaml
-from statsmodels.stats.multitest import multipletests
 
 from memlib.evaluation import claims as verdicts
-from memlib.evaluation import measures, roc
-from memlib.evaluation.intervals import Estimate, mean_share, proportion
-from memlib.evaluation.measured import Difference
-from memlib.evaluation.split import choice_difference, choose, stratified_split
-from memlib.files import read_json, write_json, write_table
-from memlib.study import cases, claims, criteria, history
+from memlib.evaluation.intervals import Estimate, WelchTest
+from memlib.files import read_json, write_json
+from memlib.study import claims
 
 ROOT = Path(__file__).parent.parent
-AUROC = {
-    "says": "AUROC | of growth",
-    "statistic": "AUROC",
-    "above": 0.5,
-    "items": "tables/items.parquet",
-    "trainings": ["main"],
-    "positive": "copies > 0",
-    "negative": "copies == 0",
-    "first": {"table": "tables/scores/{training}-growth.parquet", "setting": {"sigma": 1}},
-    "baseline": {"first": {"table": "tables/scores/{training}-loss.parquet"}},
-    "at_least": {"positive": 20, "negative": 20},
-    "seed": 3,
-}
-SHARE = {
-    "says": "Share copied",
-    "statistic": "share",
-    "above": 0.0,
-    "items": "tables/items.parquet",
-    "join": [{"table": "tables/samples/{training}.parquet", "where": "guidance == 3"}],
-    "among": "copies > 0",
-    "trainings": ["random-0", "random-1", "random-2"],
-    "first": {"outcome": "copied > 0"},
-    "minus": {"outcome": "copied > 0", "trainings": ["arm-0", "arm-1"]},
-    "at_least": {"items": 20},
-    "seed": 5,
-}
-GROWTH = {"table": "tables/scores/{training}-growth.parquet"}
 REGISTRY = {
     "volume": {
-        "grows": {
+        "trained": {
             "paper": "hasegawa2025",
             "claim": "Training images grow more | much more.",
+            "measure": "AUROC",
+            "criterion": "AUROC above 0.5.",
             "page": "chapters/growth.ipynb",
-            "criterion": AUROC,
         },
-        "helps": {
+        "one_axis": {
             "paper": "hasegawa2025",
-            "claim": "Leaving out helps.",
-            "page": "chapters/growth.ipynb",
-            "criterion": SHARE,
+            "claim": "One axis suffices.",
+            "measure": "difference in AUROC",
+            "criterion": "Difference above -0.02.",
+            "page": None,
         },
     }
 }
-
-
-def write_registry(change: Callable[[dict[str, Any]], Any] = lambda registry: None) -> None:
-    """Write the registry with a change to its sections."""
-    registry = copy.deepcopy(REGISTRY)
-    change(registry["volume"])
-    Path("book").mkdir(exist_ok=True)
-    criteria.REGISTRY.write_text(yaml.safe_dump(registry, sort_keys=False))
-
-
-def write_scores(name: str, settings: dict[str, np.ndarray], items: pd.Index) -> None:
-    rows = [
-        {"item": item, "setting": setting, "score": value, "evaluations": 2, "note": ""}
-        for setting, values in settings.items()
-        for item, value in zip(items, values, strict=True)
-    ]
-    write_table(f"tables/scores/{name}.parquet", pd.DataFrame(rows))
+ENTRY = verdicts.settled("volume.trained", Estimate(0.8, 0.7, 0.90004), "reproduced", Estimate(0.9, 0.85, 0.95))
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
-    """A project of two claims with the tables that settle them, without git; gives its items."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of two claims, of which a chapter has settled the first."""
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    items = pd.DataFrame({"id": [f"i{k}" for k in range(60)], "copies": np.repeat([16, 1, 0], 20)})
-    write_table("tables/items.parquet", items)
-    shift = (items["copies"] > 0).to_numpy()
-    for training in ("main", "again"):
-        levels = {f"draws=2 sigma={s:g}": (rng.normal(size=60) + s * shift).round(3) for s in (0.5, 1, 1.5)}
-        write_scores(f"{training}-growth", levels, items["id"])
-        write_scores(f"{training}-loss", {"sigma=1": rng.normal(size=60).round(3)}, items["id"])
-    for training in ("random-0", "random-1", "random-2", "arm-0", "arm-1"):
-        chance = 0.7 if training.startswith("random") else 0.3
-        samples = pd.DataFrame({"id": np.repeat(items["id"], 2), "guidance": np.tile([3.0, 7.5], 60)})
-        write_table(f"tables/samples/{training}.parquet", samples.assign(copied=rng.random(120) < chance))
-    write_registry()
-    return items
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/claims.yml").write_text(yaml.safe_dump(REGISTRY, sort_keys=False))
+    write_json("metrics/growth.json", {"claims": [ENTRY], "evaluations": 66})
+    write_json("metrics/study.json", {"total_seconds": 1})
+    return tmp_path
 
 
 def test_claims_are_judged_by_their_intervals() -> None:
     assert verdicts.judge(Estimate(0.8, 0.7, 0.9), 0.5) == "reproduced"
+    assert verdicts.judge(Estimate(0.8, 0.7, 0.9), 0.5, extra_condition=False) == "inconclusive"
     assert verdicts.judge(Estimate(0.55, 0.45, 0.6), 0.5) == "inconclusive"
     assert verdicts.judge(Estimate(0.55, 0.5, 0.6), 0.5) == "inconclusive"
-    assert verdicts.judge(Estimate(0.55, 0.45, 0.6), 0.5, decidable=False) == "underpowered"
     assert verdicts.judge(Estimate(0.3, 0.2, 0.4), 0.5) == "not reproduced"
-    assert verdicts.judge(Estimate(0.3, 0.2, 0.4), 0.5, decidable=False) == "not reproduced"
+    assert verdicts.judge(Estimate(0.3, 0.2, 0.4), 0.5, extra_condition=False) == "not reproduced"
 
 
-def test_a_corrected_p_value_can_only_take_a_verdict_back() -> None:
-    for verdict in ("reproduced", "not reproduced", "inconclusive", "underpowered"):
-        assert verdicts.after_correction(verdict, 0.01) == verdict
-        kept = verdict if verdict == "underpowered" else "inconclusive"
-        assert verdicts.after_correction(verdict, 0.2) == kept
+def test_a_separation_needs_welchs_test_at_one_percent_too() -> None:
+    above = Estimate(0.8, 0.7, 0.9)
+    assert verdicts.judge_separation(above, WelchTest(3.0, 40, 0.009)) == "reproduced"
+    assert verdicts.judge_separation(above, WelchTest(2.0, 40, 0.02)) == "inconclusive"
+    assert verdicts.judge_separation(above, WelchTest(-3.0, 40, 0.009)) == "inconclusive"
+    assert verdicts.judge_separation(Estimate(0.3, 0.2, 0.4), WelchTest(-3.0, 40, 0.009)) == "not reproduced"
 
 
-def test_few_items_settle_nothing() -> None:
-    six = verdicts.settle(measures.auroc([4.0, 3, 5, 1, 2, 0], [True] * 3 + [False] * 3), 0.9)
-    assert (six["verdict"], six["detectable"]) == ("underpowered", None)
-    assert six["p_value"] > 0.05
-    many = verdicts.settle(measures.share(np.arange(100) < 80), 0.5)
-    assert many["verdict"] == "reproduced"
-    assert many["value"] == 0.8
-    assert many["p_value"] < 1e-5
-    assert 0.6 < many["detectable"] < 0.7
-
-
-def test_claims_are_collected_with_their_criteria_and_corrected_together(project: pd.DataFrame) -> None:
-    claims.main()
-    grows, helps = read_json("metrics/claims.json")
-    scores = pd.read_parquet("tables/scores/main-growth.parquet").query("setting == 'draws=2 sigma=1'")["score"]
-    assert grows["ci95"] == pytest.approx(roc.auroc(scores[:40], scores[40:], 3)[1:], abs=1e-4)
-    assert grows["items"] == {"positive": 40, "negative": 20}
-    assert helps["items"] == {"items": 40}
-    assert grows["criterion"] == {
-        "digest": criteria.digests(criteria.REGISTRY.read_text())["volume.grows"],
-        "commit": "unknown",
+def test_an_entry_of_a_chapter_is_rounded() -> None:
+    assert ENTRY == {
+        "id": "volume.trained",
+        "verdict": "reproduced",
+        "value": 0.8,
+        "ci95": [0.7, 0.9],
+        "baseline_value": 0.9,
+        "baseline_ci95": [0.85, 0.95],
     }
-    assert "baseline_value" in grows
-    assert "baseline_value" not in helps
-    corrected = multipletests([grows["p_value"], helps["p_value"]], method="holm")[1]
-    assert [grows["holm_p_value"], helps["holm_p_value"]] == pytest.approx(corrected, rel=0.01)
-    first = Path("metrics/claims.json").read_bytes(), Path("book/generated/claims.md").read_bytes()
+
+
+def test_claims_are_collected_and_shown_on_the_first_page(project: Path) -> None:
     claims.main()
-    assert first == (Path("metrics/claims.json").read_bytes(), Path("book/generated/claims.md").read_bytes())
-
-
-def test_shares_of_two_arms_are_those_of_their_tables(project: pd.DataFrame) -> None:
-    found, _ = cases.measure(cases.read_cases("volume.helps", criteria.read_claims()["volume.helps"].criterion))
-
-    def copied(training: str) -> np.ndarray:
-        samples = pd.read_parquet(f"tables/samples/{training}.parquet").query("guidance == 3")
-        return samples.set_index("id")["copied"][project["id"][:40]].to_numpy()
-
-    control = np.column_stack([copied(f"random-{k}") for k in range(3)])
-    arm = np.column_stack([copied(f"arm-{k}") for k in range(2)])
-    expected = Difference(measures.share(control, 5), measures.share(arm, 5), same_trainings=False)
-    assert found.interval() == expected.interval()
-
-
-def test_settings_are_chosen_on_one_half_and_reported_on_the_other(project: pd.DataFrame) -> None:
-    growth, loss = ({"table": f"tables/scores/{{training}}-{name}.parquet"} for name in ("growth", "loss"))
-    split = {"split": {"seed": 1, "by": ["copies"]}, "first": growth, "minus": loss, "baseline": None}
-    write_registry(
-        lambda volume: volume["grows"]["criterion"].update(split | {"at_least": {"positive": 20, "negative": 10}})
+    trained, one_axis = read_json("metrics/claims.json")
+    assert trained == {"id": "volume.trained"} | REGISTRY["volume"]["trained"] | ENTRY
+    assert (one_axis["verdict"], one_axis["value"]) == ("open", None)
+    page = (project / "book/generated/claims.md").read_text()
+    assert (
+        "{cite}`hasegawa2025` | [**reproduced**](chapters/growth.ipynb) | AUROC 0.800 [0.700, 0.900] | 0.900 [" in page
     )
-    read = cases.read_cases("volume.grows", criteria.read_claims()["volume.grows"].criterion)
-    found, chosen = cases.measure(read)
-    tables = [
-        pd.read_parquet(f"tables/scores/main-{name}.parquet").pivot(index="item", columns="setting", values="score")
-        for name in ("growth", "loss")
-    ]
-    contrast = (project["copies"] > 0).to_numpy(), (project["copies"] == 0).to_numpy()
-    half = stratified_split(project["copies"], np.zeros(60), 1)
-    first, minus = (choose(table.loc[project["id"]], contrast, half, 3) for table in tables)
-    assert chosen == {"first": first.setting}
-    assert found.interval() == choice_difference(first, minus, 3)
-    assert read.counts == {"positive": 20, "negative": 10}
-
-
-def test_trainings_count_their_items_once(project: pd.DataFrame) -> None:
-    write_registry(lambda volume: volume["grows"]["criterion"].update(trainings=["main", "again"]))
-    read = cases.read_cases("volume.grows", criteria.read_claims()["volume.grows"].criterion)
-    assert read.counts == {"positive": 40, "negative": 20}
-    found, _ = cases.measure(read)
-    assert len(found.by_training) == 2
-    assert len(found.deviations) == 60
-    assert np.ptp(found.interval()) > np.ptp(found.over_items())
-
-
-def test_an_average_is_of_scores_or_of_aurocs_in_the_papers_unit_where_asked(project: pd.DataFrame) -> None:
-    scores = pd.read_parquet("tables/scores/main-growth.parquet").pivot(index="item", columns="setting", values="score")
-    scores, label = scores.loc[project["id"]], (project["copies"] > 0).to_numpy()
-    whole = {"table": "tables/scores/{training}-growth.parquet"}
-    for side, expected in (
-        (whole | {"average": "scores"}, scores.mean(axis=1)),
-        (whole | {"average": "aurocs"}, scores),
-        (whole | {"average": "scores", "per_sigma": True}, (scores / [0.5, 1, 1.5]).mean(axis=1)),
-    ):
-        write_registry(lambda volume, side=side: volume["grows"]["criterion"].update(first=side))
-        found, _ = cases.measure(cases.read_cases("volume.grows", criteria.read_claims()["volume.grows"].criterion))
-        assert found.interval() == measures.auroc(expected, label, seed=3).interval()
-
-
-def update(name: str, **changes: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda volume: volume[name]["criterion"].update(changes)
+    assert "| One axis suffices. {cite}`hasegawa2025` | open |  |  |" in page
+    assert all(criterion in page for criterion in ("AUROC above 0.5.", "Difference above -0.02."))
+    claims.main()
+    assert read_json("metrics/claims.json") == [trained, one_axis]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "chapter", "message"),
     [
-        (lambda v: v["grows"].pop("criterion"), "the claim 'volume.grows' has no criterion; state one before the run"),
-        (lambda v: v["grows"].update(measure="x"), "volume.grows.measure: Extra inputs are not permitted"),
-        (update("grows", above="high"), "volume.grows.criterion.above: Input should be a valid number"),
-        (update("grows", negative=None), "an AUROC needs queries for `positive` and `negative`"),
-        (update("grows", at_least={"items": 20}), "`at_least` must say how many of: negative, positive"),
-        (update("helps", minus={"method": "x"}), "each side of a criterion by share needs its `outcome`"),
-        (update("helps", statistic="agreement"), "each side of a criterion by agreement needs its `method`"),
-        (
-            update("grows", at_least={"positive": 41, "negative": 20}),
-            "at least 41 items .positive., and the tables hold 40",
-        ),
-        (update("grows", positive="copies == 4"), "items with 'copies == 4', and the tables hold none .training main."),
-        (
-            update("grows", positive="copied > 0"),
-            "'copied > 0', which the tables cannot answer .*their columns are copies",
-        ),
-        (update("grows", negative="copies <= 1"), "items that are both positive and negative, such as 'i20'"),
-        (update("grows", items="tables/none.parquet"), "is judged on tables/none.parquet, which is not there"),
-        (
-            update("grows", first=GROWTH | {"setting": {"sigma": 3}}),
-            "{'sigma': 3}, which no setting of .*main-growth",
-        ),
-        (update("grows", first=GROWTH), "finds 3 settings in .*growth.parquet and no split to choose one on"),
-        (
-            update("grows", baseline={"first": {"table": "tables/none.parquet"}}),
-            "on tables/none.parquet, which is not there",
-        ),
-        (
-            update("grows", first=GROWTH | {"trainings": ["main"]}),
-            "only the sides of a share have trainings of their own",
-        ),
-        (update("helps", trainings=["random-0", "random-9"]), "on tables/samples/random-9.parquet, which is not there"),
+        ("volume.traind", "growth", "growth.json settles 'volume.traind', which .*; did you mean 'volume.trained'"),
+        ("volume.trained", "flux", "flux.json settles 'volume.trained', whose page .* should be chapters/flux.ipynb"),
+        ("volume.one_axis", "growth", "whose page in book/claims.yml is None; it should be chapters/growth.ipynb"),
     ],
 )
-def test_a_claim_that_cannot_be_judged_is_refused_before_any_is(
-    project: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, change: Callable, message: str
-) -> None:
-    write_registry(change)
-    monkeypatch.setattr(claims, "committed_criteria", lambda: dict.fromkeys(criteria.read_claims(), "0e2ecd3"))
-    monkeypatch.setattr(history, "has_history", lambda: True)
-    monkeypatch.setattr(history, "is_committed", lambda path: True)
-    monkeypatch.setattr(cases, "measure", lambda *_: pytest.fail("a claim was measured"))
-    with pytest.raises(ValueError, match=message) as refused:
+def test_a_chapter_can_only_settle_its_claims(project: Path, name: str, chapter: str, message: str) -> None:
+    write_json(f"metrics/{chapter}.json", {"claims": [ENTRY | {"id": name}]})
+    with pytest.raises(ValueError, match=message):
         claims.collect()
-    assert "\n" not in str(refused.value)
 
 
-def test_items_of_one_cluster_are_drawn_again_together(project: pd.DataFrame) -> None:
-    write_table("tables/items.parquet", project.assign(subject=np.arange(60) // 4))
-    write_registry(lambda volume: volume["grows"]["criterion"].update(cluster="subject"))
-    found, _ = cases.measure(cases.read_cases("volume.grows", criteria.read_claims()["volume.grows"].criterion))
-    assert len(found.deviations) == 15
-    assert found.if_found(0.8)[1:] == measures.newcombe(0.8, 10, 5)
-
-
-def test_a_criterion_that_is_not_committed_is_refused(project: pd.DataFrame) -> None:
-    git = ["git", "-c", "user.name=A", "-c", "user.email=a@b.c"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *command], check=True)
-    first = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert [row["criterion"]["commit"] for row in claims.collect()] == [first, first]
-    write_registry(update("helps", above=0.1))
-    with pytest.raises(
-        ValueError, match="'volume.helps' would be newer than its result: commit book/claims.yml before"
-    ):
-        claims.collect()
-    write_registry(lambda volume: volume["helps"].update(claim="It does."))
-    assert [row["criterion"]["commit"] for row in claims.collect()] == [first, first], "another wording"
-
-
-def test_in_another_study_what_cannot_be_judged_stays_open(project: pd.DataFrame) -> None:
-    write_registry(update("grows", at_least={"positive": 400, "negative": 20}))
+def test_markers_become_criteria_and_verdicts(project: Path) -> None:
     claims.main()
-    grows, helps = read_json("metrics/claims.json")
-    assert grows["verdict"] == "open"
-    assert "the tables hold 40" in grows["reason"]
-    assert helps["holm_p_value"] == helps["p_value"]
-    assert "{cite}`hasegawa2025` | open |  |" in Path("book/generated/claims.md").read_text()
-
-
-def test_the_table_says_what_was_found_and_how_it_was_judged(project: pd.DataFrame) -> None:
-    claims.main()
-    grows, _ = read_json("metrics/claims.json")
-    page = Path("book/generated/claims.md").read_text()
-    found = Estimate(grows["value"], *grows["ci95"])
-    assert f"[**{grows['verdict']}**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | " in page
-    assert f"| {grows['detectable']:.3f} |" in page
-    assert (
-        "- *Leaving out helps.* Share copied; reproduced if its whole 95 % interval is above 0, not reproduced if the whole "
-        "interval is below; needs at least 20 items." in page
+    text = "# Growth\n\n<!-- criteria: volume.one_axis,volume.trained -->\n\n## End\n\n<!-- verdicts: volume.trained -->\nLast."
+    criteria, table = re.split(r"\n\n## End\n\n", claims.fill_markers(text))
+    assert criteria == (
+        "# Growth\n\n- *volume.one_axis*: Difference above -0.02.\n- *volume.trained*: AUROC above 0.5."
     )
-
-
-def test_markers_become_criteria_and_verdicts(project: pd.DataFrame) -> None:
-    claims.main()
-    text = (
-        "# Growth\n\n<!-- criteria: volume.helps,volume.grows -->\n\n## End\n\n<!-- verdicts: volume.grows -->\nLast."
+    assert table == (
+        "| Claim | Verdict | Found here | Plain baseline |\n| --- | --- | --- | --- |\n"
+        "| Training images grow more \\| much more. | reproduced | AUROC 0.800 [0.700, 0.900] | 0.900 [0.850, 0.950] |\nLast."
     )
-    shown, table = re.split(r"\n\n## End\n\n", claims.fill_markers(text))
-    assert shown.startswith("# Growth\n\n- *volume.helps*: Share copied; reproduced if")
-    assert "\n- *volume.grows*: AUROC | of growth; reproduced if its whole 95 % interval is above 0.5" in shown
-    header, rule, row, last = table.splitlines()
-    assert header == f"| {' | '.join(claims.HEADER)} |"
-    assert rule.count("---") == len(claims.HEADER)
-    assert row.startswith("| Training images grow more \\| much more. | reproduced | AUROC 0.")
-    assert last == "Last."
+    assert "| open |  |  |" in claims.fill_markers("<!-- verdicts: volume.one_axis -->")
     assert claims.fill_markers("x <!-- a comment --> y") == "x <!-- a comment --> y"
 
 
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        ("criterion: volume.grows", "a marker says 'criterion'; did you mean 'criteria'"),
-        ("criteria: volume.grow", "names the claim 'volume.grow', which book/claims.yml does not have; did you mean"),
-        ("verdicts: volume.grow", "names the claim 'volume.grow', which book/claims.yml does not have; did you mean"),
+        ("criterion: volume.trained", "a marker says 'criterion'; did you mean 'criteria'"),
+        ("criteria: volume.train", "names the claim 'volume.train', which book/claims.yml does not have; did you mean"),
+        ("verdicts: volume.train", "names the claim 'volume.train', which metrics/claims.json does not have"),
         ("criteria:", "names the claim '', which"),
     ],
 )
-def test_a_marker_that_stands_for_nothing_is_refused(project: pd.DataFrame, marker: str, message: str) -> None:
-    write_json(claims.FOUND, [])
+def test_a_marker_that_stands_for_nothing_is_refused(project: Path, marker: str, message: str) -> None:
+    claims.main()
     with pytest.raises(ValueError, match=message):
         claims.fill_markers(f"<!-- {marker} -->")
 
 
-def test_a_share_of_items_is_wilsons_or_the_bootstraps() -> None:
-    outcomes = np.arange(30) < 12
-    assert measures.share(outcomes, 4).interval() == pytest.approx(mean_share(outcomes, 4), abs=0.02)
-    assert measures.share(outcomes).interval().low <= proportion(12, 30).low
+def test_a_new_wording_is_shown_without_a_new_run_of_the_chapter(project: Path) -> None:
+    claims.main()
+    registry = project / "book/claims.yml"
+    registry.write_text(registry.read_text().replace("AUROC above 0.5.", "The AUROC is above 0.5."))
+    claims.main()
+    assert claims.fill_markers("<!-- criteria: volume.trained -->") == "- *volume.trained*: The AUROC is above 0.5."
+    assert read_json("metrics/claims.json")[0]["verdict"] == "reproduced"
 
 
 def test_every_claim_of_the_study_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    registry = criteria.read_claims()
+    registry = claims.read_registry()
+    assert len(registry) == 14
+    assert all(set(claim) == {"paper", "claim", "measure", "criterion", "page"} for claim in registry.values())
     keys = {line.split("{")[1].rstrip(",\n") for line in (ROOT / "book/references.bib").open() if line.startswith("@")}
-    assert {claim.paper for claim in registry.values()} <= keys
-    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["claims"]
-    for claim in registry.values():
-        asked = claim.criterion
-        assert (ROOT / "notebooks" / Path(claim.page).name).exists()
-        tables = [
-            asked.items,
-            *(join.table for join in asked.join),
-            *(side.table for side in asked.sides() if side.table),
-        ]
-        assert all(any(table.startswith(f"{dep}/") for dep in stage["deps"]) for table in tables)
-        shown = (ROOT / "notebooks" / Path(claim.page).name).read_text()
-        assert "<!-- verdicts:" in shown
+    assert {claim["paper"] for claim in registry.values()} <= keys

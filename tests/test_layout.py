@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -120,6 +121,17 @@ def test_the_pins_cover_all_that_the_project_names() -> None:
     pinned = {line.partition("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
     plain = {canonicalize_name(Requirement(need).name) for need in named}
     assert plain <= pinned
+
+
+def test_the_claims_wait_for_the_chapters_that_settle_them() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    registry = yaml.safe_load((ROOT / "book/claims.yml").read_text())
+    pages = {Path(claim["page"]).stem for claims in registry.values() for claim in claims.values() if claim["page"]}
+    waited_for = {Path(dep).stem for dep in stages["claims"]["deps"] if dep.startswith("metrics/")}
+    assert waited_for == pages
+    for page in pages:
+        (metrics,) = stages[page]["metrics"]
+        assert f"metrics/{page}.json" in metrics
 
 
 def test_the_pins_lie_within_the_bounds() -> None:

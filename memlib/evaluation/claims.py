@@ -1,42 +1,29 @@
-"""How a claim of a paper comes out: a verdict from what was measured."""
+"""How a claim of a paper comes out: a verdict from an estimate, and the entry that a chapter writes."""
 
 from typing import Any, Literal
 
-from memlib.evaluation.intervals import Estimate
-from memlib.evaluation.measured import Difference, Measured, detectable, p_value, settleable
+from memlib.evaluation.intervals import Estimate, WelchTest
 
-Verdict = Literal["reproduced", "not reproduced", "inconclusive", "underpowered"]
+Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
-def judge(estimate: Estimate, threshold: float, decidable: bool = True) -> Verdict:
-    """Reproduced if the whole interval lies above the threshold, not if it lies below; else inconclusive or underpowered.
-
-    decidable: whether any outcome on so many items could have lain above.
-    """
-    if estimate.low > threshold:
-        return "reproduced"
+def judge(estimate: Estimate, threshold: float, extra_condition: bool = True) -> Verdict:
+    """Reproduced if the interval lies above the threshold and the condition holds, not if it lies below, else inconclusive."""
     if estimate.high < threshold:
         return "not reproduced"
-    return "inconclusive" if decidable else "underpowered"
+    return "reproduced" if estimate.low > threshold and extra_condition else "inconclusive"
 
 
-def after_correction(verdict: Verdict, p: float) -> Verdict:
-    """The verdict that remains when the p-value is one that is corrected for the other claims."""
-    return "inconclusive" if verdict in ("reproduced", "not reproduced") and p >= 0.05 else verdict
+def judge_separation(auroc: Estimate, test: WelchTest) -> Verdict:
+    """Judge an AUROC against 0.5; reproduced only if Welch's test of the same groups is significant at 1 % as well."""
+    return judge(auroc, 0.5, extra_condition=test.t > 0 and test.p_value < 0.01)
 
 
-def settle(found: Measured | Difference, threshold: float) -> dict[str, Any]:
-    """The verdict on what was found, with its value, 95 % interval, p-value and the smallest effect that was detectable."""
-    estimate, effect = found.interval(), detectable(found, threshold)
-    return {
-        **rounded("", estimate),
-        "verdict": judge(estimate, threshold, settleable(found, threshold)),
-        "p_value": float(f"{p_value(found, threshold):.3g}"),
-        "detectable": None if effect is None else round(effect, 3),
-    }
+def settled(claim_id: str, estimate: Estimate, verdict: Verdict, baseline: Estimate) -> dict[str, Any]:
+    """A chapter's entry, in its metrics file, for a claim that it has settled; `baseline` is what a plain detector reaches."""
+    return {"id": claim_id, "verdict": verdict} | _rounded("", estimate) | _rounded("baseline_", baseline)
 
 
-def rounded(prefix: str, estimate: Estimate) -> dict[str, Any]:
-    """An estimate as the entries PREFIXvalue and PREFIXci95 of a metrics file."""
+def _rounded(prefix: str, estimate: Estimate) -> dict[str, Any]:
     value, low, high = (round(number, 4) for number in estimate)
     return {f"{prefix}value": value, f"{prefix}ci95": [low, high]}

@@ -54,9 +54,9 @@ def bootstrap_interval(
     return percentiles(values)
 
 
-def percentiles(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """The range of the middle of resampled values, a share `level` of them; those that are nan are left out."""
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+def percentiles(values: ArrayLike) -> tuple[float, float]:
+    """The range of the middle 95 % of resampled values; those that are nan are left out."""
+    low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -65,24 +65,11 @@ def wider(value: float, *intervals: tuple[float, float]) -> Estimate:
     return Estimate(value, min(low for low, _ in intervals), max(high for _, high in intervals))
 
 
-def square_and_add(first: Estimate, second: Estimate, correlation: float) -> Estimate:
-    """A first value minus a second with the interval that adds the squares of their half-widths (MOVER; Zou & Donner 2008).
-
-    correlation: of the two values; 0 where they are of different items.
-    """
-
-    def half_width(own: float, other: float) -> float:
-        return float(np.sqrt(max(own**2 - 2 * correlation * own * other + other**2, 0.0)))
-
-    (a, low_a, high_a), (b, low_b, high_b) = first, second
-    return Estimate(a - b, a - b - half_width(a - low_a, high_b - b), a - b + half_width(high_a - a, b - low_b))
-
-
-def proportion(successes: int, trials: int, level: float = 0.95) -> Estimate:
+def proportion(successes: int, trials: int) -> Estimate:
     """Share of successes with Wilson's score interval."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes of {trials} trials is no share")
-    interval = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
     return Estimate(successes / trials, float(interval.low), float(interval.high))
 
 
@@ -103,7 +90,14 @@ def proportion_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     scale = np.sqrt(float(first.sum()) * (n - first.sum()) * second.sum() * (n - second.sum()))
     excess = both * neither - only_first * only_second
     phi = (max(excess - n / 2, 0) if excess > 0 else excess) / scale if scale else 0.0
-    return square_and_add(a, b, phi)
+    difference = a.value - b.value
+    down, up = a.value - a.low, a.high - a.value
+    other_down, other_up = b.value - b.low, b.high - b.value
+    return Estimate(
+        difference,
+        difference - float(np.sqrt(down**2 - 2 * phi * down * other_up + other_up**2)),
+        difference + float(np.sqrt(up**2 - 2 * phi * up * other_down + other_down**2)),
+    )
 
 
 def mean(values: ArrayLike) -> Estimate:
@@ -182,22 +176,13 @@ def difference_of_curves(
     in x. The bootstrap draws items again; resamples without a common range are left out. Raises ValueError where the two
     curves have none.
     """
-    value, resampled = resampled_gaps(first, second, seed)
-    return Estimate(value, *percentiles(resampled))
-
-
-def resampled_gaps(
-    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0
-) -> tuple[float, NDArray[np.float64]]:
-    """The difference of two curves and that of each bootstrap resample [R], nan without a range; see `difference_of_curves`."""
     curves = [np.asarray(part, dtype=np.float64) for curve in (first, second) for part in curve]
     n = curves[0].shape[1]
     value = _gap(*(curve.mean(1) for curve in curves))
     if np.isnan(value):
         raise ValueError("the two curves cover no common range, so that they cannot be compared")
     rows = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    means = [curve[:, rows].mean(2).T for curve in curves]  # [R, S]
-    return value, np.array([_gap(*points) for points in zip(*means, strict=True)])
+    return Estimate(value, *percentiles([_gap(*(curve[:, resample].mean(1) for curve in curves)) for resample in rows]))
 
 
 def common_range(x1: ArrayLike, x2: ArrayLike) -> tuple[float, float] | None:

@@ -44,22 +44,21 @@ def summarise(samples: pd.DataFrame, keys: Sequence[str], seed: int = 0) -> pd.D
     return pd.DataFrame(rows)
 
 
-def curve(samples: pd.DataFrame, method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean similarity and agreement of each prompt [S, N] over the strengths of a method, the unchanged prompts first."""
-    means = samples.groupby(["method", "strength", "id"])[["similarity", "agreement"]].mean()
-    points = pd.concat([means.loc[UNCHANGED], means.loc[method]])
-    return tuple(points[name].unstack().to_numpy() for name in ("similarity", "agreement"))
-
-
 def at_equal_similarity(samples: pd.DataFrame, pairs: Iterable[tuple[str, str]], seed: int = 0) -> pd.DataFrame:
     """How much more agreement a method keeps than another at equal similarity; columns method, minus, difference, low, high.
 
     A method's curve goes through its strengths and the unchanged prompts; `difference` is the mean over the range of
     similarity from `low` to `high` that both curves cover. Pairs whose curves share no range are left out.
     """
+    means = samples.groupby(["method", "strength", "id"])[["similarity", "agreement"]].mean()
+
+    def curve(method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        points = pd.concat([means.loc[UNCHANGED], means.loc[method]])
+        return tuple(points[name].unstack().to_numpy() for name in ("similarity", "agreement"))
+
     rows = []
     for pair in pairs:
-        first, second = (curve(samples, method) for method in pair)
+        first, second = map(curve, pair)
         covered = common_range(first[0].mean(1), second[0].mean(1))
         if covered:
             rows.append((*pair, difference_of_curves(first, second, seed), *covered))

@@ -5,12 +5,18 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 
-from memlib.evaluation import measures
 from memlib.evaluation.contrasts import Contrast
-from memlib.evaluation.intervals import Estimate, bootstrap_interval, proportion, two_groups, wider
-from memlib.evaluation.measured import Difference, Measured
+from memlib.evaluation.intervals import (
+    RESAMPLES,
+    Estimate,
+    bootstrap_interval,
+    percentiles,
+    proportion,
+    two_groups,
+    wider,
+)
 
 
 def _auroc(positive: NDArray, negative: NDArray, axis: int = -1) -> NDArray:
@@ -24,6 +30,20 @@ def _tpr_at_fpr(positive: NDArray, negative: NDArray, fpr: float) -> NDArray:
     allowed = int(np.floor(fpr * negative.shape[-1] + 1e-9))
     threshold = np.sort(negative, axis=-1)[..., -allowed - 1]
     return (positive > threshold[..., None]).mean(-1)
+
+
+def _newcombe(value: float, m: int, n: int) -> tuple[float, float]:
+    """Score interval of an AUROC, which has a width also where the groups do not overlap (Newcombe 2006, method 5)."""
+    z2 = stats.norm.ppf(0.975) ** 2
+    balance = (m + n) / 2 - 1
+
+    def excess(theta: float) -> float:
+        variance = theta * (1 - theta) / (m * n)
+        return (value - theta) ** 2 - z2 * variance * (1 + balance * ((1 - theta) / (2 - theta) + theta / (1 + theta)))
+
+    low = 0.0 if excess(0.0) <= 0 or value == 0 else optimize.brentq(excess, 0.0, value - 1e-12)
+    high = 1.0 if excess(1.0) <= 0 or value == 1 else optimize.brentq(excess, value + 1e-12, 1.0)
+    return low, high
 
 
 def auroc_value(positive: ArrayLike, negative: ArrayLike) -> float:
@@ -56,7 +76,10 @@ def auroc(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
 
     Near 0 and 1 the bootstrap alone is too sure: where the groups do not overlap it has no spread at all.
     """
-    return _measured(*two_groups(positive, negative), seed).interval()
+    positive, negative = two_groups(positive, negative)
+    value = float(_auroc(positive, negative))
+    resampled = bootstrap_interval(_auroc, positive, negative, seed)
+    return wider(value, resampled, _newcombe(value, len(positive), len(negative)))
 
 
 def auroc_of_clusters(positive: ArrayLike, clusters: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
@@ -67,25 +90,41 @@ def auroc_of_clusters(positive: ArrayLike, clusters: ArrayLike, negative: ArrayL
     """
     positive, negative = two_groups(positive, negative)
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    own = np.concatenate([cluster, len(cluster) + np.arange(len(negative))])
-    return _measured(positive, negative, seed, own).interval()
+    count = int(cluster.max()) + 1
+    if count < 2:
+        raise ValueError("all positives are in one cluster; an interval needs two")
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(rng.integers(0, count, count), minlength=count)[cluster]
+        resample = np.sort(rng.choice(negative, len(negative)))
+        below = (np.searchsorted(resample, positive, "left") + np.searchsorted(resample, positive, "right")) / 2
+        values.append((times * below).sum() / (times.sum() * len(negative)))
+    value = float(_auroc(positive, negative))
+    return wider(value, percentiles(values), _newcombe(value, count, len(negative)))
 
 
 def auroc_difference(
     positive: tuple[ArrayLike, ArrayLike], negative: tuple[ArrayLike, ArrayLike], seed: int = 0
 ) -> Estimate:
-    """AUROC of a first detector minus that of a second on the same items, by square-and-add with DeLong's correlation.
+    """AUROC of a first detector minus that of a second on the same items, with a paired stratified bootstrap interval.
 
-    positive, negative: the scores of the two detectors, item by item. The percentile bootstrap of a difference covers too
-    little with few positives near 1; see `memlib.evaluation.measured.Difference`.
+    positive, negative: the scores of the two detectors, item by item. Where no resample changes the difference (two
+    detectors that both separate the groups completely), the interval is that of two independent AUROCs, by the square
+    roots of their squared half-widths (Newcombe 2006; Zou & Donner 2008).
     """
-    pairs = [two_groups(p, n) for p, n in zip(positive, negative, strict=True)]
-    return Difference(*(_measured(*pair, seed) for pair in pairs)).interval()
-
-
-def _measured(positive: NDArray, negative: NDArray, seed: int, clusters: NDArray | None = None) -> Measured:
-    labels = np.arange(len(positive) + len(negative)) < len(positive)
-    return measures.auroc(np.concatenate([positive, negative]), labels, clusters, seed=seed)
+    (pos_a, neg_a), (pos_b, neg_b) = (two_groups(p, n) for p, n in zip(positive, negative, strict=True))
+    if len(pos_a) != len(pos_b) or len(neg_a) != len(neg_b):
+        raise ValueError("two detectors can only be compared on the same items")
+    rng = np.random.default_rng(seed)
+    rows_pos = rng.integers(0, len(pos_a), (RESAMPLES, len(pos_a)))
+    rows_neg = rng.integers(0, len(neg_a), (RESAMPLES, len(neg_a)))
+    low, high = percentiles(_auroc(pos_a[rows_pos], neg_a[rows_neg]) - _auroc(pos_b[rows_pos], neg_b[rows_neg]))
+    a, b = float(_auroc(pos_a, neg_a)), float(_auroc(pos_b, neg_b))
+    if low == high:
+        (low_a, high_a), (low_b, high_b) = (_newcombe(value, len(pos_a), len(neg_a)) for value in (a, b))
+        low, high = a - b - np.hypot(a - low_a, high_b - b), a - b + np.hypot(high_a - a, b - low_b)
+    return Estimate(a - b, float(low), float(high))
 
 
 def auroc_differences(

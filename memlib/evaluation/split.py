@@ -45,34 +45,20 @@ def usable(contrasts: dict[str, Contrast], choosing: NDArray[np.bool_]) -> dict[
     }
 
 
-def best_setting(
-    scores: pd.DataFrame, contrast: Contrast, choosing: NDArray[np.bool_], trainings: ArrayLike | None = None
-) -> tuple[int, float]:
-    """The column that separates best on the choosing half, the first of several, and its AUROC there: the mean over trainings.
-
-    scores: a row an item and training, a column a setting (a level, a power, a step, a sign, a weight); contrast: masks [N] of
-    positives and negatives; choosing: mask [N]; trainings [N]: that of each row, by default one. Raises ValueError for a table
-    without settings, masks of another length, and fewer than two items of a group in a half.
-    """
-    if scores.shape[1] == 0:
-        raise ValueError("there is no setting to choose from: the table of scores has no columns")
-    trainings = np.zeros(len(choosing), dtype=int) if trainings is None else np.asarray(trainings)
-    parts = [choosing & (trainings == name) for name in np.unique(trainings)]
-    reached = np.mean([auroc_by_setting(scores, *(side & part for side in contrast)) for part in parts], axis=0)
-    best = int(np.argmax(reached))
-    return best, float(reached[best])
-
-
 def choose(scores: pd.DataFrame, contrast: Contrast, choosing: NDArray[np.bool_], seed: int = 0) -> Choice:
     """The setting that separates best on the choosing half, the first of several, and what it reaches on the other half.
 
-    scores, contrast, choosing, and what is refused: as `best_setting` has them, of one training.
+    scores: a row an item, a column a setting; contrast: masks [N] of positives and negatives; choosing: mask [N].
+    Raises ValueError for a table without settings, masks of another length, and fewer than two items of a group in a half.
     """
+    if scores.shape[1] == 0:
+        raise ValueError("there is no setting to choose from: the table of scores has no columns")
     positive, negative = contrast
-    best, chosen_by = best_setting(scores, contrast, choosing)
+    chosen_by = auroc_by_setting(scores, positive & choosing, negative & choosing).to_numpy()
+    best = int(np.argmax(chosen_by))
     values = scores.iloc[:, best].to_numpy(np.float64)
     reported = values[positive & ~choosing], values[negative & ~choosing]
-    return Choice(scores.columns[best], chosen_by, auroc(*reported, seed), *reported)
+    return Choice(scores.columns[best], float(chosen_by[best]), auroc(*reported, seed), *reported)
 
 
 def choose_each(

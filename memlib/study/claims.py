@@ -1,7 +1,7 @@
-"""The claims of the papers, judged on the tables by the criteria of book/claims.yml.
+"""The claims of the papers: their wording from book/claims.yml joined with the verdicts that chapters have settled.
 
-Stage `claims` writes metrics/claims.json and the table of the book's first page. Chapters do not read them: a marker in their
-text, filled when the book is built, stands for the criteria or the verdicts of some claims.
+Stage `claims` writes metrics/claims.json and the table of the book's first page. Chapters do not read the wording: a marker
+in their text, filled when the book is built, stands for the criteria or the verdicts of some claims.
 """
 
 import re
@@ -9,85 +9,56 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memlib.evaluation.claims import after_correction, rounded, settle
+import yaml
+
 from memlib.evaluation.intervals import Estimate
 from memlib.files import atomic_write, read_json, suggest, write_json
-from memlib.study import cases, history
-from memlib.study.criteria import REGISTRY, Claim, committed_criteria, digests, read_claims
-from memlib.study.sections import PARAMS
 from memlib.study.stages import reporting_errors, timed_stage
 
-FOUND = Path("metrics/claims.json")
+REGISTRY = Path("book/claims.yml")
+METRICS = Path("metrics")
+FOUND = METRICS / "claims.json"
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
-HEADER = ("Claim", "Verdict", "Found here", "Threshold", "Holm's correction", "Plain baseline", "Detectable")
+HEADER = ("Claim", "Verdict", "Found here", "Plain baseline")
+
+
+def read_registry() -> dict[str, dict[str, Any]]:
+    """All claims by their id, `section.name`: paper, claim, measure, criterion and the page that settles it (None: open)."""
+    sections = yaml.safe_load(REGISTRY.read_text())
+    return {f"{section}.{name}": entry for section, entries in sections.items() for name, entry in entries.items()}
 
 
 def collect() -> list[dict[str, Any]]:
-    """All claims with their verdicts; all are read and checked before any is judged.
+    """All claims of the registry with what the metrics files of the chapters say of them; the others are open.
 
-    Raises ValueError for what `committed_criteria` refuses, and for a claim whose tables are not there or hold too little. In
-    another study than the committed one, with other parameters or in the copy of a profile, such a claim is left open, with the
-    reason.
+    Raises ValueError for a chapter that settles a claim that the registry does not have or that another page settles.
     """
-    claims, commits = read_claims(), committed_criteria()
-    the_study = history.has_history() and history.is_committed(PARAMS)
-    read: dict[str, cases.Cases | str] = {}
-    for name, claim in claims.items():
-        try:
-            read[name] = cases.read_cases(name, claim.criterion)
-        except ValueError as error:
-            if the_study:
-                raise
-            read[name] = str(error)
-    criteria = digests(REGISTRY.read_text())
-    rows = [
-        {"id": name, "criterion": {"digest": criteria[name], "commit": commits[name]}} | _judged(claim, read[name])
-        for name, claim in claims.items()
-    ]
-    judged = [row for row in rows if row["verdict"] != "open"]
-    for row, p in zip(judged, holm([row["p_value"] for row in judged]), strict=True):
-        row["holm_p_value"] = p
-        row["holm_verdict"] = after_correction(row["verdict"], p)
-    return rows
+    registry, found = read_registry(), {}
+    for path in sorted(METRICS.glob("*.json")):
+        content = read_json(path)
+        for entry in content.get("claims", []) if isinstance(content, dict) else []:
+            name = entry["id"]
+            if name not in registry:
+                raise ValueError(f"{path} settles {name!r}, which {REGISTRY} does not have{suggest(name, registry)}")
+            if registry[name]["page"] is None or Path(registry[name]["page"]).stem != path.stem:
+                raise ValueError(
+                    f"{path} settles {name!r}, whose page in {REGISTRY} is {registry[name]['page']}; "
+                    f"it should be chapters/{path.stem}.ipynb"
+                )
+            found[name] = entry
+    nothing = {"value": None, "ci95": None, "verdict": "open"}
+    return [{"id": name} | claim | found.get(name, nothing) for name, claim in registry.items()]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for the family by Holm's step-down method (1979)."""
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(f"{p:.3g}") for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
-
-
-def _judged(claim: Claim, read: cases.Cases | str) -> dict[str, Any]:
-    if isinstance(read, str):
-        return {"verdict": "open", "reason": read}
-    found, chosen = cases.measure(read)
-    row = {"items": read.counts, "chosen": chosen} | settle(found, claim.criterion.above)
-    if claim.criterion.baseline:
-        row |= rounded("baseline_", cases.measure(read, claim.criterion.baseline)[0].interval())
-    return row
-
-
-def first_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """All claims as a MyST table, each linked to the page that discusses it, and how each is judged in a box to open."""
-    claims, table = read_claims(), []
-    for row in rows:
-        claim = claims[row["id"]]
-        text, verdict, *others = _row(claim, row)
-        linked = verdict if verdict == "open" else f"[**{verdict}**]({claim.page})"
-        table.append((f"{text} {{cite}}`{claim.paper}`", linked, *others))
-    criteria = [f"- *{claim.claim}* {criterion(claim)}" for claim in claims.values()]
-    return "\n".join([_table(table), "", ":::{dropdown} How each claim is judged", *criteria, ":::", ""])
-
-
-def criterion(claim: Claim) -> str:
-    """How a claim is judged, in words."""
-    asked = claim.criterion
-    items = " and ".join(f"{count} {kind}" for kind, count in asked.at_least.items())
-    return (
-        f"{asked.says}; reproduced if its whole 95 % interval is above {asked.above:g}, not reproduced if the whole interval is "
-        f"below; needs at least {items}{'' if 'items' in asked.at_least else ' items'}."
-    )
+def first_page(claims: Sequence[Mapping[str, Any]]) -> str:
+    """All claims as a MyST table, each linked to the page that settles it, and how each is judged in a box to open."""
+    rows = []
+    for claim in claims:
+        text, verdict, *numbers = _row(claim)
+        linked = verdict if verdict == "open" else f"[**{verdict}**]({claim['page']})"
+        rows.append((f"{text} {{cite}}`{claim['paper']}`", linked, *numbers))
+    criteria = [f"- *{claim['claim']}* {claim['criterion']}" for claim in claims]
+    return "\n".join([_table(rows), "", ":::{dropdown} How each claim is judged", *criteria, ":::", ""])
 
 
 def fill_markers(markdown: str) -> str:
@@ -100,36 +71,27 @@ def fill_markers(markdown: str) -> str:
 
 
 def _filled(kind: str, names: list[str]) -> str:
-    if kind not in ("criteria", "verdicts"):
-        raise ValueError(f"a marker says {kind!r}{suggest(kind, ('criteria', 'verdicts'))}")
-    claims = read_claims()
     if kind == "criteria":
-        return "\n".join(f"- *{name}*: {criterion(_entry(claims, name, REGISTRY))}" for name in names)
-    rows = {row["id"]: row for row in read_json(FOUND)}
-    return _table([_row(_entry(claims, name, REGISTRY), _entry(rows, name, FOUND)) for name in names])
+        registry = read_registry()
+        return "\n".join(f"- *{name}*: {_claim(registry, name, REGISTRY)['criterion']}" for name in names)
+    if kind == "verdicts":
+        claims = {claim["id"]: claim for claim in read_json(FOUND)}
+        return _table([_row(_claim(claims, name, FOUND)) for name in names])
+    raise ValueError(f"a marker says {kind!r}{suggest(kind, ('criteria', 'verdicts'))}")
 
 
-def _entry(entries: Mapping[str, Any], name: str, source: Path) -> Any:
-    if name not in entries:
-        raise ValueError(f"a marker names the claim {name!r}, which {source} does not have{suggest(name, entries)}")
-    return entries[name]
+def _claim(claims: Mapping[str, dict[str, Any]], name: str, source: Path) -> dict[str, Any]:
+    if name not in claims:
+        raise ValueError(f"a marker names the claim {name!r}, which {source} does not have{suggest(name, claims)}")
+    return claims[name]
 
 
-def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Cells of a table, as `HEADER` names them."""
-    if row["verdict"] == "open":
-        return claim.claim, "open", *[""] * (len(HEADER) - 2)
-    p = row["holm_p_value"]
-    baseline = str(Estimate(row["baseline_value"], *row["baseline_ci95"])) if "baseline_value" in row else ""
-    return (
-        claim.claim,
-        row["verdict"],
-        f"{claim.criterion.measure} {Estimate(row['value'], *row['ci95'])}",
-        f"above {claim.criterion.above:g}",
-        f"{row['holm_verdict']}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}",
-        baseline,
-        "nothing" if row["detectable"] is None else f"{row['detectable']:.3f}",
-    )
+def _row(claim: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Cells of a table: the claim, its verdict, what was found here, and the plain baseline."""
+    if claim["verdict"] == "open":
+        return claim["claim"], "open", "", ""
+    found, baseline = (Estimate(claim[f"{kind}value"], *claim[f"{kind}ci95"]) for kind in ("", "baseline_"))
+    return claim["claim"], claim["verdict"], f"{claim['measure']} {found}", str(baseline)
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:
@@ -139,10 +101,10 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
 
 def main() -> None:
     """Write metrics/claims.json and the table that the first page includes."""
-    rows = collect()
-    write_json(FOUND, rows)
+    claims = collect()
+    write_json(FOUND, claims)
     with atomic_write("book/generated/claims.md") as temporary:
-        temporary.write_text(first_page(rows))
+        temporary.write_text(first_page(claims))
 
 
 if __name__ == "__main__":

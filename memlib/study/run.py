@@ -27,7 +27,6 @@ from rich.table import Table
 
 from memlib.files import atomic_write, read_json, suggest, write_json
 from memlib.study import lane
-from memlib.study.criteria import REGISTRY, committed_criteria
 from memlib.study.stages import STUDY, WALL, forget_times, stage_times
 
 if TYPE_CHECKING:
@@ -334,8 +333,6 @@ def main() -> None:
     )  # of the stages' `python`
     logging.getLogger("dvc").setLevel(logging.WARNING)  # it tells what it runs
     try:
-        if REGISTRY.exists() and not arguments.stages:
-            committed_criteria()  # before anything runs that they would settle
         run(arguments.stages, arguments.book, arguments.lanes or count_lanes())
     except (ValueError, RuntimeError, DvcException) as error:
         sys.exit(str(error))
