@@ -1,6 +1,7 @@
 """The command `memlib`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         {"score": _score, "detectors": _detectors}[options.command](options)
+        sys.stdout.flush()
     except ValueError as error:
         sys.exit(f"memlib {options.command}: {error}")
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _score_options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +42,9 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("scores"), help="folder for the tables")
     parser.add_argument("--seed", type=int, default=0, help="decides, with an item's id, its random numbers")
-    parser.add_argument("--batch", type=int, help="items between two writes (default: as many as --rows)")
+    parser.add_argument(
+        "--batch", type=int, help="items between two writes (default: --rows pictures, 4 x --rows prompts)"
+    )
     parser.add_argument("--rows", type=int, default=64, help="items in one call of the network")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--replace", action="store_true", help="replace a table of another model, setting or items")

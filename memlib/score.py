@@ -83,8 +83,9 @@ def write_tables(
 ) -> None:
     """Write tables of scores of one model.
 
-    `batch` items (as many as a call of the network takes, if not given) are scored at a time, and kept in a folder beside the
-    output until all tables are there, from which a run that was killed goes on. Processes started together (by accelerate or
+    `batch` items (if not given: pictures as a call of the network takes, prompts four times as many, which share what is
+    computed without them) are scored at a time, and kept in a folder beside the output until all tables are there, from which
+    a run that was killed goes on. Processes started together (by accelerate or
     torchrun) share the batches. `model` names the weights (see `weights_digest`). A table that is there, of the same model,
     detector, settings and items, stays as it is, unless `replace`.
 
@@ -92,7 +93,8 @@ def write_tables(
     are there twice, no items at all, and an output that holds another table (unless `replace`); and for scores that are not
     one finite number an item.
     """
-    planned = [_planned(field, table, model) for table in tables]
+    ordered: dict[int, Items] = {}
+    planned = [_planned(field, table, model, ordered) for table in tables]
     outputs = [table.output for table in tables]
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"{max(outputs, key=outputs.count)} is named for two tables; each needs a file of its own")
@@ -102,7 +104,7 @@ def write_tables(
     state = processes()
     kept = []
     for table, about in todo:
-        size = batch or rows or len(table.items.ids)
+        size = batch or _usual_batch(table, rows)
         code = [_package_digest(), _source(table.detector)]
         parts = table.output.with_name(f"{table.output.stem}.{_digest([about, size, rows, code])[:12]}.parts")
         kept.append((table.output, parts))
@@ -118,18 +120,26 @@ def write_tables(
             _remove_parts(output, parts)
 
 
-def _planned(field: UNetField | None, table: Table, model: str) -> tuple[Table, dict[str, Any]]:
-    """The table with its items sorted and all settings named, and what its metadata will say."""
+def _usual_batch(table: Table, rows: int | None) -> int:
+    """Items in a batch. A backward pass keeps a graph of all pictures of a batch; prompts share the unconditional pass."""
+    if rows is None:
+        return len(table.items.ids)
+    return rows if "picture" in table.detector.needs else 4 * rows
+
+
+def _planned(
+    field: UNetField | None, table: Table, model: str, ordered: dict[int, Items]
+) -> tuple[Table, dict[str, Any]]:
+    """The table with its items sorted and all settings named, and what its metadata will say.
+
+    ordered: sorted items by the identity of those given, so that tables of the same items share one copy.
+    """
     settings = [dict(setting) for setting in table.settings or table.detector.settings]
     for setting in settings:
         table.detector.check(field, table.items, setting)
-    ids = sorted(table.items.ids)
-    doubled = next((first for first, second in pairwise(ids) if first == second), None)
-    if doubled is not None:
-        raise ValueError(f"the item {doubled!r} is there twice; every item needs an id of its own")
-    if not ids:
-        raise ValueError("there are no items to be scored")
-    items = table.items.rows(sorted(range(len(ids)), key=table.items.ids.__getitem__))
+    if id(table.items) not in ordered:
+        ordered[id(table.items)] = _sorted(table.items)
+    items = ordered[id(table.items)]
     needs = {*table.detector.needs, *("prompt" for setting in settings if setting.get("prompt"))}
     about = {
         "model": model,
@@ -139,6 +149,17 @@ def _planned(field: UNetField | None, table: Table, model: str) -> tuple[Table, 
         "items": _items_digest(items, needs),
     }
     return dataclasses.replace(table, items=items, settings=settings), about
+
+
+def _sorted(items: Items) -> Items:
+    """The items by their ids; raises ValueError where there are none, or two of an id."""
+    ids = sorted(items.ids)
+    doubled = next((first for first, second in pairwise(ids) if first == second), None)
+    if doubled is not None:
+        raise ValueError(f"the item {doubled!r} is there twice; every item needs an id of its own")
+    if not ids:
+        raise ValueError("there are no items to be scored")
+    return items.rows(sorted(range(len(ids)), key=items.ids.__getitem__))
 
 
 def _is_there(output: Path, about: Mapping[str, Any], replace: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -213,6 +214,36 @@ def test_a_killed_run_of_several_detectors_scores_nothing_twice(pixel: tuple[UNe
     assert seen.evaluations == 2 * 8, "the tables are there"
     write_tables(field, tables, batch=2, replace=True)
     assert seen.evaluations == 2 * 8 + 3 * 3 * 8
+
+
+def test_prompts_of_several_calls_share_the_unconditional_pass(
+    text: tuple[UNetField, Items], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field, items = text
+    passes, passed = [], UNetField.unconditional
+    monkeypatch.setattr(UNetField, "unconditional", lambda field: passes.append(None) or passed(field))
+    score(field.with_rows(2), items, find("magnitude"), [TEXT["magnitude"]], tmp_path / "magnitude.parquet")
+    assert len(passes) == 1, "of 5 prompts, 2 a call"
+
+
+def test_a_batch_of_pictures_is_one_call(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
+    field, items = pixel
+    handle = interrupted_at(field.with_rows(2), 3)
+    with pytest.raises(Interrupted):
+        score(field.with_rows(2), items, find("length"), [PIXEL["length"]], tmp_path / "length.parquet")
+    handle.remove()
+    assert len(list(tmp_path.glob("*.parts/*.parquet"))) == 2, "so that a backward pass keeps no more than a call"
+
+
+def test_tables_of_the_same_items_share_one_sorted_copy(
+    pixel: tuple[UNetField, Items], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field, items = pixel
+    copies, rows = [], Items.rows
+    monkeypatch.setattr(Items, "rows", lambda items, chosen: copies.append(len(chosen)) or rows(items, chosen))
+    tables = [Table(items, find(name), [], tmp_path / f"{name}.parquet") for name in ("length", "pia", "png_size")]
+    write_tables(field, tables, batch=2)
+    assert copies.count(N) == 1, "memory would grow with the number of detectors"
 
 
 @pytest.mark.parametrize("edited", ["package", "detector"])
@@ -504,3 +535,9 @@ def test_the_detectors_are_listed(capsys: pytest.CaptureFixture) -> None:
     assert [line.split(":")[0] for line in lines] == list(ALL)
     assert "loss: needs model, picture; draws=[4] sigma=0.2" in lines
     assert "png_size: needs picture; no settings" in lines
+
+
+def test_a_reader_that_has_seen_enough_ends_the_list_quietly() -> None:
+    command = f"set -o pipefail; {sys.executable} -m memlib.cli detectors | true"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
