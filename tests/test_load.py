@@ -20,7 +20,8 @@ from diffusers import (
 )
 
 from memlib.fields.load import load_field, load_pipeline, scheduler_class
-from memlib.fields.unet import UNetField, schedule_sigmas
+from memlib.fields.schedules import schedule_sigmas
+from memlib.fields.unet import UNetField
 from memlib.sampling.pipeline import shared_noise, trajectory
 
 

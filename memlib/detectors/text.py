@@ -15,7 +15,7 @@ from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields import NoisePredictor, denoised
 from memlib.fields.load import check_single_encoder
 from memlib.fields.unet import UNetField
-from memlib.sampling.pipeline import check_prompts, chunks, shared_noise, timesteps, trajectory, warn_of_cuts
+from memlib.sampling.pipeline import check_prompts, chunks, shared_noise, trajectory, warn_of_cuts
 from memlib.tensors import norm
 
 
@@ -28,7 +28,7 @@ def first_step(field: UNetField, prompts: Sequence[str], noise: Tensor, sampling
     """
     check_prompts(prompts)
     warn_of_cuts(field.pipe, prompts)
-    t = timesteps(field.scheduler, sampling_steps)[0]
+    t = field.timesteps(sampling_steps)[0]
     noise = noise.to(field.device)
     without = field.with_rows(field.rows).data_at(noise, t, field.unconditional())  # the same call for any prompts
     cond = field.encode_prompts(prompts)
@@ -51,7 +51,7 @@ class FirstStep:
         check_prompts(prompts)
         check_single_encoder(field.pipe)
         self.field, self.prompts, self.count = field, list(prompts), len(noise)
-        self.t = timesteps(field.scheduler, sampling_steps)[0]
+        self.t = field.timesteps(sampling_steps)[0]
         noise = noise.to(field.device)
         with torch.no_grad():
             self.without = field.data_at(noise, self.t, field.unconditional()).repeat(len(self.prompts), 1, 1, 1)

@@ -44,6 +44,12 @@ class Field(Protocol):
     def unconditional(self) -> Conditioning:
         """The condition of no prompt."""
 
+    def timesteps(self, sampling_steps: int) -> list[float]:
+        """The timesteps that sampling in so many steps visits, the noisiest first, in the unit of the scheduler."""
+
+    def data_at(self, x_t: Tensor, t: float, cond: Conditioning | None = None) -> Tensor:
+        """E[x0 | x_t, cond] in the network's own coordinates at a timestep, also at pure noise, where sigma is infinite."""
+
     def to_latents(self, pictures: Tensor) -> Tensor:
         """Pictures [N, C, H, W] in [-1, 1] in the network's data space."""
 

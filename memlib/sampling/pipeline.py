@@ -4,22 +4,22 @@ While a pipeline samples with classifier-free guidance, its network predicts wit
 so the pipeline's own loop, scheduler and guidance are what is measured.
 """
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from memlib.fields.load import check_text
-from memlib.fields.parameterisation import check_prediction, expected_data, expected_noise
-from memlib.fields.unet import abar_at
+from memlib.fields.load import check_text, field_of
+from memlib.fields.parameterisation import expected_data, expected_noise
+from memlib.fields.transformer import text_limit
 from memlib.tensors import generators, item_seeds, norm
 
 ROWS = 256  # items in one call of the network
+LOOPS = ("SD3Transformer2DModel",)  # the transformers whose loop is run: one call with the prompt and without, stopped at will
 
 
 def check_prompts(prompts: Sequence[str], where: str = "the list of prompts") -> None:
@@ -31,19 +31,23 @@ def check_prompts(prompts: Sequence[str], where: str = "the list of prompts") ->
 
 
 def cut_parts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, str]:
-    """The prompts that are longer than the tokenizer's length, each with the part of it that is cut."""
-    length = pipe.tokenizer.model_max_length
-    tokens = {prompt: pipe.tokenizer(prompt, verbose=False).input_ids for prompt in prompts}
+    """The prompts that are longer than the pipeline takes them, each with the part of it that is cut."""
+    tokenizer, before, length = text_limit(pipe)
+    tokens = {prompt: tokenizer(before + prompt, verbose=False).input_ids for prompt in prompts}
+    end = {prompt: int(found[-1] == tokenizer.eos_token_id) for prompt, found in tokens.items()}
     return {
-        prompt: pipe.tokenizer.decode(found[length - 1 : -1]) for prompt, found in tokens.items() if len(found) > length
+        prompt: tokenizer.decode(found[length - end[prompt] : len(found) - end[prompt]])
+        for prompt, found in tokens.items()
+        if len(found) > length
     }
 
 
 def warn_of_cuts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> None:
-    """Warn of every prompt that is longer than the tokenizer's length, and say what is cut."""
-    length = pipe.tokenizer.model_max_length
+    """Warn of every prompt that is longer than the pipeline takes them, and say what is cut."""
+    _, before, length = text_limit(pipe)
+    used = f"{length} tokens are used" if not before else f"{length} tokens, those of the pipeline's text before it too, are used"
     for prompt, cut in cut_parts(pipe, prompts).items():
-        warnings.warn(f"of the prompt {prompt!r} only {length} tokens are used; cut: {cut!r}", stacklevel=3)
+        warnings.warn(f"of the prompt {prompt!r} only {used}; cut: {cut!r}", stacklevel=3)
 
 
 def shared_noise(shape: Sequence[int], count: int, seed: int) -> Tensor:
@@ -54,19 +58,13 @@ def shared_noise(shape: Sequence[int], count: int, seed: int) -> Tensor:
     return torch.stack([torch.randn(*shape, generator=item) for item in generators(seeds)])
 
 
-def timesteps(scheduler: SchedulerMixin, sampling_steps: int) -> list[float]:
-    """The timesteps that a scheduler visits in so many steps, the noisiest first; the scheduler stays as it is."""
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(sampling_steps)
-    return [float(t) for t in scheduler.timesteps]
-
-
 class Trajectory(NamedTuple):
     """What N prompts, n noises and k steps of sampling give.
 
     value: |D(x_t, prompt) - D(x_t, empty)| [N, n, k], the distance between the expected clean latents with the prompt and
     without, in their unit; over sigma it is the difference of noise predictions. unconditional: length of the noise prediction
-    without the prompt [N, n, k]. sigmas: noise levels [k]. latents: those that were reached [N, n, C, H, W].
+    without the prompt [N, n, k]. sigmas: noise levels [k], the first of a flow infinite. latents: those that were reached
+    [N, n, C, H, W].
     """
 
     value: Tensor
@@ -107,10 +105,10 @@ def trajectory(
         )
     warn_of_cuts(pipe, prompts)
     n, size = len(noise), max(1, rows // (2 * len(noise)))
-    kind = check_prediction(pipe.scheduler.config.get("prediction_type", "epsilon"))
-    visited = torch.tensor(timesteps(pipe.scheduler, sampling_steps)[:steps], dtype=torch.float64)
-    abar = abar_at(pipe.scheduler, visited)
-    signal, spread = abar.sqrt(), (1 - abar).sqrt()
+    field = field_of(pipe)
+    kind = field.prediction_type
+    visited = torch.tensor(field.timesteps(sampling_steps)[:steps], dtype=torch.float64)
+    signal, spread = field.schedule.at(visited)
     found = []
     for chunk in chunks(list(prompts), size):
         filled = chunk + chunk[-1:] * (size - len(chunk))
@@ -159,17 +157,24 @@ def _run(
     guidance: float,
     output_type: str,
 ) -> Tensor:
+    transformer = type(getattr(pipe, "transformer", None)).__name__
+    if hasattr(pipe, "transformer") and transformer not in LOOPS:
+        raise ValueError(f"of pipelines with a {transformer} the sampling loop is not run; of transformers only {LOOPS[0]}")
     embedded = isinstance(prompts, Tensor)
     given = {"prompt_embeds": prompts.flatten(0, 1)} if embedded else {"prompt": prompts}
     with quiet(pipe):
         return pipe(
             **given,
             num_images_per_prompt=1 if embedded else len(noise),
-            latents=noise.repeat(len(prompts), 1, 1, 1).to(pipe.device, pipe.unet.dtype),
+            latents=noise.repeat(len(prompts), 1, 1, 1).to(pipe.device, _network(pipe).dtype),
             num_inference_steps=sampling_steps,
             guidance_scale=guidance,
             output_type=output_type,
         ).images
+
+
+def _network(pipe: DiffusionPipeline) -> torch.nn.Module:
+    return pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
 
 
 def chunks(items: Any, size: int) -> Iterator[Any]:
@@ -187,12 +192,12 @@ def outputs(pipe: DiffusionPipeline, calls: int | None = None) -> Iterator[list[
     found: list[tuple[Tensor, Tensor]] = []
 
     def read(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        x_t = arguments[0] if arguments else keywords["sample"]
+        x_t = arguments[0] if arguments else keywords.get("sample", keywords.get("hidden_states"))
         found.append((x_t.detach().float(), output[0].detach().float()))
         if len(found) == calls:
             pipe._interrupt = True
 
-    handle = pipe.unet.register_forward_hook(read, with_kwargs=True)
+    handle = _network(pipe).register_forward_hook(read, with_kwargs=True)
     try:
         yield found
     finally:
