@@ -79,7 +79,11 @@ def score(
 
 
 def write_tables(
-    field: NetworkField | None, tables: Sequence[Table], model: str = "", batch: int | None = None, replace: bool = False
+    field: NetworkField | None,
+    tables: Sequence[Table],
+    model: str = "",
+    batch: int | None = None,
+    replace: bool = False,
 ) -> None:
     """Write tables of scores of one model.
 

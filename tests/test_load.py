@@ -166,7 +166,7 @@ def test_code_under_the_name_of_a_library_is_refused(folder: Path) -> None:
         ({"unet": [None, None]}, "StableDiffusionPipeline has no unet; supported are"),
         ({"tokenizer": [None, None]}, "StableDiffusionPipeline has no tokenizer; supported are"),
         ({"text_encoder": [None, None]}, "has tokenizer and vae but no text_encoder; supported are"),
-        ({"transformer": ["diffusers", "SD3Transformer2DModel"]}, "has a transformer instead of a U-Net"),
+        ({"transformer": ["diffusers", "SanaTransformer2DModel"]}, "has a U-Net beside its transformer; supported are"),
     ],
 )
 @pytest.mark.parametrize("folder", ["text"], indirect=True)

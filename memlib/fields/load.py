@@ -86,7 +86,9 @@ def check_network(name: str | Path, part: str, settings: Mapping[str, Any]) -> N
     given, predicted = settings.get("in_channels"), settings.get("out_channels")
     if part == "transformer":
         if predicted not in (None, given, 2 * given):
-            raise ValueError(f"the network in {name} is given {given} channels to predict {predicted}: not a picture alone")
+            raise ValueError(
+                f"the network in {name} is given {given} channels to predict {predicted}: not a picture alone"
+            )
         return
     if predicted != given:
         raise ValueError(
@@ -119,8 +121,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_index(name: str | Path) -> None:
-    """Raise ValueError, by `model_index.json` alone, for a pipeline with code of its own and one that is not supported."""
+def check_index(name: str | Path) -> dict[str, None]:
+    """Parts that a pipeline with a transformer goes without, as `from_pretrained` must be told, such as the T5 of SD3.
+
+    Raises ValueError, by `model_index.json` alone, for a pipeline with code of its own and one that is not supported.
+    """
     folder = Path(name)
     index = read_config(folder / INDEX) if folder.exists() else DiffusionPipeline.load_config(name)
     kind = index.get("_class_name")
@@ -141,6 +146,7 @@ def check_index(name: str | Path) -> None:
         flow = known_scheduler(parts["scheduler"][1], FLOWS)
         if folder.exists():
             FlowSchedule(flow.from_pretrained(folder / "scheduler", local_files_only=True))
+    return {} if transformer is None else {part: None for part, value in index.items() if value == [None, None]}
 
 
 def known_scheduler(kind: Any, supported: str) -> type[SchedulerMixin]:
@@ -174,8 +180,10 @@ def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> Diffu
     if folder.exists():
         check_files(folder)
     try:
-        check_index(name)
-        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        without = check_index(name)
+        pipe = DiffusionPipeline.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **without
+        )
     except (OSError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(

@@ -19,7 +19,7 @@ from memlib.fields.transformer import text_limit
 from memlib.tensors import generators, item_seeds, norm
 
 ROWS = 256  # items in one call of the network
-LOOPS = ("SD3Transformer2DModel",)  # the transformers whose loop is run: one call with the prompt and without, stopped at will
+LOOP = "SD3Transformer2DModel"  # the transformer whose loop is run: prompt and none in one call, stopped at will
 
 
 def check_prompts(prompts: Sequence[str], where: str = "the list of prompts") -> None:
@@ -45,9 +45,9 @@ def cut_parts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, str]
 def warn_of_cuts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> None:
     """Warn of every prompt that is longer than the pipeline takes them, and say what is cut."""
     _, before, length = text_limit(pipe)
-    used = f"{length} tokens are used" if not before else f"{length} tokens, those of the pipeline's text before it too, are used"
+    own = ", the pipeline's own text before it among them," if before else ""
     for prompt, cut in cut_parts(pipe, prompts).items():
-        warnings.warn(f"of the prompt {prompt!r} only {used}; cut: {cut!r}", stacklevel=3)
+        warnings.warn(f"of the prompt {prompt!r} only {length} tokens{own} are used; cut: {cut!r}", stacklevel=3)
 
 
 def shared_noise(shape: Sequence[int], count: int, seed: int) -> Tensor:
@@ -157,9 +157,9 @@ def _run(
     guidance: float,
     output_type: str,
 ) -> Tensor:
-    transformer = type(getattr(pipe, "transformer", None)).__name__
-    if hasattr(pipe, "transformer") and transformer not in LOOPS:
-        raise ValueError(f"of pipelines with a {transformer} the sampling loop is not run; of transformers only {LOOPS[0]}")
+    kind = type(_network(pipe)).__name__
+    if hasattr(pipe, "transformer") and kind != LOOP:
+        raise ValueError(f"the sampling loop of pipelines with a {kind} is not run; of transformers only {LOOP}")
     embedded = isinstance(prompts, Tensor)
     given = {"prompt_embeds": prompts.flatten(0, 1)} if embedded else {"prompt": prompts}
     with quiet(pipe):
