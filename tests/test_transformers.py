@@ -49,7 +49,7 @@ from transformers import (
 from memlib.cli import main
 from memlib.detectors import find
 from memlib.detectors.api import Items
-from memlib.detectors.text import first_step
+from memlib.detectors.text import first_step, token_significance
 from memlib.detectors.volume import divergence, growth
 from memlib.fields import denoised
 from memlib.fields.digest import weights_digest
@@ -58,6 +58,7 @@ from memlib.fields.mixtures import PointMasses
 from memlib.fields.schedules import FlowSchedule
 from memlib.fields.transformer import ADAPTERS, TransformerField
 from memlib.sampling.pipeline import cut_parts, generate, shared_noise, trajectory
+from memlib.tables import parse_setting, setting_name
 
 WORDS = ["<pad>", "<eos>", "<unk>", "a", "the", "red", "green", "blue", "apple", "tree", "whale", "on"]
 WORDS += ["Given", "user", "prompt", "You", "are", "an", "assistant"]  # of the pipelines' own texts
@@ -423,6 +424,7 @@ def test_the_first_step_of_a_flow_is_told_by_its_clean_latents() -> None:
     torch.testing.assert_close(run.unconditional[..., 0], noise.flatten(1).norm(dim=1).expand(2, 2))
     scores = find("sampled_magnitude").score(field, items_for(field), noises=1, guidance=GUIDANCE, sampling_steps=2)
     assert scores[0].reading == {"noise": 0, "step": 0, "sigma": float("inf")}
+    assert parse_setting(setting_name(scores[0].reading)) == scores[0].reading
 
 
 @torch.no_grad()
@@ -432,6 +434,8 @@ def test_what_a_pipeline_with_a_transformer_draws() -> None:
     drawn = generate(pipe, PROMPTS, noise, 2, GUIDANCE)
     one = pipe(PROMPTS[1], latents=noise[1:], num_inference_steps=2, guidance_scale=GUIDANCE, output_type="pt").images
     torch.testing.assert_close(drawn[1, 1], 2 * one[0] - 1, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="StableDiffusion3Pipeline has a transformer; embeddings of prompts are moved"):
+        token_significance(field, PROMPTS, noise)
     other, _ = tiny("Sana")
     for run in (trajectory, generate):
         with pytest.raises(ValueError, match="the sampling loop of pipelines with a SanaTransformer2DModel is not run"):
@@ -578,6 +582,6 @@ def test_a_saved_transformer_is_scored_from_the_command_line(saved: Path, tmp_pa
     field = load_field(saved)
     expected = first_step(field, [*PROMPTS, "a whale"], shared_noise(field.shape, 4, 0))
     scores = table.pivot(index="item", columns="setting", values="score").to_numpy()
-    torch.testing.assert_close(torch.from_numpy(scores), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(SystemExit, match="memlib score: .* not a diffusers model"):
         main(["score", str(images), "--images", str(images), "--detectors", "loss"])

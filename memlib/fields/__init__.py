@@ -18,9 +18,9 @@ Conditioning = dict[str, Tensor]  # inputs of a network by name, [N, ...], or [1
 class Field(Protocol):
     """Noise prediction of a trained network.
 
-    shape: of an item y in the network's data space (pixels or latents). sigmas: the noise levels that it was trained at,
-    rising, float64 on the processor. rows: items in one call of the network; more are taken in turn by the field itself.
-    pad: whether every call has exactly so many (see `memlib.tensors.in_calls`).
+    shape: of an item y in the network's data space (pixels or latents). sigmas: the noise levels of its timesteps but that of
+    pure noise, rising, float64 on the processor. rows: items in one call of the network; more are taken in turn by the field
+    itself. pad: whether every call has exactly so many (see `memlib.tensors.in_calls`).
     """
 
     device: device

@@ -85,7 +85,7 @@ def check_network(name: str | Path, part: str, settings: Mapping[str, Any]) -> N
     """
     given, predicted = settings.get("in_channels"), settings.get("out_channels")
     if part == "transformer":
-        if predicted not in (None, given, 2 * given):
+        if predicted not in (None, given, 2 * (given or 0)):
             raise ValueError(
                 f"the network in {name} is given {given} channels to predict {predicted}: not a picture alone"
             )

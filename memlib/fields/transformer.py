@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
+from torch.nn import functional
 
 from memlib.fields import Conditioning
 from memlib.fields.network import ROWS, NetworkField
@@ -115,14 +115,14 @@ def _predict_flux(field: TransformerField, x_t: Tensor, t: Tensor, cond: Conditi
     height, width = x_t.shape[2] // 2, x_t.shape[3] // 2
     places = torch.cartesian_prod(*(torch.arange(side, device=x_t.device) for side in (height, width)))
     output = field.network(
-        pixel_unshuffle(x_t, 2).flatten(2).mT,
+        functional.pixel_unshuffle(x_t, 2).flatten(2).mT,
         timestep=t / field.schedule.steps,
         txt_ids=torch.zeros(cond["encoder_hidden_states"].shape[1], 3, device=x_t.device),
-        img_ids=pad(places, (1, 0)).float(),
+        img_ids=functional.pad(places, (1, 0)).float(),
         return_dict=False,
         **cond,
     )[0]
-    return pixel_shuffle(output.mT.unflatten(2, (height, width)), 2)
+    return functional.pixel_shuffle(output.mT.unflatten(2, (height, width)), 2)
 
 
 def _encode_pixart(field: TransformerField, prompts: list[str], without: bool) -> Conditioning:
@@ -166,7 +166,10 @@ def _encode_lumina(field: TransformerField, prompts: list[str], without: bool) -
 
 
 def _predict_lumina(field: TransformerField, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Its time is 1 for the data, and its velocity leads there."""
+    """Its time is 1 for the data, and its velocity leads there.
+
+    It makes all rows of a call as long as the longest prompt, so an item's last digits depend on its neighbours.
+    """
     return -field.network(x_t.contiguous(), timestep=1 - t / field.schedule.steps, return_dict=False, **cond)[0]
 
 
