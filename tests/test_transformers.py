@@ -141,15 +141,16 @@ def sana() -> SanaPipeline:
     return SanaPipeline(tokenizer(1000), gemma(), vae, network, FlowMatchEulerDiscreteScheduler(shift=3.0))
 
 
-def lumina() -> Lumina2Pipeline:
+def lumina(by_tokens: bool = False) -> Lumina2Pipeline:
     heads = {"num_attention_heads": 2, "num_kv_heads": 1, "axes_dim_rope": (4, 2, 2), "axes_lens": (300, 8, 8)}
     sizes = {"sample_size": 4, "hidden_size": 16, "num_layers": 1, "num_refiner_layers": 1, "multiple_of": 8}
     network = Lumina2Transformer2DModel(in_channels=4, cap_feat_dim=8, **heads, **sizes)
-    schedule = FlowMatchEulerDiscreteScheduler(shift=6.0)
+    schedule = FlowMatchEulerDiscreteScheduler(shift=6.0, use_dynamic_shifting=by_tokens)
     return Lumina2Pipeline(network, schedule, autoencoder(4), gemma(), tokenizer(1000))
 
 
 FLUX_LOOP = {"negative_prompt": [""] * 2, "true_cfg_scale": GUIDANCE}
+LUMINA_LOOP = {"guidance_scale": GUIDANCE, "cfg_normalization": False}
 NO_BINS = {"guidance_scale": GUIDANCE, "use_resolution_binning": False}
 # Each pipeline, how its own loop is run with guidance, and the latents that it is asked for
 PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], dict[str, object], int]] = {
@@ -161,7 +162,8 @@ PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], dict[str, object], i
     "PixArt": (pixart, NO_BINS, 8),
     "PixArt 1024": (lambda: pixart(128), NO_BINS, 8),
     "Sana": (sana, NO_BINS, 16),
-    "Lumina 2": (lumina, {"guidance_scale": GUIDANCE, "cfg_normalization": False}, 4),
+    "Lumina 2": (lumina, LUMINA_LOOP, 4),
+    "Lumina 2, shifted by tokens": (lambda: lumina(True), LUMINA_LOOP, 4),
 }
 
 

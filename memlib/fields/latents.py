@@ -22,9 +22,8 @@ def encode(vae: "Autoencoder", images: Tensor) -> Tensor:
     The means of their distributions, where the autoencoder gives one; float32, where the pictures lie.
     """
     parts = [_means(vae, part.to(vae.device, vae.dtype)) for part in images.split(MAX_BATCH)]
-    return (
-        torch.cat([part.to(images.device, torch.float32) for part in parts]) - _shift(vae)
-    ) * vae.config.scaling_factor
+    latents = torch.cat([part.to(images.device, torch.float32) for part in parts])
+    return (latents - _shift(vae)) * vae.config.scaling_factor
 
 
 @torch.no_grad()

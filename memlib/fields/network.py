@@ -106,16 +106,16 @@ class NetworkField:
     def output(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Tensor:
         """What the network gives for x_t [N, ...] at timesteps [N or 1], in the precision of x_t."""
         cond = self.cond if cond is None else cond
-        n, names, dtype = len(x_t), list(cond), self.network.dtype
-        rows = torch.arange(n, device=self.device)
-        given = [value[rows % len(value)] for value in cond.values()]
+        n, dtype = len(x_t), self.network.dtype
 
-        def call(x_t: Tensor, t: Tensor, *values: Tensor) -> Tensor:
-            cast = [value.to(dtype) if value.is_floating_point() else value for value in values]
-            return self.predict(x_t.to(dtype), t, dict(zip(names, cast, strict=True))).to(x_t.dtype)
+        def call(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+            given = {name: value[rows % len(value)] for name, value in cond.items()}
+            cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+            return self.predict(x_t.to(dtype), t, cast).to(x_t.dtype)
 
         with contiguous_inputs(self.norms):
-            return in_calls(call, self.rows, self.pad, x_t, t.to(self.device).expand(n), *given)
+            rows = torch.arange(n, device=self.device)
+            return in_calls(call, self.rows, self.pad, x_t, t.to(self.device).expand(n), rows)
 
     @property
     def picture_shape(self) -> torch.Size:
