@@ -168,7 +168,7 @@ def _encode_lumina(field: TransformerField, prompts: list[str], without: bool) -
 def _predict_lumina(field: TransformerField, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     """Its time is 1 for the data, and its velocity leads there.
 
-    It makes all rows of a call as long as the longest prompt, so an item's last digits depend on its neighbours.
+    It makes all rows of a call as long as the longest prompt, so an item's last digits may depend on its neighbours.
     """
     return -field.network(x_t.contiguous(), timestep=1 - t / field.schedule.steps, return_dict=False, **cond)[0]
 
