@@ -297,6 +297,7 @@ def _items_digest(items: Items, needs: set[str]) -> str:
         "prompt": items.prompts,
         "samples": items.samples,
         "training": items.training,
+        "captions": items.captions,
         "reference": items.reference,
     }
     contents = [_content(given[need]) for need in sorted(needs & given.keys())]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from memlib.detectors import blind
+from memlib.detectors.api import Items
 from memlib.tensors import to_float
 
 
@@ -29,3 +30,10 @@ def test_a_picture_is_not_its_own_neighbour(generator: torch.Generator) -> None:
     distances = torch.cdist(training.flatten(1), training.flatten(1)).fill_diagonal_(float("inf")).min(1).values
     torch.testing.assert_close(blind.nearest_distance(training, training), distances)
     torch.testing.assert_close(blind.nearest_distance(training[:1] + 1.0, training[:1]), torch.tensor([48.0]).sqrt())
+
+
+def test_the_rarest_word_is_that_of_the_fewest_captions() -> None:
+    captions = ["a red red apple", "a blue apple", "the whale", "a green apple"]
+    items = Items("abcde", prompts=["red apple", "a apple", "a whale of gold", "apple apple", ""], captions=captions)
+    scores = blind.score_rarest_word(None, items)
+    assert (scores.value.tolist(), scores.evaluations) == ([-1, -3, 0, -3, 0], 0)

@@ -4,6 +4,7 @@ Plain measures that could explain a detector's score without any memorisation.
 """
 
 import io
+from collections import Counter
 
 import numpy as np
 import torch
@@ -71,8 +72,15 @@ def score_prompt_length(field: Field | None, items: Items) -> Scores:
     return Scores(torch.tensor([len(prompt.split()) for prompt in items.prompts]), 0)
 
 
+def score_rarest_word(field: Field | None, items: Items) -> Scores:
+    """Minus the number of training captions that hold the prompt's rarest word."""
+    found = Counter(word for caption in items.captions for word in set(caption.split()))
+    return Scores(torch.tensor([-min((found[w] for w in prompt.split()), default=0) for prompt in items.prompts]), 0)
+
+
 PNG_SIZE = Detector("png_size", {"picture"}, ({},), score_png_size)
 VARIATION = Detector("variation", {"picture"}, ({},), score_variation)
 FLAT_SHARE = Detector("flat_share", {"picture"}, ({},), score_flat_share)
 NEAREST_PICTURE = Detector("nearest_picture", {"picture", "training"}, ({},), score_nearest_picture)
 PROMPT_LENGTH = Detector("prompt_length", {"prompt"}, ({},), score_prompt_length)
+RAREST_WORD = Detector("rarest_word", {"prompt", "captions"}, ({},), score_rarest_word)
