@@ -48,10 +48,16 @@ def test_data_of_so_many_dimensions_have_so_many(dimensions: int) -> None:
     assert -float(found["flipd"]) == pytest.approx(dimensions, rel=1e-3)
 
 
-def test_the_rate_of_flipd_is_that_of_the_detector_rate(generator: torch.Generator) -> None:
+def test_the_parts_of_flipd_are_the_detectors_rate_and_length(generator: torch.Generator) -> None:
     field = UNetField(small_unet(), scheduler())
     items = Items("ab", 3, torch.rand(2, 3, 8, 8, generator=generator))
     found = find("flipd").score(field, items, sigma=0.2, directions=[1, 3])
     rates = {scores.reading["directions"]: scores.value for scores in found if scores.reading["quantity"] == "rate"}
     for scores in find("rate").score(field, items, sigma=0.2, directions=[1, 3]):
         torch.testing.assert_close(rates[scores.reading["directions"]], scores.value)
+    length = find("length").score(field, items, sigma=0.2).value
+    torch.testing.assert_close(found[0].value, length)
+    for scores in found[-2:]:
+        assert scores.reading["quantity"] == "flipd"
+        expected = rates[scores.reading["directions"]] - length.square() - 3 * 8 * 8
+        torch.testing.assert_close(scores.value, expected, rtol=1e-5, atol=1e-4)
