@@ -18,8 +18,8 @@ from memlib.detectors.api import Detector, Items, Scores
 from memlib.detectors.derivatives import adjoint_derivative
 from memlib.fields import Conditioning
 from memlib.fields.parameterisation import expected_noise
-from memlib.fields.unet import UNetField, abar_at
-from memlib.sampling.pipeline import check_prompts, shared_noise, timesteps, warn_of_cuts
+from memlib.fields.network import NetworkField
+from memlib.sampling.pipeline import check_prompts, shared_noise, warn_of_cuts
 from memlib.tensors import average, in_calls, norm, total
 
 EDGE = 1.5  # least gradient of an edge in a picture in [0, 1]: the authors', of Sobel's filter
@@ -38,11 +38,10 @@ class Level(NamedTuple):
         return expected_noise("sample", guess, x, self.signal, self.noise)
 
 
-def level(field: UNetField, sampling_steps: int, number: int) -> Level:
+def level(field: NetworkField, sampling_steps: int, number: int) -> Level:
     """The step of that number, of so many that a model's own scheduler takes."""
-    t = timesteps(field.scheduler, sampling_steps)[number]
-    abar = abar_at(field.scheduler, torch.tensor(t, dtype=torch.float64))
-    return Level(t, float(abar.sqrt()), float((1 - abar).sqrt()))
+    t = field.timesteps(sampling_steps)[number]
+    return Level(t, *map(float, field.schedule.at(torch.tensor(t, dtype=torch.float64))))
 
 
 class Start:
@@ -51,7 +50,7 @@ class Start:
     noise: [n, C, H, W]; cond: the prompts' conditions. Raises ValueError for no prompts.
     """
 
-    def __init__(self, field: UNetField, items: Items, noises: int) -> None:
+    def __init__(self, field: NetworkField, items: Items, noises: int) -> None:
         check_prompts(items.prompts)
         warn_of_cuts(field.pipe, items.prompts)
         self.field, self.count = field, len(items.prompts)
@@ -112,7 +111,7 @@ def common_edges(pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def score_one_step(field: UNetField, items: Items, *, noises: list[Several], sampling_steps: int = 50) -> list[Scores]:
+def score_one_step(field: NetworkField, items: Items, *, noises: list[Several], sampling_steps: int = 50) -> list[Scores]:
     """How alike the pictures are that one step makes of different noises, of the first so many; no unconditional pass.
 
     Readings: minus the `dispersion` of the expected clean data; `edges`, the share of pixels at which most of the pictures
@@ -131,7 +130,7 @@ def score_one_step(field: UNetField, items: Items, *, noises: list[Several], sam
 
 
 @torch.no_grad()
-def score_anisotropy(field: UNetField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
+def score_anisotropy(field: NetworkField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
     """The two parts of arXiv 2601.20642, both of the same pure noise: readings `magnitude` and `alignment` for each noise.
 
     Magnitude of what the prompt changes at the first step; and, at the timestep of the last one, the mean over pixels of the
@@ -157,7 +156,7 @@ def score_anisotropy(field: UNetField, items: Items, *, noises: int, sampling_st
 
 
 @torch.no_grad()
-def score_sail(field: UNetField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
+def score_sail(field: NetworkField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
     """Sharpness at the first step, a reading for each noise: |J change|, J the derivative of change = D_c - D_u (Jeon et al.).
 
     SAIL (ICML 2025) is the product of the Hessian of log p(c|x) with its gradient: this, times (signal / noise^2)^2. A
@@ -179,7 +178,7 @@ def score_sail(field: UNetField, items: Items, *, noises: int, sampling_steps: i
 
 
 @torch.no_grad()
-def score_gradient_difference(field: UNetField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
+def score_gradient_difference(field: NetworkField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
     """|J_c' eps_c - J_u' eps_u|^2 at the first step, the gradients of |eps|^2 / 2, times (noise / signal)^2; by each noise.
 
     With the derivative of D in place of that of eps it is |(D_c - D_u) / noise + J_Dc' eps_c - J_Du' eps_u|^2. A forward and a
@@ -201,7 +200,7 @@ def score_gradient_difference(field: UNetField, items: Items, *, noises: int, sa
 
 @torch.no_grad()
 def score_guided_change(
-    field: UNetField, items: Items, *, noises: int, guidance: float = 7.5, sampling_steps: Several = 50
+    field: NetworkField, items: Items, *, noises: int, guidance: float = 7.5, sampling_steps: Several = 50
 ) -> list[Scores]:
     """|eps_c(x_1) - eps_c(x_0)|^2, the change of the prompt's noise prediction over the first guided step; by each noise.
 

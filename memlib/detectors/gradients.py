@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, Scores, conditioned
-from memlib.fields.unet import UNetField
+from memlib.fields.network import NetworkField
 from memlib.tensors import check_images, generators, norm, normal
 
 
-def layer_norms(field: UNetField, x: Tensor, sigmas: Sequence[float], seed: int) -> dict[str, Tensor]:
+def layer_norms(field: NetworkField, x: Tensor, sigmas: Sequence[float], seed: int) -> dict[str, Tensor]:
     """Length of the gradient of one item's loss x [1, ...] by each of the network's parameters, by their names.
 
     The loss is the mean squared error of the noise prediction over the noise levels, one noise each, of one call of the
     network: an evaluation a level, and as many in the backward pass.
     """
-    names, weights = zip(*field.unet.named_parameters(), strict=True)
+    names, weights = zip(*field.network.named_parameters(), strict=True)
     levels = torch.tensor(sigmas, dtype=torch.float64)
     noise = normal(generators([seed]), len(sigmas), x)[:, 0]
     with torch.enable_grad(), trainable(weights):
@@ -40,7 +40,7 @@ def trainable(weights: Iterable[torch.nn.Parameter]) -> Iterator[None]:
             weight.requires_grad_(False)
 
 
-def score_gsa(field: UNetField, items: Items, *, sigmas: list[float], prompt: bool = False) -> list[Scores]:
+def score_gsa(field: NetworkField, items: Items, *, sigmas: list[float], prompt: bool = False) -> list[Scores]:
     """Minus the length of the loss's gradient, a reading for each of the network's parameters and for all of them together.
 
     GSA1: the losses of all levels are averaged before one backward pass. The authors train a classifier on these features
