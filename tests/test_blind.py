@@ -25,6 +25,22 @@ def test_measures_of_simplicity(generator: torch.Generator) -> None:
     assert blind.compressed_size(images[:, :1]).shape == (3,)
 
 
+def test_looks_are_means_and_deviations_of_cells(generator: torch.Generator) -> None:
+    pictures = torch.rand(2, 3, 6, 4, generator=generator)
+    found = {scores.reading["part"]: scores for scores in blind.score_looks(None, Items("ab", 0, pictures), cells=2)}
+    assert len(found) == 2 * 3 * 4
+    assert {scores.evaluations for scores in found.values()} == {0}
+    for channel in range(3):
+        for row in range(2):
+            for column in range(2):
+                cell = pictures[:, channel, 3 * row : 3 * row + 3, 2 * column : 2 * column + 2].flatten(1)
+                number = 4 * channel + 2 * row + column
+                torch.testing.assert_close(found[f"mean{number}"].value, cell.mean(1))
+                torch.testing.assert_close(
+                    found[f"spread{number}"].value, cell.std(1, correction=0), rtol=1e-3, atol=1e-4
+                )
+
+
 def test_a_picture_is_not_its_own_neighbour(generator: torch.Generator) -> None:
     training = torch.randn(5, 3, 4, 4, generator=generator)
     distances = torch.cdist(training.flatten(1), training.flatten(1)).fill_diagonal_(float("inf")).min(1).values

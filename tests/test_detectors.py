@@ -1,6 +1,7 @@
 """Every detector in the list: what it needs, what it costs, which way it points, and what it refuses."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +13,7 @@ from memlib.detectors import ALL, find
 from memlib.detectors.api import NEEDS, Items, as_list
 from memlib.detectors.text import first_step
 from memlib.fields.mixtures import GaussianMixture
+from memlib.fields.network import NetworkField
 from memlib.fields.unet import UNetField
 from memlib.sampling.grids import sigma_grid
 from memlib.sampling.pipeline import shared_noise
@@ -33,7 +35,7 @@ def text_field(seed: int = 0) -> UNetField:
     return UNetField(pipe.unet, pipe.scheduler, pipe, rows=8)
 
 
-def items_for(field: UNetField, n: int = 2) -> Items:
+def items_for(field: NetworkField, n: int = 2) -> Items:
     """Items of which all is known."""
     generator = torch.Generator().manual_seed(0)
     pictures, training = (torch.rand(k, *field.picture_shape, generator=generator) * 2 - 1 for k in (n, 6))
@@ -59,13 +61,13 @@ SHARED = {  # evaluations a noise of what has no prompt in it, with the backward
 class Counted:
     """Rows of the calls of networks, twice in forward mode, and of backward passes to their weights."""
 
-    def __init__(self, *fields: UNetField) -> None:
+    def __init__(self, *fields: NetworkField) -> None:
         self.evaluations = 0
         for field in fields:
-            field.unet.register_forward_hook(self.count)
+            field.network.register_forward_hook(self.count)
 
-    def count(self, _: torch.nn.Module, arguments: tuple, output: tuple) -> None:
-        rows = len(arguments[0])
+    def count(self, _: torch.nn.Module, __: tuple, output: tuple) -> None:
+        rows = len(output[0])
         self.evaluations += rows * (2 if torch.autograd.forward_ad._current_level >= 0 else 1)
         if output[0].requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(output[0]):
             output[0].register_hook(partial(self.add, rows))
@@ -80,9 +82,16 @@ def test_every_detector_costs_what_it_says(name: str, backward_rows: Counter[str
     assert detector.name == name
     assert set(detector.needs) <= set(NEEDS)
     assert ("model" in detector.needs) == (name not in BLIND)
-    items = items_for(field)
-    seen, expected = Counted(field, items.reference), 0
-    for setting in detector.settings:
+    check_costs(name, detector.settings, field, items_for(field), backward_rows)
+
+
+def check_costs(
+    name: str, settings: Sequence[dict], field: NetworkField, items: Items, backward_rows: Counter[str]
+) -> None:
+    """Two items at some settings take the evaluations that the scores name, and are told apart."""
+    detector, expected = find(name), 0
+    seen = Counted(field, *([items.reference] if "reference" in detector.needs else []))
+    for setting in settings:
         detector.check(field, items, setting)
         found = as_list(detector.score(field, items, **setting))
         names = [tuple(sorted(scores.reading.items())) for scores in found]
@@ -229,8 +238,9 @@ def test_every_detector_points_at_what_is_memorised() -> None:
         [str(i) for i in range(12)], 0, pictures, prompts, generations, pictures[:6] + 0.01, control, captions
     )
     for name in ALL:
-        if name == "gsa" or {"model", "prompt"} <= set(find(name).needs):
-            continue  # they ask a network: see test_text, test_first_step, test_attention, test_gradients and test_denoising
+        if name in ("gsa", "looks") or {"model", "prompt"} <= set(find(name).needs):
+            continue  # they ask a network: see test_text, test_first_step, test_attention, test_gradients and test_denoising;
+            # or have no direction
         given = replace(items, pictures=plain) if name in ("png_size", "variation", "flat_share") else items
         for setting in find(name).settings:
             for scores in as_list(find(name).score(field, given, **setting)):

@@ -77,7 +77,9 @@ def brute_force(p: np.ndarray, level: float) -> list[int]:
 @settings(max_examples=400, deadline=None)
 @given(
     st.lists(
-        st.sampled_from([0.001, 0.004, 0.008, 0.01, 0.012, 0.016, 0.02, 0.03, 0.049, 0.05, 0.06, 0.3, 1.0]), min_size=1, max_size=8
+        st.sampled_from([0.001, 0.004, 0.008, 0.01, 0.012, 0.016, 0.02, 0.03, 0.049, 0.05, 0.06, 0.3, 1.0]),
+        min_size=1,
+        max_size=8,
     )
 )
 def test_bounds_are_those_of_closed_testing(p: list[float]) -> None:

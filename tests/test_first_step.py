@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from memlib.detectors import find
 from memlib.detectors.api import Items
 from memlib.detectors.first_step import common_edges
+from memlib.fields.schedules import DiscreteSchedule, timesteps
 from memlib.fields.unet import UNetField
 from memlib.sampling.pipeline import shared_noise
 
@@ -196,6 +197,10 @@ class NormalPrompts:
 
     def __init__(self, variances: list[float]) -> None:
         self.pipe, self.scheduler, self.variances = small_pipeline(), scheduler(), variances
+        self.schedule = DiscreteSchedule(self.scheduler)
+
+    def timesteps(self, sampling_steps: int) -> list[float]:
+        return timesteps(self.scheduler, sampling_steps)
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(0)

@@ -53,7 +53,7 @@ PIXEL = {
     "calibrated_loss": {"sigma": 0.2, "draws": [9]},
     "between_generations": {"generations": [2, 4]},
     "nearest_training": {"generations": [1, 3]},
-    **{name: {} for name in ("png_size", "variation", "flat_share", "nearest_picture")},
+    **{name: {} for name in ("png_size", "variation", "flat_share", "nearest_picture", "looks")},
 }
 TEXT = {
     "magnitude": {"noises": 3, "sampling_steps": 10},
@@ -67,6 +67,7 @@ TEXT = {
     **{name: {"noises": 3, "sampling_steps": 10} for name in ("anisotropy", "sail", "gradient_difference")},
     "guided_change": {"noises": 3, "sampling_steps": 10, "guidance": 3.0},
     "attention_entropy": {"noises": 3, "layer": 2},
+    "sampled_entropy": {"noises": 3, "last": 1, "sampling_steps": 2},
     "prompt_length": {},
     "rarest_word": {},
 }

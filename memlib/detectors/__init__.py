@@ -38,15 +38,22 @@ ALL = {
     "gradient_difference": "memlib.detectors.first_step:GRADIENT_DIFFERENCE",
     "guided_change": "memlib.detectors.first_step:GUIDED_CHANGE",
     "attention_entropy": "memlib.detectors.attention:ATTENTION_ENTROPY",
+    "sampled_entropy": "memlib.detectors.attention:SAMPLED_ENTROPY",
     "between_generations": "memlib.detectors.samples:BETWEEN",
     "nearest_training": "memlib.detectors.samples:NEAREST",
     "png_size": "memlib.detectors.blind:PNG_SIZE",
     "variation": "memlib.detectors.blind:VARIATION",
     "flat_share": "memlib.detectors.blind:FLAT_SHARE",
+    "looks": "memlib.detectors.blind:LOOKS",
     "nearest_picture": "memlib.detectors.blind:NEAREST_PICTURE",
     "prompt_length": "memlib.detectors.blind:PROMPT_LENGTH",
     "rarest_word": "memlib.detectors.blind:RAREST_WORD",
 }
+LEARNED = (
+    "loss_curve",
+    "gsa",
+    "looks",
+)  # many scores to be made one with labels, by `memlib.evaluation.combination.learned`
 
 
 def find(name: str) -> "Detector":

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from memlib.detectors.api import Detector, Items, Scores
 from memlib.detectors.derivatives import adjoint_derivative
 from memlib.fields import Conditioning
-from memlib.fields.parameterisation import expected_noise
 from memlib.fields.network import NetworkField
+from memlib.fields.parameterisation import expected_noise
 from memlib.sampling.pipeline import check_prompts, shared_noise, warn_of_cuts
 from memlib.tensors import average, in_calls, norm, total
 
@@ -111,7 +111,9 @@ def common_edges(pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def score_one_step(field: NetworkField, items: Items, *, noises: list[Several], sampling_steps: int = 50) -> list[Scores]:
+def score_one_step(
+    field: NetworkField, items: Items, *, noises: list[Several], sampling_steps: int = 50
+) -> list[Scores]:
     """How alike the pictures are that one step makes of different noises, of the first so many; no unconditional pass.
 
     Readings: minus the `dispersion` of the expected clean data; `edges`, the share of pixels at which most of the pictures
@@ -178,7 +180,9 @@ def score_sail(field: NetworkField, items: Items, *, noises: int, sampling_steps
 
 
 @torch.no_grad()
-def score_gradient_difference(field: NetworkField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
+def score_gradient_difference(
+    field: NetworkField, items: Items, *, noises: int, sampling_steps: int = 50
+) -> list[Scores]:
     """|J_c' eps_c - J_u' eps_u|^2 at the first step, the gradients of |eps|^2 / 2, times (noise / signal)^2; by each noise.
 
     With the derivative of D in place of that of eps it is |(D_c - D_u) / noise + J_Dc' eps_c - J_Du' eps_u|^2. A forward and a

@@ -54,6 +54,10 @@ class NetworkField:
         """What the network gives for x_t [N, ...] at timesteps [N], in the shape of x_t and all in its own precision."""
         raise NotImplementedError
 
+    def read(self, output: Tensor, shape: Sequence[int]) -> Tensor:
+        """What the network predicts, in the shape of x_t [N, *shape], from its output."""
+        return output
+
     def _encoded(self, prompts: list[str]) -> Conditioning:
         raise NotImplementedError
 

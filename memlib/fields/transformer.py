@@ -39,7 +39,11 @@ class TransformerField(NetworkField):
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Velocity or noise that the network gives for x_t [N, C, H, W] at timesteps [N], in its own precision."""
-        return self.adapter.predict(self, x_t, t, cond)
+        return self.read(self.adapter.predict(self, x_t, t, cond), x_t.shape[1:])
+
+    def read(self, output: Tensor, shape: Sequence[int]) -> Tensor:
+        """Velocity or noise in the shape of latents [N, *shape] from the network's output: unpacked, without a variance."""
+        return self.adapter.sign * unpacked(output, shape)[:, : shape[0]]
 
     def _encoded(self, prompts: list[str]) -> Conditioning:
         return self.adapter.encode(self, prompts, False)
@@ -85,6 +89,18 @@ def text_limit(pipe: "DiffusionPipeline") -> tuple[Any, str, int]:
             return pipe.tokenizer, "", longest
 
 
+def packed(x: Tensor) -> Tensor:
+    """Latents [N, C, H, W] as Flux takes them: tokens [N, H W / 4, 4 C], two by two of them each."""
+    return functional.pixel_unshuffle(x, 2).flatten(2).mT
+
+
+def unpacked(tokens: Tensor, shape: Sequence[int]) -> Tensor:
+    """Latents [N, *shape] of `packed` ones; those that are not packed stay as they are."""
+    if tokens.ndim == 4:
+        return tokens
+    return functional.pixel_shuffle(tokens.mT.unflatten(2, (shape[1] // 2, shape[2] // 2)), 2)
+
+
 def _masked(embeddings: Tensor, mask: Tensor) -> Conditioning:
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
 
@@ -111,22 +127,24 @@ def _encode_flux(field: TransformerField, prompts: list[str], without: bool) -> 
 
 
 def _predict_flux(field: TransformerField, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Latents are packed, two by two of them a token. The network itself rounds t to its precision."""
+    """The network itself rounds t to its precision."""
     height, width = x_t.shape[2] // 2, x_t.shape[3] // 2
     places = torch.cartesian_prod(*(torch.arange(side, device=x_t.device) for side in (height, width)))
-    output = field.network(
-        functional.pixel_unshuffle(x_t, 2).flatten(2).mT,
+    return field.network(
+        packed(x_t),
         timestep=t / field.schedule.steps,
         txt_ids=torch.zeros(cond["encoder_hidden_states"].shape[1], 3, device=x_t.device),
         img_ids=functional.pad(places, (1, 0)).float(),
         return_dict=False,
         **cond,
     )[0]
-    return functional.pixel_shuffle(output.mT.unflatten(2, (height, width)), 2)
 
 
 def _encode_pixart(field: TransformerField, prompts: list[str], without: bool) -> Conditioning:
-    found = field.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=field.device)
+    clean = usual(field.pipe, "clean_caption")
+    found = field.pipe.encode_prompt(
+        prompts, do_classifier_free_guidance=False, device=field.device, clean_caption=clean
+    )
     cond = _masked(*found[:2])
     if field.network.use_additional_conditions:
         sides = torch.tensor(field.picture_shape[1:], dtype=torch.float32, device=field.device)
@@ -136,11 +154,9 @@ def _encode_pixart(field: TransformerField, prompts: list[str], without: bool) -
 
 
 def _predict_pixart(field: TransformerField, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """The first half of the channels, where the second is the learnt variance."""
     added = {name: cond.get(name) for name in ("resolution", "aspect_ratio")}
     texts = _masked(cond["encoder_hidden_states"], cond["encoder_attention_mask"])
-    output = field.network(x_t, timestep=t, added_cond_kwargs=added, return_dict=False, **texts)[0]
-    return output[:, : x_t.shape[1]]
+    return field.network(x_t, timestep=t, added_cond_kwargs=added, return_dict=False, **texts)[0]
 
 
 def _encode_sana(field: TransformerField, prompts: list[str], without: bool) -> Conditioning:
@@ -154,7 +170,7 @@ def _encode_sana(field: TransformerField, prompts: list[str], without: bool) -> 
 
 def _predict_sana(field: TransformerField, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     scale = field.network.config.timestep_scale
-    return field.network(x_t, timestep=t * scale, return_dict=False, **cond)[0][:, : x_t.shape[1]]
+    return field.network(x_t, timestep=t * scale, return_dict=False, **cond)[0]
 
 
 def _encode_lumina(field: TransformerField, prompts: list[str], without: bool) -> Conditioning:
@@ -170,7 +186,7 @@ def _predict_lumina(field: TransformerField, x_t: Tensor, t: Tensor, cond: Condi
 
     It makes all rows of a call as long as the longest prompt, so an item's last digits may depend on its neighbours.
     """
-    return -field.network(x_t.contiguous(), timestep=1 - t / field.schedule.steps, return_dict=False, **cond)[0]
+    return field.network(x_t.contiguous(), timestep=1 - t / field.schedule.steps, return_dict=False, **cond)[0]
 
 
 def _plain_grid(field: TransformerField, sampling_steps: int) -> dict[str, Any]:
@@ -212,8 +228,10 @@ class Adapter(NamedTuple):
 
     schedule: of a flow, or of a variance-preserving diffusion. encoders: text encoders that the pipeline cannot do without.
     encode: conditions [N, ...] of N prompts, by the names of the network's arguments; or that of the empty one in guidance.
-    predict: velocity or noise for x_t at timesteps. grid: what the pipeline gives `set_timesteps` beside the number of steps.
-    packed: channels of a token for each of the latents.
+    predict: what the network gives for x_t at timesteps. grid: what the pipeline gives `set_timesteps` beside their number.
+    guided: what the pipeline is told to guide so many rows by so much, away from the empty prompt. packed: channels of a token
+    for each of the latents. sign: of the velocity that the network gives. apart: whether a guided step is two calls of the
+    network, with the prompt and then without, and not one of the two halves without and with it.
     """
 
     schedule: Callable[["SchedulerMixin"], Schedule]
@@ -221,16 +239,39 @@ class Adapter(NamedTuple):
     encode: Callable[[TransformerField, list[str], bool], Conditioning]
     predict: Callable[[TransformerField, Tensor, Tensor, Conditioning], Tensor]
     grid: Callable[[TransformerField, int], dict[str, Any]]
+    guided: Callable[[float, int], dict[str, Any]]
     packed: int = 1
+    sign: int = 1
+    apart: bool = False
+
+
+def _guided(guidance: float, rows: int) -> dict[str, Any]:
+    return {"guidance_scale": guidance}
+
+
+def _guided_flux(guidance: float, rows: int) -> dict[str, Any]:
+    """Its `guidance_scale` is an input of the network."""
+    return {"true_cfg_scale": guidance, "negative_prompt": [""] * rows}
+
+
+def _guided_unbinned(guidance: float, rows: int) -> dict[str, Any]:
+    """Without a choice among sizes of its own."""
+    return {"guidance_scale": guidance, "use_resolution_binning": False}
 
 
 ONE, TWO = ("text_encoder",), ("text_encoder", "text_encoder_2")
 ADAPTERS = {
-    "SD3Transformer2DModel": Adapter(FlowSchedule, TWO, _encode_sd3, _predict_sd3, _sd3_grid),
-    "FluxTransformer2DModel": Adapter(FlowSchedule, TWO, _encode_flux, _predict_flux, _flux_grid, 4),
-    "PixArtTransformer2DModel": Adapter(DiscreteSchedule, ONE, _encode_pixart, _predict_pixart, _plain_grid),
-    "SanaTransformer2DModel": Adapter(FlowSchedule, ONE, _encode_sana, _predict_sana, _plain_grid),
-    "Lumina2Transformer2DModel": Adapter(FlowSchedule, ONE, _encode_lumina, _predict_lumina, _lumina_grid),
+    "SD3Transformer2DModel": Adapter(FlowSchedule, TWO, _encode_sd3, _predict_sd3, _sd3_grid, _guided),
+    "FluxTransformer2DModel": Adapter(
+        FlowSchedule, TWO, _encode_flux, _predict_flux, _flux_grid, _guided_flux, packed=4, apart=True
+    ),
+    "PixArtTransformer2DModel": Adapter(
+        DiscreteSchedule, ONE, _encode_pixart, _predict_pixart, _plain_grid, _guided_unbinned
+    ),
+    "SanaTransformer2DModel": Adapter(FlowSchedule, ONE, _encode_sana, _predict_sana, _plain_grid, _guided_unbinned),
+    "Lumina2Transformer2DModel": Adapter(
+        FlowSchedule, ONE, _encode_lumina, _predict_lumina, _lumina_grid, _guided, sign=-1, apart=True
+    ),
 }
 FORMER = {"Transformer2DModel": "PixArtTransformer2DModel"}  # the name in older folders
 

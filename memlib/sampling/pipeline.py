@@ -15,11 +15,11 @@ from torch import Tensor
 
 from memlib.fields.load import check_text, field_of
 from memlib.fields.parameterisation import expected_data, expected_noise
-from memlib.fields.transformer import text_limit
+from memlib.fields.transformer import find as adapter_of
+from memlib.fields.transformer import packed, text_limit, unpacked
 from memlib.tensors import generators, item_seeds, norm
 
 ROWS = 256  # items in one call of the network
-LOOP = "SD3Transformer2DModel"  # the transformer whose loop is run: prompt and none in one call, stopped at will
 
 
 def check_prompts(prompts: Sequence[str], where: str = "the list of prompts") -> None:
@@ -88,7 +88,7 @@ def trajectory(
     the same number of rows, at most `rows` where a prompt's noises fit: 2 n steps network evaluations a prompt.
 
     Raises ValueError for no prompts, a pipeline that is not supported, guidance of 1 or less (there the pipeline makes no
-    unconditional prediction) and more steps than there are.
+    unconditional prediction), more steps than there are, and fewer of a pipeline that cannot be stopped.
     """
     check_text(pipe)
     check_prompts(prompts)
@@ -98,6 +98,8 @@ def trajectory(
         )
     if steps is not None and not 1 <= steps <= sampling_steps:
         raise ValueError(f"the first {steps} of {sampling_steps} steps are asked for")
+    if steps not in (None, sampling_steps) and not hasattr(type(pipe), "interrupt"):
+        raise ValueError(f"{type(pipe).__name__} cannot be stopped after the first steps; leave their number out")
     if not guidance > 1:
         raise ValueError(
             f"guidance is {guidance}; the magnitude compares with the unconditional prediction, which a pipeline makes "
@@ -106,6 +108,7 @@ def trajectory(
     warn_of_cuts(pipe, prompts)
     n, size = len(noise), max(1, rows // (2 * len(noise)))
     field = field_of(pipe)
+    field.shape = noise.shape[1:]  # some schedules depend on it
     kind = field.prediction_type
     visited = torch.tensor(field.timesteps(sampling_steps)[:steps], dtype=torch.float64)
     signal, spread = field.schedule.at(visited)
@@ -113,12 +116,12 @@ def trajectory(
     for chunk in chunks(list(prompts), size):
         filled = chunk + chunk[-1:] * (size - len(chunk))
         with outputs(pipe, steps) as calls:
-            reached = _run(pipe, filled, noise, sampling_steps, guidance, "latent")
+            reached = unpacked(_run(pipe, filled, noise, sampling_steps, guidance, "latent"), field.shape)
         lengths = []
-        for (x_t, output), s, b in zip(calls, signal.tolist(), spread.tolist(), strict=True):
-            without, conditional = output.chunk(2)
+        for (x_t, without, conditional), s, b in zip(calls, signal.tolist(), spread.tolist(), strict=True):
+            without, conditional = (field.read(output, field.shape) for output in (without, conditional))
             change = expected_data(kind, conditional - without, torch.zeros_like(without), s, b)
-            bare = expected_noise(kind, without, x_t.chunk(2)[0], s, b)
+            bare = expected_noise(kind, without, unpacked(x_t, field.shape), s, b)
             lengths.append(torch.stack([norm(change.flatten(1)), norm(bare.flatten(1))]).cpu())
         value, bare = torch.stack(lengths, 2).unflatten(1, (len(filled), n))
         found.append([part[: len(chunk)] for part in (value, bare, reached.float().cpu().unflatten(0, (-1, n)))])
@@ -157,18 +160,24 @@ def _run(
     guidance: float,
     output_type: str,
 ) -> Tensor:
-    kind = type(_network(pipe)).__name__
-    if hasattr(pipe, "transformer") and kind != LOOP:
-        raise ValueError(f"the sampling loop of pipelines with a {kind} is not run; of transformers only {LOOP}")
-    embedded = isinstance(prompts, Tensor)
+    embedded, each = isinstance(prompts, Tensor), len(noise)
     given = {"prompt_embeds": prompts.flatten(0, 1)} if embedded else {"prompt": prompts}
+    latents = noise.repeat(len(prompts), 1, 1, 1).to(pipe.device, _network(pipe).dtype)
+    how = {"guidance_scale": guidance}
+    if hasattr(pipe, "transformer"):
+        adapter = adapter_of(type(pipe.transformer).__name__)
+        # some of them confuse the masks of several pictures of a prompt
+        given, each = {"prompt": [prompt for prompt in prompts for _ in noise]}, 1
+        height, width = (pipe.vae_scale_factor * side for side in noise.shape[2:])
+        how = adapter.guided(guidance, len(latents)) | {"height": height, "width": width}
+        latents = latents if adapter.packed == 1 else packed(latents)
     with quiet(pipe):
         return pipe(
             **given,
-            num_images_per_prompt=1 if embedded else len(noise),
-            latents=noise.repeat(len(prompts), 1, 1, 1).to(pipe.device, _network(pipe).dtype),
+            **how,
+            num_images_per_prompt=1 if embedded else each,
+            latents=latents,
             num_inference_steps=sampling_steps,
-            guidance_scale=guidance,
             output_type=output_type,
         ).images
 
@@ -184,17 +193,25 @@ def chunks(items: Any, size: int) -> Iterator[Any]:
 
 
 @contextmanager
-def outputs(pipe: DiffusionPipeline, calls: int | None = None) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What the network is given and gives during a run of a pipeline, in float32, a pair a call.
+def outputs(pipe: DiffusionPipeline, steps: int | None = None) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """What the network is given and gives in a guided run of a pipeline, in float32: x_t, without the prompt and with it, a step.
 
-    After so many `calls` the pipeline is told to stop.
+    After so many `steps` the pipeline is told to stop.
     """
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    first: list[Tensor] = []  # of the two calls of a step
+    apart = hasattr(pipe, "transformer") and adapter_of(type(pipe.transformer).__name__).apart
 
     def read(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         x_t = arguments[0] if arguments else keywords.get("sample", keywords.get("hidden_states"))
-        found.append((x_t.detach().float(), output[0].detach().float()))
-        if len(found) == calls:
+        x_t, output = x_t.detach().float(), output[0].detach().float()
+        if not apart:
+            found.append((x_t.chunk(2)[0], *output.chunk(2)))
+        elif first:
+            found.append((x_t, output, first.pop()))
+        else:
+            first.append(output)
+        if len(found) == steps:
             pipe._interrupt = True
 
     handle = _network(pipe).register_forward_hook(read, with_kwargs=True)
