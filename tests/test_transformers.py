@@ -438,6 +438,8 @@ def test_what_a_pipeline_with_a_transformer_draws() -> None:
     torch.testing.assert_close(drawn[1, 1], 2 * one[0] - 1, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="StableDiffusion3Pipeline has a transformer; embeddings of prompts are moved"):
         token_significance(field, PROMPTS, noise)
+    with pytest.raises(ValueError, match="StableDiffusion3Pipeline has a transformer; embeddings of prompts are moved"):
+        generate(pipe, torch.zeros(2, 2, 8, 32), noise)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

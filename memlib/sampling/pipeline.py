@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from memlib.fields.load import check_text, field_of
+from memlib.fields.load import check_single_encoder, check_text, field_of
 from memlib.fields.parameterisation import expected_data, expected_noise
 from memlib.fields.transformer import find as adapter_of
 from memlib.fields.transformer import packed, text_limit, unpacked
@@ -139,10 +139,13 @@ def generate(
 ) -> Tensor:
     """Pictures [N, n, C, H, W] in [-1, 1] of N prompts from n noises [n, C, H, W].
 
-    In place of prompts, embeddings [N, n, L, D] of each prompt and noise can be given (see `memlib.mitigation.prompts`).
+    In place of prompts, embeddings [N, n, L, D] of each prompt and noise can be given (see `memlib.mitigation.prompts`). Raises
+    ValueError for no prompts, and for embeddings where a prompt is more than one sequence of them.
     """
     embedded = isinstance(prompts, Tensor)
-    if not embedded:
+    if embedded:
+        check_single_encoder(pipe)
+    else:
         check_prompts(prompts)
         warn_of_cuts(pipe, prompts)
     pictures = []
@@ -160,22 +163,21 @@ def _run(
     guidance: float,
     output_type: str,
 ) -> Tensor:
-    embedded, each = isinstance(prompts, Tensor), len(noise)
-    given = {"prompt_embeds": prompts.flatten(0, 1)} if embedded else {"prompt": prompts}
     latents = noise.repeat(len(prompts), 1, 1, 1).to(pipe.device, _network(pipe).dtype)
-    how = {"guidance_scale": guidance}
-    if hasattr(pipe, "transformer"):
+    if isinstance(prompts, Tensor):
+        given: dict[str, Any] = {"prompt_embeds": prompts.flatten(0, 1), "guidance_scale": guidance}
+    elif not hasattr(pipe, "transformer"):
+        given = {"prompt": prompts, "num_images_per_prompt": len(noise), "guidance_scale": guidance}
+    else:
         adapter = adapter_of(type(pipe.transformer).__name__)
-        # some of them confuse the masks of several pictures of a prompt
-        given, each = {"prompt": [prompt for prompt in prompts for _ in noise]}, 1
         height, width = (pipe.vae_scale_factor * side for side in noise.shape[2:])
-        how = adapter.guided(guidance, len(latents)) | {"height": height, "width": width}
+        given = adapter.guided(guidance, len(latents)) | {"height": height, "width": width}
+        # each picture has its own prompt: of several pictures of one, Lumina 2 and Sana order masks and prompts differently
+        given["prompt"] = [prompt for prompt in prompts for _ in noise]
         latents = latents if adapter.packed == 1 else packed(latents)
     with quiet(pipe):
         return pipe(
             **given,
-            **how,
-            num_images_per_prompt=1 if embedded else each,
             latents=latents,
             num_inference_steps=sampling_steps,
             output_type=output_type,
