@@ -33,7 +33,7 @@ from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, as_list
 from memlib.fields.digest import weights_digest
-from memlib.fields.unet import UNetField
+from memlib.fields.network import NetworkField
 from memlib.files import atomic_write
 from memlib.processes import processes
 from memlib.progress import progress
@@ -64,7 +64,7 @@ class Table:
 
 
 def score(
-    field: UNetField | None,
+    field: NetworkField | None,
     items: Items,
     detector: Detector,
     settings: Sequence[Mapping[str, Any]],
@@ -79,7 +79,11 @@ def score(
 
 
 def write_tables(
-    field: UNetField | None, tables: Sequence[Table], model: str = "", batch: int | None = None, replace: bool = False
+    field: NetworkField | None,
+    tables: Sequence[Table],
+    model: str = "",
+    batch: int | None = None,
+    replace: bool = False,
 ) -> None:
     """Write tables of scores of one model.
 
@@ -128,7 +132,7 @@ def _usual_batch(table: Table, rows: int | None) -> int:
 
 
 def _planned(
-    field: UNetField | None, table: Table, model: str, ordered: dict[int, Items]
+    field: NetworkField | None, table: Table, model: str, ordered: dict[int, Items]
 ) -> tuple[Table, dict[str, Any]]:
     """The table with its items sorted and all settings named, and what its metadata will say.
 
@@ -183,7 +187,7 @@ def _is_there(output: Path, about: Mapping[str, Any], replace: bool) -> bool:
     return True
 
 
-def _score_batches(field: UNetField | None, table: Table, parts: Path, size: int) -> None:
+def _score_batches(field: NetworkField | None, table: Table, parts: Path, size: int) -> None:
     """Score this process's share of the batches, but those that are there, and keep each in the folder `parts`."""
     state, count = processes(), len(table.items.ids)
     starts = list(range(0, count, size))[state.process_index :: state.num_processes]
@@ -232,7 +236,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _scores(
-    field: UNetField | None, items: Items, detector: Detector, settings: Sequence[Mapping[str, Any]]
+    field: NetworkField | None, items: Items, detector: Detector, settings: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
     rows = []
     for setting in settings:
@@ -293,6 +297,7 @@ def _items_digest(items: Items, needs: set[str]) -> str:
         "prompt": items.prompts,
         "samples": items.samples,
         "training": items.training,
+        "captions": items.captions,
         "reference": items.reference,
     }
     contents = [_content(given[need]) for need in sorted(needs & given.keys())]
@@ -302,4 +307,4 @@ def _items_digest(items: Items, needs: set[str]) -> str:
 def _content(value: Any) -> Any:
     if isinstance(value, Tensor):
         return hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).hexdigest()
-    return weights_digest(value) if isinstance(value, UNetField) else list(value)
+    return weights_digest(value) if isinstance(value, NetworkField) else list(value)

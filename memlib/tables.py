@@ -36,7 +36,7 @@ def parse_setting(name: str) -> dict[str, Any]:
         try:
             return json.loads(text.lower() if text in ("True", "False") else text)
         except json.JSONDecodeError:
-            return text
+            return float(text) if text == "inf" else text  # the first noise level of a flow
 
     return {key: value(text) for key, _, text in (pair.partition("=") for pair in name.split())}
 

@@ -5,7 +5,8 @@ import torch
 from conftest import scheduler, small_unet
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from memlib.detectors import denoising, samples
+from memlib.detectors import denoising, find, samples
+from memlib.detectors.api import Items
 from memlib.fields.mixtures import GaussianMixture, PointMasses
 from memlib.fields.unet import UNetField
 
@@ -47,6 +48,74 @@ def test_pia_is_the_distance_of_two_noise_predictions(generator: torch.Generator
     torch.testing.assert_close(denoising.length(eps, x, eps.sigma_min), first.flatten(1).norm(dim=1))
 
 
+@torch.no_grad()
+def test_pian_brings_the_noise_to_the_mean_of_standard_normal_numbers(generator: torch.Generator) -> None:
+    noise_scheduler = scheduler()
+    eps = UNetField(small_unet(), noise_scheduler)
+    x, t = torch.randn(3, 3, 8, 8, generator=generator), 200
+    abar = noise_scheduler.alphas_cumprod
+    first = eps.unet(abar[0].sqrt() * x, 0).sample
+    scaled = torch.stack(
+        [each / each.abs().mean() * torch.randn(10**6, generator=generator).abs().mean() for each in first]
+    )
+    second = eps.unet(abar[t].sqrt() * x + (1 - abar[t]).sqrt() * scaled, t).sample
+    expected = torch.stack([torch.linalg.vector_norm(each, 4) for each in scaled - second])
+    found = find("pian").score(eps, Items("abc", 0, x), sigma=float(eps.sigmas[t]))
+    torch.testing.assert_close(-found.value, expected, rtol=5e-3, atol=0)
+    plain = find("pia").score(eps, Items("abc", 0, x), sigma=float(eps.sigmas[t])).value
+    assert ((plain - found.value).abs() > 0.1 * plain.abs()).all()
+
+
+@torch.no_grad()
+def test_sima_is_a_power_of_the_noise_found_in_the_clean_picture(generator: torch.Generator) -> None:
+    noise_scheduler = scheduler()
+    eps = UNetField(small_unet(), noise_scheduler)
+    x, t = torch.randn(3, 3, 8, 8, generator=generator), 300
+    noise = eps.unet(noise_scheduler.alphas_cumprod[t].sqrt() * x, t).sample.flatten(1)
+    found = find("sima").score(eps, Items("abc", 0, x), sigma=float(eps.sigmas[t]), power=[2, 4])
+    for scores, power in zip(found, (2, 4), strict=True):
+        assert (scores.reading, scores.evaluations) == ({"power": power}, 1)
+        torch.testing.assert_close(
+            -scores.value, torch.linalg.vector_norm(noise, power, dim=1) ** power, rtol=1e-3, atol=0
+        )
+    length = find("length").score(eps, Items("abc", 0, x), sigma=float(eps.sigmas[t])).value
+    torch.testing.assert_close(-found[0].value, length.square(), rtol=1e-4, atol=0)
+
+
+class Prompted:
+    """Pictures [1, 2, 2] of a prompt are normal around the number that it is, those of no prompt around 0, all of variance 1."""
+
+    takes_prompts, sigma_min, sigma_max, means = True, 0.01, 10.0, torch.zeros(1)
+
+    def with_conditioning(self, means: torch.Tensor) -> "Prompted":
+        other = Prompted()
+        other.means = means
+        return other
+
+    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
+        return torch.tensor([float(prompt) for prompt in prompts])
+
+    def unconditional(self) -> torch.Tensor:
+        return torch.zeros(1)
+
+    def to_latents(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures
+
+    def __call__(self, y: torch.Tensor, sigma: float) -> torch.Tensor:
+        means = self.means.repeat(len(y) // len(self.means)).reshape(-1, 1, 1, 1)
+        return sigma * (y - means) / (1 + sigma**2)
+
+
+def test_clid_is_what_the_caption_takes_off_the_loss() -> None:
+    items = Items("abc", 0, torch.full((3, 1, 2, 2), 2.0), ["2", "0", "-1"])
+    (found,) = find("clid").score(Prompted(), items, sigma=0.5, draws=[40_000])
+    truth = (
+        0.25 * (torch.tensor([4.0, 4.0, 4.0]) - torch.tensor([0.0, 4.0, 9.0])) / 1.25**2
+    )  # of (n - s (x - mean)) / (1 + s^2)
+    torch.testing.assert_close(found.value, truth, rtol=0.02, atol=1e-4)
+    assert found.evaluations == 2 * 40_000
+
+
 def test_denoising_loss_is_that_of_each_picture_in_closed_form() -> None:
     x = torch.tensor([0.0, 1.0, 3.0])[:, None, None, None].expand(3, 1, 2, 2)
     gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 4), torch.eye(4)[None])
@@ -56,6 +125,13 @@ def test_denoising_loss_is_that_of_each_picture_in_closed_form() -> None:
     torch.testing.assert_close(losses.mean(0), truth, rtol=0.02, atol=0)
     alone = denoising.denoising_loss(lambda y, s: gaussian(y.flatten(1), s).reshape(y.shape), x[2:], 0.5, 10_000, [2])
     torch.testing.assert_close(losses[:, 2:], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_curve_is_losses_at_many_levels() -> None:
+    curve = find("loss_curve")
+    levels = [setting["sigma"] for setting in curve.settings]
+    assert len(set(levels)) == 10
+    assert curve.score is find("loss").score
 
 
 def test_every_baseline_finds_what_a_perfect_memoriser_has_seen(generator: torch.Generator) -> None:

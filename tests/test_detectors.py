@@ -1,7 +1,9 @@
 """Every detector in the list: what it needs, what it costs, which way it points, and what it refuses."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,11 +13,12 @@ from memlib.detectors import ALL, find
 from memlib.detectors.api import NEEDS, Items, as_list
 from memlib.detectors.text import first_step
 from memlib.fields.mixtures import GaussianMixture
+from memlib.fields.network import NetworkField
 from memlib.fields.unet import UNetField
 from memlib.sampling.grids import sigma_grid
 from memlib.sampling.pipeline import shared_noise
 
-PROMPTED = ("magnitude", "sampled_magnitude", "prompt_length")
+PROMPTED = [name for name in ALL if "prompt" in find(name).needs]
 BLIND = (
     "between_generations",
     "nearest_training",
@@ -32,7 +35,7 @@ def text_field(seed: int = 0) -> UNetField:
     return UNetField(pipe.unet, pipe.scheduler, pipe, rows=8)
 
 
-def items_for(field: UNetField, n: int = 2) -> Items:
+def items_for(field: NetworkField, n: int = 2) -> Items:
     """Items of which all is known."""
     generator = torch.Generator().manual_seed(0)
     pictures, training = (torch.rand(k, *field.picture_shape, generator=generator) * 2 - 1 for k in (n, 6))
@@ -44,19 +47,33 @@ def items_for(field: UNetField, n: int = 2) -> Items:
         torch.rand(n, 6, *field.picture_shape, generator=generator) * 2 - 1,
         training,
         text_field(1) if field.takes_prompts else pixel_field(1),
+        [f"a red apple on a tree {i}" for i in range(6)],
     )
 
 
+READ = ("quantity", "part", "layer")  # names of readings that are those of no setting
+SHARED = {  # evaluations a noise of what has no prompt in it, with the backward pass
+    **dict.fromkeys(("magnitude", "sail", "guided_change"), 1),
+    **dict.fromkeys(("anisotropy", "gradient_difference"), 2),
+}
+
+
 class Counted:
-    """Rows of the calls of networks, times what a call counts."""
+    """Rows of the calls of networks, twice in forward mode, and of backward passes to their weights."""
 
-    def __init__(self, *fields: UNetField, counts: int = 1) -> None:
-        self.evaluations, self.counts = 0, counts
+    def __init__(self, *fields: NetworkField) -> None:
+        self.evaluations = 0
         for field in fields:
-            field.unet.register_forward_pre_hook(self.count)
+            field.network.register_forward_hook(self.count)
 
-    def count(self, _: torch.nn.Module, arguments: tuple) -> None:
-        self.evaluations += len(arguments[0]) * self.counts
+    def count(self, _: torch.nn.Module, __: tuple, output: tuple) -> None:
+        rows = len(output[0])
+        self.evaluations += rows * (2 if torch.autograd.forward_ad._current_level >= 0 else 1)
+        if output[0].requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(output[0]):
+            output[0].register_hook(partial(self.add, rows))
+
+    def add(self, rows: int, _: torch.Tensor) -> None:
+        self.evaluations += rows
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -65,9 +82,16 @@ def test_every_detector_costs_what_it_says(name: str, backward_rows: Counter[str
     assert detector.name == name
     assert set(detector.needs) <= set(NEEDS)
     assert ("model" in detector.needs) == (name not in BLIND)
-    items = items_for(field)
-    seen, shared = Counted(field, items.reference, counts=2 if name == "axes" else 1), 0  # by forward mode
-    for setting in detector.settings:
+    check_costs(name, detector.settings, field, items_for(field), backward_rows)
+
+
+def check_costs(
+    name: str, settings: Sequence[dict], field: NetworkField, items: Items, backward_rows: Counter[str]
+) -> None:
+    """Two items at some settings take the evaluations that the scores name, and are told apart."""
+    detector, expected = find(name), 0
+    seen = Counted(field, *([items.reference] if "reference" in detector.needs else []))
+    for setting in settings:
         detector.check(field, items, setting)
         found = as_list(detector.score(field, items, **setting))
         names = [tuple(sorted(scores.reading.items())) for scores in found]
@@ -75,13 +99,13 @@ def test_every_detector_costs_what_it_says(name: str, backward_rows: Counter[str
         for scores in found:
             assert scores.value.shape == (2,)
             assert scores.value.isfinite().all()
-            assert not scores.reading.keys() - {*setting, "rate_at", "noise", "step", "sigma"}
-        dearest: Counter[object] = Counter()  # of all readings of a noise, the last has cost what all have
+            assert not scores.reading.keys() - {*setting, "rate_at", "noise", "step", "sigma", *READ}
+        dearest: Counter[object] = Counter()  # of all readings of a noise and part, the dearest has cost what all have
         for scores in found:
-            noise = scores.reading.get("noise")
-            dearest[noise] = max(dearest[noise], scores.evaluations)
-        shared = 4 if name == "magnitude" else 0  # the unconditional prediction of each noise
-        assert seen.evaluations + backward_rows.total() == 2 * dearest.total() + shared
+            run = scores.reading.get("noise"), scores.reading.get("part")
+            dearest[run] = max(dearest[run], scores.evaluations)
+        expected += 2 * dearest.total() + 4 * SHARED.get(name, 0)
+        assert seen.evaluations + backward_rows.total() == expected
 
 
 def test_a_batch_of_prompts_costs_no_calls_filled_up_for_the_empty_one() -> None:
@@ -92,6 +116,8 @@ def test_a_batch_of_prompts_costs_no_calls_filled_up_for_the_empty_one() -> None
 
 
 READINGS = [
+    ("sima", {"sigma": 0.2}, {"power": [2, 4]}),
+    ("rediffuse", {"sigma": 0.5, "steps": 2}, {"draws": [1, 3]}),
     ("loss", {"sigma": 0.2}, {"draws": [1, 3]}),
     ("calibrated_loss", {"sigma": 0.2}, {"draws": [1, 2]}),
     ("rate", {"sigma": 0.2}, {"directions": [1, 2]}),
@@ -148,7 +174,11 @@ def test_a_noise_of_the_magnitude_is_a_reading() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["growth", "flux", "loss", "length", "secmi", "pia", "edges", "rate", "calibrated_loss"]
+    "name",
+    [
+        *("growth", "flux", "loss", "length", "secmi", "pia", "edges", "rate", "calibrated_loss"),
+        *("sima", "flipd", "rediffuse", "pfami"),
+    ],
 )
 def test_a_prompt_changes_what_a_text_to_image_model_says_of_a_picture(name: str) -> None:
     field = text_field()
@@ -185,6 +215,8 @@ class ClosedField:
     def to_latents(self, pictures: torch.Tensor) -> torch.Tensor:
         return pictures
 
+    to_pictures = to_latents
+
 
 def test_every_detector_points_at_what_is_memorised() -> None:
     """Six narrow peaks in a wide distribution: pictures at their tops against pictures of the rest."""
@@ -201,16 +233,19 @@ def test_every_detector_points_at_what_is_memorised() -> None:
     )
     plain = torch.cat([torch.zeros(6, 1, 4, 4), pictures[6:].clamp(-1, 1)])
     prompts = ["a long prompt of seven words indeed"] * 6 + ["two words"] * 6
+    captions = ["two words", "words", "two"]
     items = Items(
-        [str(i) for i in range(12)], 0, pictures, prompts, generations, pictures[:6] + 0.01, reference=control
+        [str(i) for i in range(12)], 0, pictures, prompts, generations, pictures[:6] + 0.01, control, captions
     )
     for name in ALL:
-        if name in ("magnitude", "sampled_magnitude"):
-            continue  # they ask a pipeline: see test_text
+        if name in ("gsa", "looks") or {"model", "prompt"} <= set(find(name).needs):
+            continue  # they ask a network: see test_text, test_first_step, test_attention, test_gradients and test_denoising;
+            # or have no direction
         given = replace(items, pictures=plain) if name in ("png_size", "variation", "flat_share") else items
         for setting in find(name).settings:
             for scores in as_list(find(name).score(field, given, **setting)):
-                if scores.reading.get("rate_at", 0) < 1:  # at higher noise the peaks are not seen
+                level = setting.get("sigma", 0.2)  # at higher noise the peaks are not seen, nor at little by few draws
+                if scores.reading.get("rate_at", 0) < 1 and 0.1 <= level < 1:
                     assert scores.value[:6].min() > scores.value[6:].max(), (name, scores.reading)
 
 
@@ -245,6 +280,13 @@ def test_what_is_not_given_is_asked_for() -> None:
         ("prompt_length", replace(items, prompts=None), None, "prompt_length needs prompts"),
         ("between_generations", replace(items, samples=None), field, "needs samples of each prompt"),
         ("nearest_picture", replace(items, training=None), None, "needs the training pictures"),
+        (
+            "rarest_word",
+            replace(items, captions=None),
+            None,
+            "the detector rarest_word needs training pictures with captions",
+        ),
+        ("clid", replace(items, prompts=None), text_field(), "the detector clid needs prompts"),
         ("calibrated_loss", replace(items, reference=None), field, "needs a reference model that was trained without"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -278,6 +320,10 @@ def test_settings_that_cannot_be_are_refused() -> None:
         ),
         ("sampled_magnitude", {"noises": 1, "guidance": 2.0, "steps": 0}, r"steps is 0; .*, at least 1$"),
         ("nearest_training", {"generations": [0]}, r"generations is \[0\]"),
+        ("one_step", {"noises": [4, 1]}, r"noises is \[4, 1\]; .*, at least 2$"),
+        ("guided_change", {"noises": 1, "sampling_steps": 1}, r"sampling_steps is 1; .*, at least 2$"),
+        ("gsa", {"sigmas": [0.2, 1e-3]}, "the detector gsa: sigmas is 0.001, outside of the schedule of the model"),
+        ("sima", {"sigma": 0.2, "power": [0]}, r"power is \[0\]; .*, at least 1$"),
         ("secmi", {"sigma": 0.2, "ratio": 1}, r"ratio is 1; .*, above 1$"),
         ("secmi", {"timesteps": [-1, 10]}, r"timesteps is \[-1, 10\]; .*, at least 0$"),
         ("secmi", {"sigma": 0.2, "ratio": 2.0, "below": -1}, r"below is -1; it must be of the kind int, at least 0$"),
@@ -298,7 +344,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
         ("edges", {"axes": [1], "steps": [1], "estimator": "trace"}, "estimator is 'trace'"),
         ("loss", {"sigma": 0.2, "draws": [1], "prompt": True}, "the detector loss with prompt: true needs prompts"),
     ):
-        given = text if "magnitude" in name else field
+        given = text if name in PROMPTED else field
         with pytest.raises(ValueError, match=message):
             find(name).check(given, items, setting)
     find("secmi").check(field, items, {"sigma": field.sigma_min, "ratio": 1.01, "below": 0, "timesteps": [0]})

@@ -19,8 +19,9 @@ from memlib.detectors.volume import growth
 from memlib.fields import denoised
 from memlib.fields.load import load_field, load_pipeline
 from memlib.fields.parameterisation import PREDICTION_TYPES, check_prediction, expected_data, expected_noise
-from memlib.fields.unet import UNetField, schedule_sigmas
-from memlib.sampling.pipeline import outputs, shared_noise, timesteps
+from memlib.fields.schedules import schedule_sigmas, timesteps
+from memlib.fields.unet import UNetField
+from memlib.sampling.pipeline import outputs, shared_noise
 from memlib.tensors import in_calls
 
 KINDS = ["epsilon", "v_prediction", "sample"]

@@ -50,12 +50,14 @@ def test_what_was_written_is_loaded(given: Path) -> None:
         assert (np.asarray(Image.open(path)) == picture.permute(1, 2, 0).numpy()).all()
     assert torch.equal(to_uint8(found.samples), read_samples(given / "samples.safetensors")[0])
     assert found.training.shape == (2, *SIZE)
+    assert found.captions is None
     prompts, _ = load_items(prompts=given / "prompts.parquet")
     assert (prompts.ids, prompts.prompts) == (["a", "b"], ["a whale", "a tree"])
     own = images.load(given / "set")
     parts, _ = load_items(images=given / "set", splits=["train"], training=given / "set", training_splits=["heldout"])
     assert torch.equal(to_uint8(parts.pictures), own.split("train").images)
     assert torch.equal(to_uint8(parts.training), own.split("heldout").images)
+    assert parts.captions == own.split("heldout").items["caption"].tolist()
 
 
 def test_a_picture_that_cannot_be_scored_is_noted_but_all_training_pictures_are_needed(given: Path) -> None:

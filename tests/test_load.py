@@ -20,7 +20,8 @@ from diffusers import (
 )
 
 from memlib.fields.load import load_field, load_pipeline, scheduler_class
-from memlib.fields.unet import UNetField, schedule_sigmas
+from memlib.fields.schedules import schedule_sigmas
+from memlib.fields.unet import UNetField
 from memlib.sampling.pipeline import shared_noise, trajectory
 
 
@@ -165,7 +166,7 @@ def test_code_under_the_name_of_a_library_is_refused(folder: Path) -> None:
         ({"unet": [None, None]}, "StableDiffusionPipeline has no unet; supported are"),
         ({"tokenizer": [None, None]}, "StableDiffusionPipeline has no tokenizer; supported are"),
         ({"text_encoder": [None, None]}, "has tokenizer and vae but no text_encoder; supported are"),
-        ({"transformer": ["diffusers", "SD3Transformer2DModel"]}, "has a transformer instead of a U-Net"),
+        ({"transformer": ["diffusers", "SanaTransformer2DModel"]}, "has a U-Net beside its transformer; supported are"),
     ],
 )
 @pytest.mark.parametrize("folder", ["text"], indirect=True)

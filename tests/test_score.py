@@ -44,17 +44,32 @@ PIXEL = {
     "length": {"sigma": 0.2},
     "secmi": {"timesteps": [0, 10, 20]},
     "pia": {"sigma": 0.2},
+    "pian": {"sigma": 0.2},
+    "sima": {"sigma": 0.2, "power": [2, 4, 5]},
+    "flipd": {"sigma": 0.2, "directions": [1, 9]},
+    "rediffuse": {"sigma": 0.5, "steps": 2, "draws": [1, 9]},
+    "pfami": {"sigmas": [0.2, 0.5], "crops": [0.9, 0.7], "draws": 3},
+    "gsa": {"sigmas": [0.2, 0.5, 1.0]},
     "calibrated_loss": {"sigma": 0.2, "draws": [9]},
     "between_generations": {"generations": [2, 4]},
     "nearest_training": {"generations": [1, 3]},
-    **{name: {} for name in ("png_size", "variation", "flat_share", "nearest_picture")},
+    **{name: {} for name in ("png_size", "variation", "flat_share", "nearest_picture", "looks")},
 }
 TEXT = {
     "magnitude": {"noises": 3, "sampling_steps": 10},
     "sampled_magnitude": {"noises": 3, "guidance": 3.0, "sampling_steps": 2},
     "loss": {"sigma": 0.2, "draws": [9], "prompt": True},
     "flux": {"sigma": 0.2, "p": [1.0], "directions": 18, "prompt": True},
+    "clid": {"sigma": 0.5, "draws": [1, 9]},
+    "rediffuse": {"sigma": 0.5, "steps": 1, "draws": [3], "prompt": True},
+    "gsa": {"sigmas": [0.5], "prompt": True},
+    "one_step": {"noises": [2, 5], "sampling_steps": 10},
+    **{name: {"noises": 3, "sampling_steps": 10} for name in ("anisotropy", "sail", "gradient_difference")},
+    "guided_change": {"noises": 3, "sampling_steps": 10, "guidance": 3.0},
+    "attention_entropy": {"noises": 3, "layer": 2},
+    "sampled_entropy": {"noises": 3, "last": 1, "sampling_steps": 2},
     "prompt_length": {},
+    "rarest_word": {},
 }
 
 

@@ -368,7 +368,7 @@ def test_bad_input_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="DDPMPipeline has no text_encoder; a prompt needs a text-to-image pipeline"):
         trajectory(unconditional, PROMPTS, start)
     transformer = PixArtAlphaPipeline(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet, pipe.scheduler)
-    with pytest.raises(ValueError, match="PixArtAlphaPipeline has a transformer instead of a U-Net"):
+    with pytest.raises(ValueError, match="the transformer UNet2DConditionModel is not known; known are SD3"):
         trajectory(transformer, PROMPTS, start)
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match="HeunDiscreteScheduler takes 2 evaluations a step"):

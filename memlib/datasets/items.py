@@ -62,7 +62,7 @@ def load_items(
     if samples is not None:
         more["samples"] = _samples_of(samples, items.ids, size)
     if training is not None:
-        _, more["training"], _, unread = _pictures(Path(training), training_splits, size)
+        _, more["training"], more["captions"], unread = _pictures(Path(training), training_splits, size)
         if unread:
             first = next(iter(unread.values()))
             raise ValueError(f"all training pictures are needed, and {len(unread)} of them cannot be used: {first}")

@@ -21,6 +21,7 @@ NEEDS = {  # what a detector can ask for, and what gives it
     "prompt": "prompts: a prompt file, or pictures with captions, and a text-to-image model",
     "samples": "samples of each prompt",
     "training": "the training pictures",
+    "captions": "training pictures with captions",
     "reference": "a reference model that was trained without the items",
 }
 BOUNDS = {int: Ge(1), float: Gt(0)}  # of the numbers of a setting that names none of its own
@@ -46,8 +47,8 @@ class Items:
     """What is scored: N items by their ids, with what is known of each.
 
     pictures: [N, C, H, W] in [-1, 1]. prompts: N texts. samples: [N, n, C, H, W], generations of each prompt, in [-1, 1].
-    training: [M, C, H, W], the pictures that the model was trained on. reference: a field trained without the items. seed:
-    decides, with an item's id, the item's randomness.
+    training: [M, C, H, W], the pictures that the model was trained on; captions: M texts, theirs. reference: a field trained
+    without the items. seed: decides, with an item's id, the item's randomness.
     """
 
     ids: Sequence[str]
@@ -57,6 +58,7 @@ class Items:
     samples: Tensor | None = None
     training: Tensor | None = None
     reference: Field | None = None
+    captions: Sequence[str] | None = None
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -100,6 +102,7 @@ class Detector:
             "prompt": items.prompts is not None and (model is None or model.takes_prompts),
             "samples": items.samples is not None,
             "training": items.training is not None,
+            "captions": items.captions is not None,
             "reference": items.reference is not None,
         }
         for need in self.needs:
@@ -125,8 +128,8 @@ class Detector:
         for name, parameter in known.items():
             if parameter.default is inspect.Parameter.empty and name not in setting:
                 raise ValueError(f"a setting of the detector {self.name} lacks {name!r}; it takes {', '.join(known)}")
-        for name in ("sigma", "sigma_min", "sigma_max"):
-            level = setting.get(name)
+        named = [(name, setting.get(name)) for name in ("sigma", "sigma_min", "sigma_max")]
+        for name, level in [*named, *(("sigmas", level) for level in setting.get("sigmas", ()))]:
             if model is None or level is None:
                 continue
             if not model.sigma_min * (1 - TOLERANCE) <= level <= model.sigma_max * (1 + TOLERANCE):
@@ -186,13 +189,17 @@ def calibrated(name: str, detector: Detector) -> Detector:
 
     @wraps(detector.score)
     def score(model: Field, items: Items, **setting: Any) -> list[Scores]:
-        found, expected = (as_list(detector.score(each, items, **setting)) for each in (model, items.reference))
-        return [
-            Scores(a.value - b.value.to(a.value.device), a.evaluations + b.evaluations, a.reading)
-            for a, b in zip(found, expected, strict=True)
-        ]
+        return difference(*(detector.score(each, items, **setting) for each in (model, items.reference)))
 
     return Detector(name, {*detector.needs, "reference"}, detector.settings, score)
+
+
+def difference(found: Scores | list[Scores], expected: Scores | list[Scores]) -> list[Scores]:
+    """The first scores minus the second, reading by reading."""
+    return [
+        Scores(a.value - b.value.to(a.value.device), a.evaluations + b.evaluations, a.reading)
+        for a, b in zip(as_list(found), as_list(expected), strict=True)
+    ]
 
 
 def as_list(scores: Scores | list[Scores]) -> list[Scores]:

@@ -1,11 +1,13 @@
 """Plain detectors on the noise prediction that any of the papers' methods has to beat."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from memlib.detectors.api import Detector, FromZero, Items, Ratio, Scores, calibrated, conditioned
+from memlib.detectors.api import Detector, FromZero, Items, Ratio, Scores, calibrated, conditioned, difference
 from memlib.fields import Field, NoisePredictor
 from memlib.sampling.grids import check_timesteps, sigma_grid
 from memlib.sampling.ode import integrate, solver_step
@@ -45,14 +47,18 @@ def secmi(eps: NoisePredictor, x: Tensor, sigmas: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pia(eps: NoisePredictor, x: Tensor, sigma: float, sigma_min: float) -> Tensor:
+def pia(eps: NoisePredictor, x: Tensor, sigma: float, sigma_min: float, normalised: bool = False) -> Tensor:
     """Proximal initialisation error [N]: how far (L4 norm) the noise found at `sigma_min` is not found at `sigma`.
 
     Kong et al. (arXiv 2305.18355, eq. 12): the noise predicted at the item itself x [N, ...] is added to it at the
-    larger level, and predicted again there. Two network evaluations. Raises ValueError for items that are not finite.
+    larger level, and predicted again there. With `normalised`, as the authors' PIAN has it, it is
+    first brought to the mean absolute value of standard normal numbers, sqrt(2 / pi). Two network evaluations. Raises
+    ValueError for items that are not finite.
     """
     check_images(x)
     noise = eps(x, sigma_min)
+    if normalised:
+        noise = noise * ((2 / math.pi) ** 0.5 / average(noise.abs().flatten(1)))[:, None, None, None]
     return norm((eps(x + sigma * noise, sigma) - noise).flatten(1).square()).sqrt()
 
 
@@ -74,6 +80,24 @@ def score_loss(field: Field, items: Items, *, sigma: float, draws: list[int], pr
 def score_length(field: Field, items: Items, *, sigma: float, prompt: bool = False) -> Scores:
     """Minus the bare length of the noise prediction."""
     return Scores(-length(conditioned(field, items, prompt), field.to_latents(items.pictures), sigma), 1)
+
+
+@torch.no_grad()
+def score_sima(field: Field, items: Items, *, sigma: float, power: list[int], prompt: bool = False) -> list[Scores]:
+    """Minus the sum of a power of the noise prediction's absolute values at the item itself, a reading for each power.
+
+    The fourth is SimA's (arXiv 2509.25003); the second ranks as `length` does. All of one network evaluation.
+    """
+    noise = conditioned(field, items, prompt)(field.to_latents(items.pictures), sigma).flatten(1).abs()
+    return [Scores(-total(math.prod([noise] * p)), 1, {"power": p}) for p in power]
+
+
+def score_clid(field: Field, items: Items, *, sigma: float, draws: list[int]) -> list[Scores]:
+    """Denoising loss under the empty prompt minus that under the item's own, at the same noise.
+
+    CLiD (Zhai et al., arXiv 2405.14800) with the empty caption as the only other one. Two evaluations a draw.
+    """
+    return difference(*(score_loss(field, items, sigma=sigma, draws=draws, prompt=prompt) for prompt in (True, False)))
 
 
 def score_secmi(
@@ -100,14 +124,28 @@ def score_secmi(
     return Scores(-secmi(conditioned(field, items, prompt), x, levels), len(levels))
 
 
-def score_pia(field: Field, items: Items, *, sigma: float, prompt: bool = False) -> Scores:
+def score_pia(field: Field, items: Items, *, sigma: float, normalised: bool = False, prompt: bool = False) -> Scores:
     """Minus the proximal initialisation error, the noise found at the lowest level of the schedule."""
     x = field.to_latents(items.pictures)
-    return Scores(-pia(conditioned(field, items, prompt), x, sigma, field.sigma_min), 2)
+    return Scores(-pia(conditioned(field, items, prompt), x, sigma, field.sigma_min, normalised), 2)
 
 
 LOSS = Detector("loss", {"model", "picture"}, ({"sigma": 0.2, "draws": [4]},), score_loss)
+LOSS_CURVE = Detector(
+    "loss_curve",
+    {"model", "picture"},
+    tuple({"sigma": sigma, "draws": [4]} for sigma in (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.3, 2.5, 5.0, 10.0)),
+    score_loss,
+)
 LENGTH = Detector("length", {"model", "picture"}, ({"sigma": 0.2},), score_length)
 SECMI = Detector("secmi", {"model", "picture"}, ({"timesteps": list(range(0, 111, 10))},), score_secmi)
 PIA = Detector("pia", {"model", "picture"}, ({"sigma": 0.2},), score_pia)
+PIAN = Detector("pian", {"model", "picture"}, ({"sigma": 0.2},), partial(score_pia, normalised=True))
+SIMA = Detector("sima", {"model", "picture"}, ({"sigma": 0.2, "power": [2, 4]},), score_sima)
+CLID = Detector(
+    "clid",
+    {"model", "picture", "prompt"},
+    tuple({"sigma": sigma, "draws": [2]} for sigma in (0.5, 1.0, 2.0)),
+    score_clid,
+)
 CALIBRATED_LOSS = calibrated("calibrated_loss", LOSS)

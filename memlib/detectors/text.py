@@ -14,13 +14,14 @@ from torch import Tensor
 from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields import NoisePredictor, denoised
 from memlib.fields.load import check_single_encoder
+from memlib.fields.network import NetworkField
 from memlib.fields.unet import UNetField
-from memlib.sampling.pipeline import check_prompts, chunks, shared_noise, timesteps, trajectory, warn_of_cuts
+from memlib.sampling.pipeline import check_prompts, chunks, shared_noise, trajectory, warn_of_cuts
 from memlib.tensors import norm
 
 
 @torch.no_grad()
-def first_step(field: UNetField, prompts: Sequence[str], noise: Tensor, sampling_steps: int = 50) -> Tensor:
+def first_step(field: NetworkField, prompts: Sequence[str], noise: Tensor, sampling_steps: int = 50) -> Tensor:
     """|D_c - D_u| at the first step of sampling [N, n] of N prompts from n noises [n, C, H, W].
 
     One network evaluation a prompt and noise; the unconditional prediction, one more a noise, is the same for all prompts.
@@ -28,7 +29,7 @@ def first_step(field: UNetField, prompts: Sequence[str], noise: Tensor, sampling
     """
     check_prompts(prompts)
     warn_of_cuts(field.pipe, prompts)
-    t = timesteps(field.scheduler, sampling_steps)[0]
+    t = field.timesteps(sampling_steps)[0]
     noise = noise.to(field.device)
     without = field.with_rows(field.rows).data_at(noise, t, field.unconditional())  # the same call for any prompts
     cond = field.encode_prompts(prompts)
@@ -51,7 +52,7 @@ class FirstStep:
         check_prompts(prompts)
         check_single_encoder(field.pipe)
         self.field, self.prompts, self.count = field, list(prompts), len(noise)
-        self.t = timesteps(field.scheduler, sampling_steps)[0]
+        self.t = field.timesteps(sampling_steps)[0]
         noise = noise.to(field.device)
         with torch.no_grad():
             self.without = field.data_at(noise, self.t, field.unconditional()).repeat(len(self.prompts), 1, 1, 1)
@@ -92,7 +93,7 @@ def token_significance(
 
 
 def lost_without_words(
-    field: UNetField, prompts: Sequence[str], noise: Tensor, sampling_steps: int = 50
+    field: NetworkField, prompts: Sequence[str], noise: Tensor, sampling_steps: int = 50
 ) -> pd.DataFrame:
     """How much of the magnitude at the first step is lost without each word, the mean over noises [n, C, H, W].
 
@@ -139,7 +140,7 @@ def _gradient_lengths(first: FirstStep, inputs: bool) -> Tensor:
     return gradient.float().norm(dim=2)
 
 
-def score_magnitude(field: UNetField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
+def score_magnitude(field: NetworkField, items: Items, *, noises: int, sampling_steps: int = 50) -> list[Scores]:
     """Magnitude at the first step, a reading for each noise: one evaluation, and what all items share (see `first_step`)."""
     noise = shared_noise(field.shape, noises, items.seed)
     found = first_step(field, items.prompts, noise, sampling_steps)
@@ -147,7 +148,7 @@ def score_magnitude(field: UNetField, items: Items, *, noises: int, sampling_ste
 
 
 def score_sampled_magnitude(
-    field: UNetField,
+    field: NetworkField,
     items: Items,
     *,
     noises: int,

@@ -18,9 +18,9 @@ Conditioning = dict[str, Tensor]  # inputs of a network by name, [N, ...], or [1
 class Field(Protocol):
     """Noise prediction of a trained network.
 
-    shape: of an item y in the network's data space (pixels or latents). sigmas: the noise levels that it was trained at,
-    rising, float64 on the processor. rows: items in one call of the network; more are taken in turn by the field itself.
-    pad: whether every call has exactly so many (see `memlib.tensors.in_calls`).
+    shape: of an item y in the network's data space (pixels or latents). sigmas: the noise levels of its timesteps but that of
+    pure noise, rising, float64 on the processor. rows: items in one call of the network; more are taken in turn by the field
+    itself. pad: whether every call has exactly so many (see `memlib.tensors.in_calls`).
     """
 
     device: device
@@ -43,6 +43,12 @@ class Field(Protocol):
 
     def unconditional(self) -> Conditioning:
         """The condition of no prompt."""
+
+    def timesteps(self, sampling_steps: int) -> list[float]:
+        """The timesteps that sampling in so many steps visits, the noisiest first, in the unit of the scheduler."""
+
+    def data_at(self, x_t: Tensor, t: float, cond: Conditioning | None = None) -> Tensor:
+        """E[x0 | x_t, cond] in the network's own coordinates at a timestep, also at pure noise, where sigma is infinite."""
 
     def to_latents(self, pictures: Tensor) -> Tensor:
         """Pictures [N, C, H, W] in [-1, 1] in the network's data space."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from memlib.fields.unet import UNetField
+from memlib.fields.network import NetworkField
 
 # What a configuration says of a file or of the library that wrote it, beside the names with an underscore in front
 ABOUT_FILES = {
@@ -15,14 +15,16 @@ ABOUT_FILES = {
 }
 
 
-def weights_digest(field: UNetField) -> str:
+def weights_digest(field: NetworkField) -> str:
     """Digest of a model's weights, noise levels, classes, configurations and tokenizers, wherever it was loaded from.
 
     The scheduler's settings are part of it, since they decide what its own sampling loop gives. A precision is other weights.
     """
-    parts = {"unet": field.unet, "scheduler": field.scheduler} if field.pipe is None else field.pipe.components
+    parts = {"unet": field.network, "scheduler": field.scheduler} if field.pipe is None else field.pipe.components
     zeros = field.pipe is not None and field.pipe.config.get("force_zeros_for_empty_prompt", False)
     about = [type(field.pipe).__name__, bool(zeros), {name: _about(part) for name, part in parts.items()}]
+    if "transformer" in parts:
+        about.append(list(field.shape))  # of some, no configuration names it
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=_plain).encode())
     digest.update(field.sigmas.numpy().tobytes())
     for part, module in sorted(parts.items()):

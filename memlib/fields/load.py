@@ -10,26 +10,32 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from safetensors import SafetensorError, safe_open
 
-from memlib.fields.unet import ROWS, SCHEDULERS, UNetField, check_scheduler
+from memlib.fields.network import ROWS, NetworkField
+from memlib.fields.schedules import FLOWS, SCHEDULERS, FlowSchedule, check_scheduler
+from memlib.fields.transformer import ADAPTERS, TransformerField, find
+from memlib.fields.unet import UNetField
 from memlib.processes import processes
 
 SUPPORTED = (
-    "unconditional models with a U-Net, and text-to-image pipelines with one, such as Stable Diffusion 1.x, 2.x and XL"
+    "unconditional models with a U-Net, and text-to-image pipelines with one, such as Stable Diffusion 1.x, 2.x and XL, or with "
+    f"one of the transformers {', '.join(ADAPTERS)}"
 )
 LIBRARIES = ("diffusers", "transformers")  # of a pipeline's parts, beside the modules of diffusers' pipelines
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INDEX = "model_index.json"
+NETWORKS = ("unet", "transformer")  # the part of a pipeline that predicts
 NO_CODE = "no remote code is run, only what the installed diffusers and transformers have"
 
 
-def load_field(name: str | Path, dtype: torch.dtype = torch.float32, rows: int = ROWS) -> UNetField:
+def load_field(name: str | Path, dtype: torch.dtype = torch.float32, rows: int = ROWS) -> NetworkField:
     """Noise prediction of a diffusers model, unconditional or text-to-image, on the device that accelerate finds.
 
     Its parameters are frozen. Raises ValueError, before any weights are loaded where a folder is named, for what is not a
     diffusers model, for broken files, for pickled weights, for remote code, and for a model that is not supported.
     """
     folder = Path(name)
-    network = check_folder(folder) if (folder / "unet" / "config.json").exists() else {}
+    part = next((part for part in NETWORKS if (folder / part / "config.json").exists()), None)
+    network = check_folder(folder, part) if part else {}
     if network.get("_class_name") == "UNet2DModel":
         if (folder / INDEX).exists():
             check_index(folder)
@@ -37,35 +43,54 @@ def load_field(name: str | Path, dtype: torch.dtype = torch.float32, rows: int =
         scheduler = check_scheduler(scheduler_class(kind).from_pretrained(folder / "scheduler", local_files_only=True))
         unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True, dtype=dtype)
         return UNetField(unet.requires_grad_(False).to(processes().device), scheduler, rows=rows)
-    pipe = load_pipeline(name, dtype)
-    pipe.unet.requires_grad_(False)
+    field = field_of(load_pipeline(name, dtype), rows)
+    field.network.requires_grad_(False)
+    return field
+
+
+def field_of(pipe: DiffusionPipeline, rows: int = ROWS) -> NetworkField:
+    """Noise prediction of a pipeline's U-Net or transformer; raises ValueError for one that is not supported."""
+    if hasattr(pipe, "transformer"):
+        return TransformerField(pipe, rows)
     text = pipe if getattr(pipe, "text_encoder", None) is not None else None
     return UNetField(pipe.unet, pipe.scheduler, text, rows)
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
-    """Configuration of the U-Net in a folder.
+def check_folder(folder: Path, part: str) -> dict[str, Any]:
+    """Configuration of the network in a folder, which lies in its `part`.
 
-    Raises ValueError unless there are a U-Net and a scheduler that are supported, with safetensors weights.
+    Raises ValueError unless there are a network and a scheduler that are supported, with safetensors weights.
     """
     if not (folder / "scheduler" / "scheduler_config.json").exists():
         raise ValueError(
-            f"{folder} is not a diffusers model; it must hold unet/config.json and scheduler/scheduler_config.json"
+            f"{folder} is not a diffusers model; it must hold {part}/config.json and scheduler/scheduler_config.json"
         )
     check_files(folder)
-    unet = folder / "unet"
-    if not list(unet.glob("*.safetensors")):
-        pickled = sorted(path.name for path in unet.glob("*") if path.suffix in PICKLED)
+    network = folder / part
+    if not list(network.glob("*.safetensors")):
+        pickled = sorted(path.name for path in network.glob("*") if path.suffix in PICKLED)
         found = f", only {pickled[0]}, which is pickled and is not opened" if pickled else ""
-        raise ValueError(f"{unet} has no safetensors weights{found}; save the model with safe_serialization=True")
-    settings = read_config(unet / "config.json")
-    check_network(folder, settings)
+        raise ValueError(f"{network} has no safetensors weights{found}; save the model with safe_serialization=True")
+    settings = read_config(network / "config.json")
+    if part == "transformer":
+        find(str(settings.get("_class_name")))
+    check_network(folder, part, settings)
     return settings
 
 
-def check_network(name: str | Path, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for the configuration of a U-Net that predicts more than the mean, or is conditioned on classes."""
-    if settings.get("out_channels") != settings.get("in_channels"):
+def check_network(name: str | Path, part: str, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for a network, by its configuration, that is not given a noisy picture alone to predict its mean.
+
+    A U-Net that also predicts a variance, or is conditioned on classes; a transformer that is given more than a picture.
+    """
+    given, predicted = settings.get("in_channels"), settings.get("out_channels")
+    if part == "transformer":
+        if predicted not in (None, given, 2 * (given or 0)):
+            raise ValueError(
+                f"the network in {name} is given {given} channels to predict {predicted}: not a picture alone"
+            )
+        return
+    if predicted != given:
         raise ValueError(
             f"the network in {name} also predicts a variance; only networks that predict the mean are supported"
         )
@@ -96,8 +121,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_index(name: str | Path) -> None:
-    """Raise ValueError, by `model_index.json` alone, for a pipeline with code of its own and one that is not supported."""
+def check_index(name: str | Path) -> dict[str, None]:
+    """Parts that a pipeline with a transformer goes without, as `from_pretrained` must be told, such as the T5 of SD3.
+
+    Raises ValueError, by `model_index.json` alone, for a pipeline with code of its own and one that is not supported.
+    """
     folder = Path(name)
     index = read_config(folder / INDEX) if folder.exists() else DiffusionPipeline.load_config(name)
     kind = index.get("_class_name")
@@ -110,15 +138,28 @@ def check_index(name: str | Path) -> None:
         known = library in LIBRARIES or hasattr(diffusers.pipelines, library)
         if not known or (folder / part / f"{library}.py").exists():
             raise ValueError(f"{name} has a {part} of the class {value!r} with code of its own; {NO_CODE}")
-    check_parts(kind, parts)
-    scheduler_class(parts["scheduler"][1])
+    transformer = str(parts["transformer"][1]) if "transformer" in parts else None
+    check_parts(kind, parts, transformer)
+    if transformer is None or find(transformer).schedule is not FlowSchedule:
+        scheduler_class(parts["scheduler"][1])
+    else:
+        flow = known_scheduler(parts["scheduler"][1], FLOWS)
+        if folder.exists():
+            FlowSchedule(flow.from_pretrained(folder / "scheduler", local_files_only=True))
+    return {} if transformer is None else {part: None for part, value in index.items() if value == [None, None]}
+
+
+def known_scheduler(kind: Any, supported: str) -> type[SchedulerMixin]:
+    """A scheduler's class by its name; raises ValueError, with those that are supported, where diffusers has none."""
+    found = getattr(diffusers, str(kind), None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ValueError(f"the installed diffusers has no scheduler {kind!r}; supported are {supported}")
+    return found
 
 
 def scheduler_class(kind: Any) -> type[SchedulerMixin]:
     """A scheduler's class by its name; raises ValueError where diffusers has none, and for one without a discrete schedule."""
-    found = getattr(diffusers, str(kind), None)
-    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
-        raise ValueError(f"the installed diffusers has no scheduler {kind!r}; supported are {SCHEDULERS}")
+    found = known_scheduler(kind, SCHEDULERS)
     try:
         check_scheduler(found())
     except TypeError as error:  # all those of a discrete schedule have defaults
@@ -139,15 +180,18 @@ def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> Diffu
     if folder.exists():
         check_files(folder)
     try:
-        check_index(name)
-        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        without = check_index(name)
+        pipe = DiffusionPipeline.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **without
+        )
     except (OSError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"{name} is no folder of a model with safetensors weights, and the hub gives none of that name: {reason}"
         ) from error
     check_pipeline(pipe)
-    check_network(name, pipe.unet.config)
+    part = "transformer" if hasattr(pipe, "transformer") else "unet"
+    check_network(name, part, getattr(pipe, part).config)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
         pipe.register_to_config(requires_safety_checker=False)
@@ -155,17 +199,31 @@ def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> Diffu
 
 
 def check_pipeline(pipe: DiffusionPipeline) -> None:
-    """Raise ValueError unless the pipeline's network is a U-Net of a discrete schedule, with a text encoder or unconditional."""
-    check_parts(type(pipe).__name__, [name for name, part in pipe.components.items() if part is not None])
+    """Raise ValueError unless the pipeline's network and schedule are supported, with a text encoder or unconditional."""
+    transformer = type(pipe.transformer).__name__ if getattr(pipe, "transformer", None) is not None else None
+    parts = [name for name, part in pipe.components.items() if part is not None]
+    check_parts(type(pipe).__name__, parts, transformer)
+    if transformer is not None:
+        find(transformer).schedule(pipe.scheduler)
+        return
     check_scheduler(pipe.scheduler)
     if getattr(pipe.unet.config, "time_cond_proj_dim", None):
         raise ValueError("the U-Net is told the guidance scale, so the pipeline makes no unconditional prediction")
 
 
-def check_parts(kind: str, parts: Collection[str]) -> None:
-    """Raise ValueError unless the parts of a class of pipelines are those of a model that is supported."""
-    if "transformer" in parts:
-        raise ValueError(f"{kind} has a transformer instead of a U-Net; supported are {SUPPORTED}")
+def check_parts(kind: str, parts: Collection[str], transformer: str | None) -> None:
+    """Raise ValueError unless the parts of a class of pipelines are those of a model that is supported.
+
+    transformer: its class, where there is one.
+    """
+    if transformer is not None:
+        encoders = find(transformer).encoders
+        needed = [*encoders, *(part.replace("text_encoder", "tokenizer") for part in encoders), "vae", "scheduler"]
+        missing = next((part for part in needed if part not in parts), None)
+        if missing is not None or "unet" in parts:
+            wrong = "a U-Net beside its transformer" if missing is None else f"no {missing}"
+            raise ValueError(f"{kind} has {wrong}; supported are {SUPPORTED}")
+        return
     for part in ("unet", "scheduler"):
         if part not in parts:
             raise ValueError(f"{kind} has no {part}; supported are {SUPPORTED}")
@@ -177,7 +235,7 @@ def check_parts(kind: str, parts: Collection[str]) -> None:
 
 
 def check_text(pipe: DiffusionPipeline) -> None:
-    """Raise ValueError unless the pipeline makes pictures from text by a U-Net."""
+    """Raise ValueError unless the pipeline makes pictures from text by a network that is supported."""
     check_pipeline(pipe)
     if getattr(pipe, "text_encoder", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no text_encoder; a prompt needs a text-to-image pipeline")
@@ -185,6 +243,10 @@ def check_text(pipe: DiffusionPipeline) -> None:
 
 def check_single_encoder(pipe: DiffusionPipeline) -> None:
     """Raise ValueError for a pipeline whose prompts are more than one sequence of embeddings, such as Stable Diffusion XL."""
+    if hasattr(pipe, "transformer"):
+        raise ValueError(
+            f"{type(pipe).__name__} has a transformer; embeddings of prompts are moved where they are all that a U-Net is told"
+        )
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise ValueError(
             f"{type(pipe).__name__} has two text encoders; embeddings of prompts are moved where there is one, as in "
