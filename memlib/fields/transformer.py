@@ -21,6 +21,8 @@ from memlib.fields.schedules import DiscreteSchedule, FlowSchedule, Schedule, ti
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
+T5_LENGTH = "max_sequence_length"  # argument of SD3's pipeline, and entry of a text encoder's configuration
+
 
 class TransformerField(NetworkField):
     """Noise prediction of a pipeline's transformer, of a class that is in `ADAPTERS` (see `NetworkField`).
@@ -89,10 +91,17 @@ def _masked(embeddings: Tensor, mask: Tensor) -> Conditioning:
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
 
 
+def t5_length(pipe: "DiffusionPipeline") -> int:
+    """How many tokens of T5, or of zeros where there is none, the prompts of an SD3 pipeline have.
+
+    The usual ones of diffusers, unless the configuration of its first text encoder names another number.
+    """
+    return getattr(pipe.text_encoder.config, T5_LENGTH, usual(pipe, T5_LENGTH))
+
+
 def _encode_sd3(field: TransformerField, prompts: list[str], without: bool) -> Conditioning:
-    embeddings, _, pooled, _ = field.pipe.encode_prompt(
-        prompts, None, None, device=field.device, do_classifier_free_guidance=False
-    )
+    how = {"do_classifier_free_guidance": False, T5_LENGTH: t5_length(field.pipe)}
+    embeddings, _, pooled, _ = field.pipe.encode_prompt(prompts, None, None, device=field.device, **how)
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memlib.fields.load import check_text, field_of
 from memlib.fields.parameterisation import expected_data, expected_noise
-from memlib.fields.transformer import text_limit
+from memlib.fields.transformer import T5_LENGTH, t5_length, text_limit
 from memlib.tensors import generators, item_seeds, norm
 
 ROWS = 256  # items in one call of the network
@@ -162,6 +162,8 @@ def _run(
         raise ValueError(f"the sampling loop of pipelines with a {kind} is not run; of transformers only {LOOP}")
     embedded = isinstance(prompts, Tensor)
     given = {"prompt_embeds": prompts.flatten(0, 1)} if embedded else {"prompt": prompts}
+    if kind == LOOP:
+        given[T5_LENGTH] = t5_length(pipe)
     with quiet(pipe):
         return pipe(
             **given,
