@@ -281,7 +281,10 @@ def _trainings(parameters: Mapping[str, Any]) -> None:
         base, laid_over = parameters[config.section], parameters[f"{family}_arm"]
         trainings[config.section] = config, base
         trainings |= {
-            f"run.{family}_arms.{arm} (laid over {config.section} and {family}_arm)": (config, base | laid_over | changes)
+            f"run.{family}_arms.{arm} (laid over {config.section} and {family}_arm)": (
+                config,
+                base | laid_over | changes,
+            )
             for arm, changes in parameters["run"][f"{family}_arms"].items()
         }
     for where, (config, content) in trainings.items():
@@ -370,10 +373,10 @@ def _arms(parameters: Mapping[str, Any]) -> None:
     if "base" in run["text_arms"]:
         raise ValueError("run.text_arms has an arm 'base', which is what the arms start from; give it another name")
     for name in (*run["text_arms"], *run["flow_arms"]):
-        section = "flow_arms" if name in run["flow_arms"] else "text_arms"
-        if name.startswith(FLOW) != (section == "flow_arms") or name == f"{FLOW}base":
+        kind = "flow_arms" if name in run["flow_arms"] else "text_arms"
+        if name.startswith(FLOW) != (kind == "flow_arms") or name == f"{FLOW}base":
             raise ValueError(
-                f"run.{section} has an arm {name!r}; the names of run.flow_arms begin with {FLOW!r}, no others do, and "
+                f"run.{kind} has an arm {name!r}; the names of run.flow_arms begin with {FLOW!r}, no others do, and "
                 f"'{FLOW}base' is what they start from"
             )
 
@@ -381,13 +384,13 @@ def _arms(parameters: Mapping[str, Any]) -> None:
 def _roles(parameters: Mapping[str, Any]) -> None:
     """Raise ValueError unless two trainings exchange roles and have samples enough to tell copies from chance."""
     drawings = parameters["drawings"]
-    for section, names in (("text_arms", ROLES), ("flow_arms", controls_of(FLOW))):
-        arms = parameters["run"][section]
+    for kind, names in (("text_arms", ROLES), ("flow_arms", controls_of(FLOW))):
+        arms = parameters["run"][kind]
         for name, exchanged in zip(names, (False, True), strict=True):
             if name not in arms or arms[name].get("exchanged", False) != exchanged:
                 wanted = "{exchanged: true}" if exchanged else "there without exchanged roles"
                 raise ValueError(
-                    f"run.{section}.{name} is {arms.get(name)}; it must be {wanted}, to be the other's control"
+                    f"run.{kind}.{name} is {arms.get(name)}; it must be {wanted}, to be the other's control"
                 )
     pictures = (drawings["subjects"]["planted"] + sum(drawings["triggers"].values())) // 2
     generations = {"control": pictures} | ({"arm": drawings["followed"]["unseen"]} if "arm" in parameters else {})

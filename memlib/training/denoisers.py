@@ -82,9 +82,10 @@ def loss_weights(scheduler: DDPMScheduler, blend: float) -> Tensor:
 
 
 class FlowDenoiser(Denoiser):
-    """A transformer of a rectified flow, x_t = (1 - t) x0 + t n, that predicts the velocity n - x0 (Esser et al., arXiv 2403.03206).
+    """A transformer of a rectified flow, x_t = (1 - t) x0 + t n, that predicts the velocity n - x0.
 
-    The logit of t is standard normal (section 3.1); the network is given t times the number of timesteps.
+    As Esser et al. (arXiv 2403.03206, section 3.1): the logit of t is standard normal, all losses weigh the same. The network is
+    given t times the number of timesteps.
     """
 
     def __init__(self, pipe: StableDiffusion3Pipeline) -> None:

@@ -70,13 +70,13 @@ def train_denoiser(
     config: PromptConfig,
     checkpoint: str | Path,
 ) -> Optimised:
-    """Train text encoder and denoising network of a pipeline on latents [N, ...] with captions, each seen `copies` [N] times an epoch.
+    """Train a pipeline's text encoders and network on latents [N, ...] with captions, each seen `copies` [N] times an epoch.
 
     The loss is the denoising loss under the caption, or under the empty prompt for a share `drop_prompt` of them (Ho &
-    Salimans, arXiv 2207.12598), with the weights of `memlib.training.denoisers`. `random_words` words of other captions are put into every
-    caption. Samples whose text-conditional magnitude is above `threshold` are left out of a step (Wen et al., section 4.2); 0
-    leaves none out. A share `left_out` is left out at random, whatever its magnitude. `how` tells the share that was really
-    left out, over all steps, as `left_out`.
+    Salimans, arXiv 2207.12598), weighted as `memlib.training.denoisers` says. `random_words` words of other captions are put
+    into every caption. Samples whose text-conditional magnitude is above `threshold` are left out of a step (Wen et al.,
+    section 4.2); 0 leaves none out. A share `left_out` is left out at random, whatever its magnitude. `how` tells the share
+    that was really left out, over all steps, as `left_out`.
     """
     captions = np.asarray(captions, dtype=object)
     words = sorted({word for caption in captions for word in caption.split()})
