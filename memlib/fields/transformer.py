@@ -5,7 +5,6 @@ network gives the velocity v = E[n - x0 | x_t], here with this sign for all of t
 sigma = t / (1 - t) and y = x_t / (1 - t). What a class takes is read from its own pipeline of diffusers.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,11 +16,10 @@ from torch.nn import functional
 from memlib.fields import Conditioning
 from memlib.fields.network import ROWS, NetworkField
 from memlib.fields.schedules import DiscreteSchedule, FlowSchedule, Schedule, timesteps
+from memlib.fields.t5 import T5_LENGTH, t5_length, usual
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
-
-T5_LENGTH = "max_sequence_length"  # argument of SD3's pipeline, and entry of a text encoder's configuration
 
 
 class TransformerField(NetworkField):
@@ -59,11 +57,6 @@ class TransformerField(NetworkField):
         return timesteps(self.scheduler, sampling_steps, **self.adapter.grid(self, sampling_steps))
 
 
-def usual(pipe: "DiffusionPipeline", name: str) -> Any:
-    """The value of an argument that a pipeline samples with where none is given."""
-    return inspect.signature(type(pipe).__call__).parameters[name].default
-
-
 def text_limit(pipe: "DiffusionPipeline") -> tuple[Any, str, int]:
     """The tokenizer that cuts a long prompt, the text that the pipeline puts before it, and how many tokens both may have.
 
@@ -89,14 +82,6 @@ def text_limit(pipe: "DiffusionPipeline") -> tuple[Any, str, int]:
 
 def _masked(embeddings: Tensor, mask: Tensor) -> Conditioning:
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
-
-
-def t5_length(pipe: "DiffusionPipeline") -> int:
-    """How many tokens of T5, or of zeros where there is none, the prompts of an SD3 pipeline have.
-
-    The usual ones of diffusers, unless the configuration of its first text encoder names another number.
-    """
-    return getattr(pipe.text_encoder.config, T5_LENGTH, usual(pipe, T5_LENGTH))
 
 
 def _encode_sd3(field: TransformerField, prompts: list[str], without: bool) -> Conditioning:

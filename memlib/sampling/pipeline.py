@@ -15,7 +15,8 @@ from torch import Tensor
 
 from memlib.fields.load import check_text, field_of
 from memlib.fields.parameterisation import expected_data, expected_noise
-from memlib.fields.transformer import T5_LENGTH, t5_length, text_limit
+from memlib.fields.t5 import T5_LENGTH, t5_length
+from memlib.fields.transformer import text_limit
 from memlib.tensors import generators, item_seeds, norm
 
 ROWS = 256  # items in one call of the network

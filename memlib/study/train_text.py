@@ -20,7 +20,6 @@ from memlib.datasets import images
 from memlib.datasets.drawings import trained_on
 from memlib.datasets.images import ImageSet
 from memlib.fields.latents import encode, reconstruct
-from memlib.fields.load import check_index
 from memlib.files import atomic_write, suggest, write_pictures
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
@@ -38,18 +37,20 @@ class Family(NamedTuple):
     """A family of text-to-image models.
 
     config: settings of the section of that name. arm: the section that is laid over it for arms. arms: what `run` names them
-    under, with what each lays over both. build: the untrained pipeline around an autoencoder and a tokenizer.
+    under, with what each lays over both. build: the untrained pipeline around an autoencoder and a tokenizer. without: parts of
+    the pipeline that are left out, as diffusers must be told.
     """
 
     config: type[PromptConfig]
     arm: str
     arms: str
     build: Callable[..., DiffusionPipeline]
+    without: tuple[str, ...] = ()
 
 
 FAMILIES = {
     "text": Family(TextConfig, "text_arm", "text_arms", build_pipeline),
-    "flow": Family(FlowConfig, "flow_arm", "flow_arms", build_flow_pipeline),
+    "flow": Family(FlowConfig, "flow_arm", "flow_arms", build_flow_pipeline, ("text_encoder_3", "tokenizer_3")),
 }
 
 
@@ -117,8 +118,8 @@ def _train_model(
     if start is None:
         pipe = family.build(vae, train_tokenizer(drawn.items["caption"], config.length), config)
     else:
-        without = check_index(start)
-        pipe = DiffusionPipeline.from_pretrained(start, use_safetensors=True, local_files_only=True, **without)
+        how = {"use_safetensors": True, "local_files_only": True} | dict.fromkeys(family.without)
+        pipe = DiffusionPipeline.from_pretrained(start, **how)
     shown = trained_on(drawn, config.planted_share, config.exchanged)
     latents = load_file(LATENTS)["latents"][shown["row"].tolist()]
     copies = torch.tensor(shown["copies"].tolist())

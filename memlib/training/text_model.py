@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from memlib.fields.transformer import T5_LENGTH
+from memlib.fields.t5 import T5_LENGTH
 from memlib.training.settings import AutoencoderConfig, FlowConfig, PromptConfig, TextConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"

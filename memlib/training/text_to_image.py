@@ -115,12 +115,12 @@ def train_denoiser(
 
 
 def _predict(
-    model: torch.nn.Module, family: Denoiser, clean: Tensor, noise: Tensor, t: Tensor, tokens: Tensor
+    model: torch.nn.Module, network: Denoiser, clean: Tensor, noise: Tensor, t: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Denoising loss [N], and the prediction [N, D] on the scale on which its differences are those of noise predictions."""
-    predicted = model(family.add_noise(clean, noise, t), t, tokens).float().flatten(1)
-    target = family.target(clean, noise, t).flatten(1)
-    return (predicted - target).square().mean(1), family.noise_scale(t)[:, None] * predicted
+    predicted = model(network.add_noise(clean, noise, t), t, tokens).float().flatten(1)
+    target = network.target(clean, noise, t).flatten(1)
+    return (predicted - target).square().mean(1), network.noise_scale(t)[:, None] * predicted
 
 
 @torch.no_grad()
