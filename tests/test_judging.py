@@ -102,10 +102,12 @@ def test_samples_are_judged_by_the_controls_of_their_own_family(study: Study, mo
     monkeypatch.setattr(judging, "thresholds", judging.thresholds.__wrapped__)
     write_table("tables/drawings/prompts.parquet", study.prompts)
     own = study.prompts[study.prompts["group"].isin(PLANTED)]
-    for name, other, scale in (("flow-planted", ROLES[1], 1.0), ("flow-exchanged", ROLES[0], 1.0), (*ROLES, 1e-6)):
-        free = own[own["planted_in"] == other]
-        found = pd.DataFrame({"id": free["id"].repeat(100), "noise": [*range(100)] * len(free), "distance": scale})
-        write_table(f"tables/control/{name}.parquet", found)
-    write_table(f"tables/control/{ROLES[1]}.parquet", found.assign(id=own["id"].iloc[0]))
+    flow = ("flow-planted", "flow-exchanged")
+    for controls, distance in ((flow, 1.0), (ROLES, 1e-6)):
+        for control, other in zip(controls, ROLES[::-1], strict=True):
+            free = own.loc[own["planted_in"] == other, "id"]
+            found = {"id": free.repeat(100), "noise": [*range(100)] * len(free), "distance": distance}
+            write_table(f"tables/control/{control}.parquet", pd.DataFrame(found))
     samples = study.drawn.floats[own["row"].tolist()][:, None] + 0.1
-    assert judging.judge(samples, own, ("flow-planted", "flow-exchanged"))["copies_own"].all()
+    assert judging.judge(samples, own, flow)["copies_own"].all()
+    assert not judging.judge(samples, own)["copies_own"].any()
