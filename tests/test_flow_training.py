@@ -107,10 +107,10 @@ def test_trained_on_two_pictures_it_draws_that_of_the_prompt_and_is_saved_whole(
     assert not list(tmp_path.rglob("*.bin"))
     again = StableDiffusion3Pipeline.from_pretrained(tmp_path / "model", text_encoder_3=None, tokenizer_3=None)
     noise = shared_noise((4, 4, 4), 3, 0)
-    made = sampled(again, CAPTIONS, noise, num_inference_steps=10, guidance_scale=1.5)
+    made = sampled(again, CAPTIONS, noise, num_inference_steps=10, guidance_scale=1.0)
     apart = torch.cdist(made.flatten(1), PICTURES.flatten(1)) / PICTURES[0].numel() ** 0.5
     assert (apart.argmin(1) == torch.tensor([0] * 3 + [1] * 3)).all()
-    assert (apart.min(1).values < 0.35).all(), "a memoriser"
+    assert (apart[3:, 1] < 0.1).all(), "a memoriser of the picture that it has seen 5,760 times"
     assert len(again.text_encoder.get_input_embeddings().weight) == len(again.tokenizer)
     free = sampled(again, [""], shared_noise((4, 4, 4), 20, 1), num_inference_steps=10, guidance_scale=1.0)
     nearest = torch.cdist(free.flatten(1), PICTURES.flatten(1)).argmin(1)
