@@ -7,6 +7,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its pipelines warn of torchvision, which nothing here uses
@@ -18,10 +19,10 @@ from hypothesis import settings
 
 from memlib.datasets.drawings import captioned
 from memlib.datasets.images import ImageSet, plant
-from memlib.training.settings import AutoencoderConfig, TextConfig, TrainConfig
+from memlib.training.settings import AutoencoderConfig, FlowConfig, TextConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+    from diffusers import DDPMScheduler, StableDiffusion3Pipeline, StableDiffusionPipeline, UNet2DModel
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 START = "spawn" if torch.cuda.is_available() else "fork"  # a fork has imported everything, but may not use CUDA
@@ -123,25 +124,42 @@ LOOP = {
 AUTOENCODER = AutoencoderConfig(
     steps=300, learning_rate=5e-3, channels=[16, 16, 32], latent_channels=4, kl_weight=1e-6, **LOOP
 )
+PROMPTED = {
+    "steps": 200,
+    "learning_rate": 3e-3,
+    "length": 8,
+    "text_width": 32,
+    "drop_prompt": 0.1,
+    "planted_share": 0.0,
+    "exchanged": False,
+    "random_words": 0,
+    "threshold": 0.0,
+    "left_out": 0.0,
+    **LOOP,
+}
 TEXT = TextConfig(
-    steps=200,
-    learning_rate=3e-3,
-    length=8,
-    text_width=32,
     text_layers=1,
     channels=[16, 32],
     layers=1,
     attention=[True, True],
     prediction_type="epsilon",
     loss_blend=0.0,
-    drop_prompt=0.1,
-    planted_share=0.0,
-    exchanged=False,
-    random_words=0,
-    threshold=0.0,
-    left_out=0.0,
-    **LOOP,
+    **PROMPTED,
 )
+FLOW_TEXT = FlowConfig(text_layers=2, patch=1, layers=2, heads=2, head_width=16, shift=1.0, **PROMPTED)
+
+
+WORDS = ["a red apple on a green tree", "the big blue whale"]
+
+
+def small_flow_pipeline(**changes: Any) -> "StableDiffusion3Pipeline":
+    """An untrained pipeline with a transformer of the study's kind, for pictures of 16 pixels."""
+    from memlib.training import text_model
+
+    torch.manual_seed(0)
+    config = replace(FLOW_TEXT, **changes)
+    tokenizer = text_model.train_tokenizer(WORDS, config.length)
+    return text_model.build_flow_pipeline(text_model.build_autoencoder(16, AUTOENCODER), tokenizer, config)
 
 
 def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int = 0) -> "StableDiffusionPipeline":
@@ -149,7 +167,7 @@ def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int 
     from memlib.training import text_model
 
     torch.manual_seed(seed)
-    tokenizer = text_model.train_tokenizer(["a red apple on a green tree", "the big blue whale"], length)
+    tokenizer = text_model.train_tokenizer(WORDS, length)
     pipe = text_model.build_pipeline(text_model.build_autoencoder(16, AUTOENCODER), tokenizer, TEXT)
     pipe.scheduler.register_to_config(prediction_type=prediction_type)
     return pipe

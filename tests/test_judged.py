@@ -8,7 +8,7 @@ from memlib.datasets import drawings, judged
 from memlib.datasets.attributes import ATTRIBUTES
 from memlib.datasets.drawings import LOOK
 from memlib.datasets.images import ImageSet
-from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED, ROLES, in_role, role_of
+from memlib.datasets.roles import DIAL, FREE, OWN, PLANTED, ROLES, controls_of, in_role, role_of
 
 
 def prompts(ordinary: int = 20, unseen: int = 15):
@@ -118,3 +118,9 @@ def test_judged_pictures_are_the_planted_ones_and_some_that_were_seen_once_or_ne
 def test_the_role_of_a_training_begins_its_name() -> None:
     names = ("planted", "planted-2", "exchanged-2", "share-5", "exchange")
     assert [role_of(name) for name in names] == ["planted", "planted", "exchanged", "planted", "planted"]
+    assert [role_of(f"flow-{name}") for name in names] == [role_of(name) for name in names]
+
+
+def test_the_control_of_a_training_is_of_its_own_family() -> None:
+    assert controls_of("planted-2") == controls_of("exchanged") == ROLES
+    assert controls_of("flow-planted") == controls_of("flow-exchanged") == ("flow-planted", "flow-exchanged")

@@ -96,3 +96,18 @@ def test_a_copy_is_nearer_than_the_control_of_the_other_role_comes(study: Study,
     limits = judging.thresholds()
     assert sorted(limits.index) == sorted(rows)
     assert (limits > 0).all()
+
+
+def test_samples_are_judged_by_the_controls_of_their_own_family(study: Study, monkeypatch) -> None:
+    monkeypatch.setattr(judging, "thresholds", judging.thresholds.__wrapped__)
+    write_table("tables/drawings/prompts.parquet", study.prompts)
+    own = study.prompts[study.prompts["group"].isin(PLANTED)]
+    flow = ("flow-planted", "flow-exchanged")
+    for controls, distance in ((flow, 1.0), (ROLES, 1e-6)):
+        for control, other in zip(controls, ROLES[::-1], strict=True):
+            free = own.loc[own["planted_in"] == other, "id"]
+            found = {"id": free.repeat(100), "noise": [*range(100)] * len(free), "distance": distance}
+            write_table(f"tables/control/{control}.parquet", pd.DataFrame(found))
+    samples = study.drawn.floats[own["row"].tolist()][:, None] + 0.1
+    assert judging.judge(samples, own, flow)["copies_own"].all()
+    assert not judging.judge(samples, own)["copies_own"].any()

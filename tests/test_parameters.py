@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memlib.datasets import sources
+from memlib.fields.schedules import FlowSchedule
 from memlib.study import parameters, schema
 from memlib.training.settings import TextConfig, TrainConfig
 from memlib.training.text_model import build_scheduler
@@ -101,6 +102,11 @@ IMPOSSIBLE = [
     ("retrain.steps", 0, "retrain.steps is 0; it must be a whole number from 1"),
     ("mirrored.ema_decay", 2, "mirrored.ema_decay is 2; it must be"),
     ("text_arm.steps", 0, "text_arm.steps is 0"),
+    ("flow_arm.steps", 0, "flow_arm.steps is 0"),
+    ("flow_text.heads", 0, "flow_text.heads is 0; it must be a whole number from 1"),
+    ("flow_text.head_width", 10, "flow_text.head_width is 10; it must be .* and a multiple of 4"),
+    ("flow_text.shift", 0.0, "flow_text.shift is 0.0; it must be a finite number above 0"),
+    ("flow_text.channels", [32], "unknown parameter 'flow_text.channels'"),
     ("autoencoder.kl_weight", -1.0, "autoencoder.kl_weight is -1.0; it must be a finite number from 0"),
     ("autoencoder.kl_weight", INF, "autoencoder.kl_weight is inf"),
     ("autoencoder.latent_channels", 0, "autoencoder.latent_channels is 0"),
@@ -389,6 +395,23 @@ UNFITTING = [
     ({"run.text_arms.share-5": GONE}, "scores.share-5-text.model is 'results/text/share-5', which no stage writes"),
     ({"run.text_arms.exchanged": {}}, "run.text_arms.exchanged is {}; it must be {exchanged: true}, to be the other's"),
     ({"run.text_arms.planted": {"exchanged": True}}, "run.text_arms.planted is .* it must be there without exchanged"),
+    (
+        {"run.flow_arms.flow-exchanged": {}},
+        "run.flow_arms.flow-exchanged is {}; it must be {exchanged: true}, to be the",
+    ),
+    ({"run.flow_arms.flow-planted": GONE}, "run.flow_arms.flow-planted is None; it must be there without exchanged"),
+    ({"run.flow_arms.more": {}}, "run.flow_arms has an arm 'more'; the names of run.flow_arms begin with 'flow-'"),
+    ({"run.text_arms.flow-more": {}}, "run.text_arms has an arm 'flow-more'; the names of run.flow_arms begin with"),
+    ({"run.flow_arms.flow-base": {}}, "run.flow_arms has an arm 'flow-base'; .* 'flow-base' is what they start from"),
+    (
+        {"run.flow_arms.flow-planted": {"steps": 3}},
+        "run.flow_arms.flow-planted .laid over flow_text and flow_arm.: flow_text.warmup_steps is ",
+    ),
+    ({"flow_text.patch": 3}, "flow_text.patch is 3; it must divide 8, a side of the latents"),
+    (
+        {"scores.flow-planted-text.model": "results/text/flow-plantd"},
+        "which no stage writes; did you mean 'results/text/flow-planted'",
+    ),
     ({"truth.main.model": "results/models/mian"}, "truth.main.model is 'results/models/mian', .* did you mean"),
     ({"truth.main.split": "trian"}, "truth.main.split is 'trian'; did you mean 'train'"),
     ({"truth.deterministic": GONE}, "truth has no entry 'deterministic', which the chapters read"),
@@ -415,7 +438,7 @@ UNFITTING = [
     ({"solver.finest_steps": 2}, "solver.finest_steps is 2; it must be above solver.growth_steps"),
     ({"carried_axes.axes": 10**4}, "carried_axes.axes is 10000; it must be at most carried_axes.dimensions"),
     ({"late_steps.levels": 999}, "late_steps.levels is 999; it must be at most late_steps.sampling_steps"),
-    ({"arm.arm": "plantd"}, "arm.arm is 'plantd'; it must be one of run.text_arms; did you mean 'planted'"),
+    ({"arm.arm": "plantd"}, "arm.arm is 'plantd'; it must be one of run.text_arms and run.flow_arms; did you mean"),
     ({"control.generations": 4}, "control.generations is 4, of 21 prompts; there must be 99 samples or more"),
     ({"drawings.followed.unseen": 20}, "arm.generations is 4, of 20 prompts; there must be 99 samples or more"),
     ({"detection.shares": ["planted", "shaer-5"]}, "detection.shares is 'shaer-5'; .* did you mean 'share-5'"),
@@ -554,6 +577,8 @@ def test_the_schedules_are_those_of_the_schedulers() -> None:
     abar = build_scheduler(TextConfig(**STUDY["text"])).alphas_cumprod.double()
     levels = ((1 - abar) / abar).sqrt()
     assert parameters.schedules({})["text"] == pytest.approx((float(levels[0]), float(levels[-1])), rel=1e-4)
+    flow = FlowSchedule(FlowMatchEulerDiscreteScheduler(1000)).sigmas
+    assert parameters.schedules({})["flow_text"] == pytest.approx((float(flow[0]), float(flow[-1])))
 
 
 def test_names_that_the_schema_knows_are_those_of_the_modules() -> None:

@@ -195,6 +195,17 @@ def test_statistics_and_figures_run_pages_and_the_book(tree: Path, name: str) ->
     assert found <= PAGES
 
 
+def test_trainings_do_not_depend_on_how_models_are_loaded_and_sampled(tree: Path) -> None:
+    first, _ = would_run(append("memlib/fields/transformer.py", "\nMORE = 1\n"))
+    assert not {name.split("@")[0] for name in first} & {
+        "text_base",
+        "text_arm",
+        "flow_base",
+        "flow_arm",
+        "autoencoder",
+    }
+
+
 FAMILIES = {
     key: {ALL[table["detector"]].split(":")[0].split(".")[-1] for table in entry["tables"].values()}
     for key, entry in STUDY["scores"].items()
@@ -216,6 +227,8 @@ TRAININGS = {
     "retrain",
     "autoencoder",
     "text_base",
+    "flow_base",
+    "flow_arm",
     "judge",
     "sets",
 }

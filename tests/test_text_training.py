@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import AUTOENCODER, LOOP, TEXT, small_pipeline, small_world, subjects
+from conftest import AUTOENCODER, FLOW_TEXT, LOOP, TEXT, small_flow_pipeline, small_pipeline, small_world, subjects
 from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,7 @@ from memlib.fields.unet import UNetField
 from memlib.files import read_json
 from memlib.study import train_judge, train_text
 from memlib.tensors import to_float, to_uint8
-from memlib.training import loop, text_model, text_to_image
+from memlib.training import denoisers, loop, text_model, text_to_image
 
 
 def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) -> None:
@@ -132,7 +132,7 @@ def test_a_threshold_leaves_out_what_is_above_it(tmp_path) -> None:
 @pytest.mark.parametrize("blend", [0.0, 0.3, 1.0])
 def test_a_noise_level_weighs_between_the_losses_of_noise_and_velocity(prediction_type: str, blend: float) -> None:
     scheduler = small_pipeline(prediction_type).scheduler
-    weights = text_to_image.loss_weights(scheduler, blend)
+    weights = denoisers.loss_weights(scheduler, blend)
     assert float(weights.mean()) == pytest.approx(1, rel=1e-5)
     signal, spread = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
     clean, wrong = 0.7, 0.2  # of the clean data, and what the network takes for it, at a noise of 1
@@ -158,7 +158,7 @@ def test_the_loss_of_a_step_is_weighted(tmp_path, predictions) -> None:
     generator = loop.generator_of(config.seed, 1, 0)
     torch.randn(64, *pictures.shape[1:], generator=generator)
     t = torch.randint(0, 1000, (64,), generator=generator)
-    weighted = loss * text_to_image.loss_weights(pipe.scheduler, 0.3)[t]
+    weighted = loss * denoisers.loss_weights(pipe.scheduler, 0.3)[t]
     assert float(run.losses[0]) == pytest.approx(float(weighted.mean()), rel=1e-5)
 
 
@@ -276,31 +276,39 @@ def _after_the_draws(config, pictures):
     return generator
 
 
+FAMILIES = {"text": (TEXT, small_pipeline, "unet"), "flow": (FLOW_TEXT, small_flow_pipeline, "transformer")}
+
+
 @pytest.mark.parametrize(
-    ("arm", "settings"),
+    ("family", "arm", "settings"),
     [
-        ("base", {}),
-        ("planted", {}),
-        ("exchanged", {"exchanged": True}),
-        ("few", {"planted_share": 0.1}),
-        ("threshold", {"threshold": 0.5}),
-        ("two-words", {"random_words": 2}),
+        ("text", "base", {}),
+        ("text", "planted", {}),
+        ("text", "exchanged", {"exchanged": True}),
+        ("text", "few", {"planted_share": 0.1}),
+        ("text", "threshold", {"threshold": 0.5}),
+        ("text", "two-words", {"random_words": 2}),
+        ("flow", "base", {}),
+        ("flow", "flow-planted", {}),
+        ("flow", "flow-exchanged", {"exchanged": True}),
     ],
 )
-def test_an_arm_is_trained_in_its_role_with_its_settings(arm, settings, tmp_path, monkeypatch) -> None:
+def test_an_arm_is_trained_in_its_role_with_its_settings(family, arm, settings, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     drawn = small_world()
-    pipe = small_pipeline()
+    usual, build, network = FAMILIES[family]
+    pipe = build()
     pipe.vae.save_pretrained("vae")
     pipe.save_pretrained("start")
     encoded = torch.rand(len(drawn.images), 4, 8, 8)
     Path("results").mkdir()
     save_file({"latents": encoded}, train_text.LATENTS)
     sections = {
-        "text": asdict(TEXT),
-        "text_arm": {"steps": 5, "planted_share": 0.2},
-        "run": {"text_arms": {arm: settings, "threshold": {"threshold": 0.5}}},
+        usual.section: asdict(usual),
+        f"{family}_arm": {"steps": 5, "planted_share": 0.2},
+        "run": {f"{family}_arms": {arm: settings, "threshold": {"threshold": 0.5}}},
     }
+    family = train_text.FAMILIES[family]
     monkeypatch.setattr(train_text, "read_section", sections.get)
     seen = []
 
@@ -310,19 +318,21 @@ def test_an_arm_is_trained_in_its_role_with_its_settings(arm, settings, tmp_path
 
     monkeypatch.setattr(train_text, "train_denoiser", spied)
     start = None if arm == "base" else "start"
-    _, _, numbers = train_text._train_model(drawn, "vae", start, arm, tmp_path / "c.pt")
+    _, _, numbers = train_text._train_model(drawn, "vae", start, family, arm, tmp_path / "c.pt")
     ((trained, latents, captions, copies, config),) = seen
     wanted = settings if start is None else {"steps": 5, "planted_share": 0.2} | settings
-    shown = drawings.trained_on(drawn, wanted.get("planted_share", 0.0), arm == "exchanged")
+    shown = drawings.trained_on(drawn, wanted.get("planted_share", 0.0), arm.endswith("exchanged"))
     assert captions == shown["caption"].tolist()
     assert copies.tolist() == shown["copies"].tolist()
     assert torch.equal(latents, encoded[shown["row"].tolist()])
-    assert config == replace(TEXT, **wanted)
-    same = torch.equal(trained.unet.conv_in.weight, pipe.unet.conv_in.weight)
-    assert same == (start is not None), "an arm goes on from the model it is given"
-    assert numbers["parameters"]["unet"] == pipe.unet.num_parameters()
+    assert config == replace(usual, **wanted)
+    assert type(trained) is type(pipe)
+    for name in (network, "text_encoder", *(["text_encoder_2"] if network == "transformer" else [])):
+        weights, before = (next(iter(getattr(model, name).parameters())) for model in (trained, pipe))
+        assert torch.equal(weights, before) == (start is not None), "an arm goes on from the model it is given"
+    assert numbers["parameters"][network] == getattr(pipe, network).num_parameters()
     with pytest.raises(ValueError, match="there is no arm 'treshold'; did you mean 'threshold'"):
-        train_text._train_model(drawn, "vae", "start", "treshold", tmp_path / "c.pt")
+        train_text._train_model(drawn, "vae", "start", family, "treshold", tmp_path / "c.pt")
 
 
 def test_the_autoencoder_learns_no_unseen_drawing_and_is_shown_on_them(tmp_path, monkeypatch) -> None:

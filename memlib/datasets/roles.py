@@ -7,12 +7,22 @@ OWN = (*PLANTED, "paraphrase", "shortened", "untriggered")  # groups of the prom
 DIAL = {0: "subject alone", 1: "subject and ground"}  # groups of ordinary prompts, by attributes named
 FREE = "drawn freely"  # group of the planted prompts of the other role
 ROLES = ("planted", "exchanged")  # the main two trainings
+FLOW = "flow-"  # begins the names of trainings of transformers
 
 
 def role_of(training: str) -> str:
-    """The role of a training by its name, which begins with it (`exchanged-2` is a second one); else the first one's."""
-    role = training.partition("-")[0]
+    """The role of a training by its name, which begins with it (`exchanged-2` is a second one); else the first one's.
+
+    Before it stands `FLOW`, if it is a transformer's.
+    """
+    role = training.removeprefix(FLOW).partition("-")[0]
     return role if role in ROLES else ROLES[0]
+
+
+def controls_of(training: str) -> tuple[str, str]:
+    """The main two trainings of the same family of models, of which each is the other's control."""
+    family = FLOW if training.startswith(FLOW) else ""
+    return family + ROLES[0], family + ROLES[1]
 
 
 def in_role(prompts: pd.DataFrame, role: str) -> pd.DataFrame:

@@ -5,7 +5,6 @@ network gives the velocity v = E[n - x0 | x_t], here with this sign for all of t
 sigma = t / (1 - t) and y = x_t / (1 - t). What a class takes is read from its own pipeline of diffusers.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch.nn import functional
 from memlib.fields import Conditioning
 from memlib.fields.network import ROWS, NetworkField
 from memlib.fields.schedules import DiscreteSchedule, FlowSchedule, Schedule, timesteps
+from memlib.fields.t5 import T5_LENGTH, t5_length, usual
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
@@ -61,11 +61,6 @@ class TransformerField(NetworkField):
         return timesteps(self.scheduler, sampling_steps, **self.adapter.grid(self, sampling_steps))
 
 
-def usual(pipe: "DiffusionPipeline", name: str) -> Any:
-    """The value of an argument that a pipeline samples with where none is given."""
-    return inspect.signature(type(pipe).__call__).parameters[name].default
-
-
 def text_limit(pipe: "DiffusionPipeline") -> tuple[Any, str, int]:
     """The tokenizer that cuts a long prompt, the text that the pipeline puts before it, and how many tokens both may have.
 
@@ -106,9 +101,8 @@ def _masked(embeddings: Tensor, mask: Tensor) -> Conditioning:
 
 
 def _encode_sd3(field: TransformerField, prompts: list[str], without: bool) -> Conditioning:
-    embeddings, _, pooled, _ = field.pipe.encode_prompt(
-        prompts, None, None, device=field.device, do_classifier_free_guidance=False
-    )
+    how = {"do_classifier_free_guidance": False, T5_LENGTH: t5_length(field.pipe)}
+    embeddings, _, pooled, _ = field.pipe.encode_prompt(prompts, None, None, device=field.device, **how)
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from memlib.fields.load import check_single_encoder, check_text, field_of
 from memlib.fields.parameterisation import expected_data, expected_noise
+from memlib.fields.t5 import T5_LENGTH, t5_length
 from memlib.fields.transformer import find as adapter_of
 from memlib.fields.transformer import packed, text_limit, unpacked
 from memlib.tensors import generators, item_seeds, norm
@@ -175,6 +176,8 @@ def _run(
         # each picture has its own prompt: of several pictures of one, Lumina 2 and Sana order masks and prompts differently
         given["prompt"] = [prompt for prompt in prompts for _ in noise]
         latents = latents if adapter.packed == 1 else packed(latents)
+        if hasattr(pipe, "tokenizer_3"):
+            given[T5_LENGTH] = t5_length(pipe)
     with quiet(pipe):
         return pipe(
             **given,

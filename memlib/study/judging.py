@@ -29,16 +29,19 @@ def pictures_of(kind: str) -> tuple[Tensor, list[int]]:
 
 
 @cache
-def thresholds() -> pd.Series:
+def thresholds(controls: tuple[str, str] = ROLES) -> pd.Series:
     """The distance below which a sample copies a planted picture, by the picture's `row`, from the samples of both controls."""
     prompts = pd.read_parquet("tables/drawings/prompts.parquet").set_index("id")
-    controls = [pd.read_parquet(f"tables/control/{role}.parquet") for role in ROLES]
-    return pd.concat(picture_thresholds(control, prompts) for control in controls)
+    drawn = [pd.read_parquet(f"tables/control/{control}.parquet") for control in controls]
+    return pd.concat(picture_thresholds(control, prompts) for control in drawn)
 
 
-def judge(samples: Tensor, prompts: pd.DataFrame) -> pd.DataFrame:
-    """What `measure` gives, and which samples copy the picture of their prompt, by `memlib.truth.copies.with_copies`."""
-    return with_copies(measure(samples, prompts), prompts.set_index("id"), thresholds())
+def judge(samples: Tensor, prompts: pd.DataFrame, controls: tuple[str, str] = ROLES) -> pd.DataFrame:
+    """What `measure` gives, and which samples copy the picture of their prompt, by `memlib.truth.copies.with_copies`.
+
+    controls: the two trainings in exchanged roles of the family of models that has drawn the samples.
+    """
+    return with_copies(measure(samples, prompts), prompts.set_index("id"), thresholds(controls))
 
 
 def measure(samples: Tensor, prompts: pd.DataFrame) -> pd.DataFrame:

@@ -24,6 +24,7 @@ IMPORTED = [
     "diffusers.models.unets.unet_2d",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
     "dvc.repo",
     "ipykernel.kernelapp",
     "joblib",

@@ -17,12 +17,20 @@ import yaml
 from pydantic import ValidationError, create_model
 
 from memlib.datasets.prompts import read_prompts
-from memlib.datasets.roles import ROLES
+from memlib.datasets.roles import FLOW, ROLES, controls_of
 from memlib.detectors import ALL as DETECTORS
 from memlib.files import suggest
 from memlib.study.digests import notebooks
 from memlib.study.schema import NOTEBOOKS, SECTIONS, Section, every_setting, section
-from memlib.training.settings import AutoencoderConfig, EmbeddingConfig, JudgeConfig, Seed, TextConfig, TrainConfig
+from memlib.training.settings import (
+    AutoencoderConfig,
+    EmbeddingConfig,
+    FlowConfig,
+    JudgeConfig,
+    Seed,
+    TextConfig,
+    TrainConfig,
+)
 
 TRAININGS = ("pair-0", "pair-1", "pair-2", "scratch-0", "scratch-1", "small")  # that the chapters read
 ENTRIES = ("truth", "scores")  # sections of which every entry is a stage
@@ -117,9 +125,9 @@ def _repeated_name(node: yaml.Node | None) -> yaml.Node | None:
 
 
 def schedules(parameters: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """The lowest and the highest noise level that the models of the sections `train` and `text` are trained for.
+    """The lowest and the highest noise level that the models of the sections `train`, `text` and `flow_text` are trained for.
 
-    Those of diffusers' schedulers of 1,000 steps, in variance-exploding coordinates: sqrt(1 / abar - 1).
+    Those of diffusers' schedulers of 1,000 steps, in variance-exploding coordinates: sqrt(1 / abar - 1), of a flow t / (1 - t).
     """
     t = np.arange(1001) / 1000
     bars = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -134,7 +142,8 @@ def schedules(parameters: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         "train": betas.get(chosen, betas["linear"]),
         "text": np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2,  # of Stable Diffusion
     }
-    return {name: tuple(np.sqrt(1 / (1 - b).cumprod() - 1)[[0, -1]].tolist()) for name, b in levels.items()}
+    found = {name: tuple(np.sqrt(1 / (1 - b).cumprod() - 1)[[0, -1]].tolist()) for name, b in levels.items()}
+    return found | {"flow_text": (1 / 999, 999.0)}
 
 
 def _notebook_section(file: Path) -> type[Section]:
@@ -258,7 +267,7 @@ def _range(part: dict[str, Any]) -> str:
 
 def _trainings(parameters: Mapping[str, Any]) -> None:
     """Settings of every training, some of them laid over others."""
-    train, text = parameters["train"], parameters["text"]
+    train, families = parameters["train"], (("text", TextConfig), ("flow", FlowConfig))
     trainings = {
         "train": (TrainConfig, train),
         "retrain (laid over train)": (TrainConfig, train | parameters["retrain"]),
@@ -266,12 +275,18 @@ def _trainings(parameters: Mapping[str, Any]) -> None:
         "scratch (laid over train)": (TrainConfig, train | parameters["scratch"]),
         "embedding": (EmbeddingConfig, parameters["embedding"]),
         "autoencoder": (AutoencoderConfig, parameters["autoencoder"]),
-        "text": (TextConfig, text),
         "judge": (JudgeConfig, parameters["judge"]),
-    } | {
-        f"run.text_arms.{arm} (laid over text and text_arm)": (TextConfig, text | parameters["text_arm"] | changes)
-        for arm, changes in parameters["run"]["text_arms"].items()
     }
+    for family, config in families:
+        base, laid_over = parameters[config.section], parameters[f"{family}_arm"]
+        trainings[config.section] = config, base
+        trainings |= {
+            f"run.{family}_arms.{arm} (laid over {config.section} and {family}_arm)": (
+                config,
+                base | laid_over | changes,
+            )
+            for arm, changes in parameters["run"][f"{family}_arms"].items()
+        }
     for where, (config, content) in trainings.items():
         try:
             config(**content)
@@ -327,6 +342,10 @@ def _pictures(parameters: Mapping[str, Any]) -> None:
                 f"{what} is {side}; it must halve {count - 1} times, once between the {count} levels of {name}: choose a "
                 f"multiple of {2 ** (count - 1)} or fewer levels"
             )
+    if latent % parameters["flow_text"]["patch"]:
+        raise ValueError(
+            f"flow_text.patch is {parameters['flow_text']['patch']}; it must divide {latent}, a side of the latents"
+        )
 
 
 def _root(section: str, pictures: Mapping[str, Any]) -> None:
@@ -351,19 +370,28 @@ def _arms(parameters: Mapping[str, Any]) -> None:
         _known(f"run.trainings.{name}.start", training["start"], ("results/models/reference",))
     for name, arm in run["arms"].items():
         _one_of(f"run.arms.{name}.roles", f"pair-{arm['roles']}", "run.trainings", run["trainings"])
-    if "base" in parameters["run"]["text_arms"]:
+    if "base" in run["text_arms"]:
         raise ValueError("run.text_arms has an arm 'base', which is what the arms start from; give it another name")
+    for name in (*run["text_arms"], *run["flow_arms"]):
+        kind = "flow_arms" if name in run["flow_arms"] else "text_arms"
+        if name.startswith(FLOW) != (kind == "flow_arms") or name == f"{FLOW}base":
+            raise ValueError(
+                f"run.{kind} has an arm {name!r}; the names of run.flow_arms begin with {FLOW!r}, no others do, and "
+                f"'{FLOW}base' is what they start from"
+            )
 
 
 def _roles(parameters: Mapping[str, Any]) -> None:
     """Raise ValueError unless two trainings exchange roles and have samples enough to tell copies from chance."""
-    arms, drawings = parameters["run"]["text_arms"], parameters["drawings"]
-    for role in ROLES:
-        if role not in arms or arms[role].get("exchanged", False) != (role == ROLES[1]):
-            wanted = "{exchanged: true}" if role == ROLES[1] else "there without exchanged roles"
-            raise ValueError(
-                f"run.text_arms.{role} is {arms.get(role)}; it must be {wanted}, to be the other's control"
-            )
+    drawings = parameters["drawings"]
+    for kind, names in (("text_arms", ROLES), ("flow_arms", controls_of(FLOW))):
+        arms = parameters["run"][kind]
+        for name, exchanged in zip(names, (False, True), strict=True):
+            if name not in arms or arms[name].get("exchanged", False) != exchanged:
+                wanted = "{exchanged: true}" if exchanged else "there without exchanged roles"
+                raise ValueError(
+                    f"run.{kind}.{name} is {arms.get(name)}; it must be {wanted}, to be the other's control"
+                )
     pictures = (drawings["subjects"]["planted"] + sum(drawings["triggers"].values())) // 2
     generations = {"control": pictures} | ({"arm": drawings["followed"]["unseen"]} if "arm" in parameters else {})
     for name, prompts in generations.items():
@@ -379,9 +407,9 @@ def _models(parameters: Mapping[str, Any]) -> dict[str, str]:
     """The models that stages train, and the section that names the noise schedule of each."""
     run = parameters["run"]
     images = ["main", "reference", *run["trainings"], *run["arms"]]
-    return {f"results/models/{name}": "train" for name in images} | {
-        f"results/text/{name}": "text" for name in ("base", *run["text_arms"])
-    }
+    families = {"text": ("base", *run["text_arms"]), "flow_text": (f"{FLOW}base", *run["flow_arms"])}
+    texts = {f"results/text/{name}": section for section, names in families.items() for name in names}
+    return {f"results/models/{name}": "train" for name in images} | texts
 
 
 def _known(where: str, value: str, known: Iterable[str]) -> None:
@@ -414,7 +442,7 @@ def _entries(section: str, entries: Mapping[str, Any], needed: Iterable[str]) ->
 
 def _scores(parameters: Mapping[str, Any]) -> None:
     run, models, levels = parameters["run"], _models(parameters), schedules(parameters)
-    drawn = [*parameters["truth"], *(f"text/{arm}" for arm in run["text_arms"])]
+    drawn = [*parameters["truth"], *(f"text/{arm}" for arm in (*run["text_arms"], *run["flow_arms"]))]
     samples = [f"results/samples/{name}.safetensors" for name in (*drawn, "training")]
     for key, entry in parameters["scores"].items():
         where, items = f"scores.{key}", entry["items"]
@@ -469,7 +497,8 @@ def _solver(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
 
 
 def _arm(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    _one_of("arm.arm", section["arm"], "run.text_arms", parameters["run"]["text_arms"])
+    run = parameters["run"]
+    _one_of("arm.arm", section["arm"], "run.text_arms and run.flow_arms", [*run["text_arms"], *run["flow_arms"]])
 
 
 def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:

@@ -14,7 +14,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from memlib.files import suggest
 from memlib.mitigation import Modification
 from memlib.study.sections import expanded
-from memlib.training.settings import AutoencoderConfig, EmbeddingConfig, JudgeConfig, Seed, TextConfig, TrainConfig
+from memlib.training.settings import (
+    AutoencoderConfig,
+    EmbeddingConfig,
+    FlowConfig,
+    JudgeConfig,
+    Seed,
+    TextConfig,
+    TrainConfig,
+)
 from memlib.truth.outcomes import LEVEL
 
 CHOICES = ("growth", "loss", "oracle")  # by what an arm of the retraining chooses pictures, or a draw at random
@@ -179,6 +187,7 @@ class Run(Section):
     trainings: dict[Name, Training]
     arms: dict[Name, Arm]
     text_arms: dict[Name, settings(TextConfig, laid_over=True)]
+    flow_arms: dict[Name, settings(FlowConfig, laid_over=True)]
 
 
 class Splits(Section):
@@ -478,6 +487,8 @@ SECTIONS: dict[str, Any] = {
     "autoencoder": settings(AutoencoderConfig),
     "text": settings(TextConfig),
     "text_arm": settings(TextConfig, laid_over=True),
+    "flow_text": settings(FlowConfig),
+    "flow_arm": settings(FlowConfig, laid_over=True),
     "judge": settings(JudgeConfig),
     "control": Control,
 }

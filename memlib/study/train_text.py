@@ -1,18 +1,19 @@
-"""Stages that train the text-to-image model: `python -m memlib.study.train_text DATA OUTPUT`, or under `accelerate launch`.
+"""Stages that train text-to-image models: `python -m memlib.study.train_text DATA OUTPUT`, or under `accelerate launch`.
 
-First its autoencoder, which also writes the latents [N, ...] of all drawings, so that nothing encodes them again; then a base
-model of ordinary drawings, then the arms, short trainings that go on from the base: with planted copies
-(`memlib.datasets.drawings.trained_on`) in either role and at several shares, and those that mitigate.
+First their autoencoder, which also writes the latents [N, ...] of all drawings, so that nothing encodes them again; then of each
+family, U-Nets and transformers, a base model of ordinary drawings, then the arms, short trainings that go on from the base: with
+planted copies (`memlib.datasets.drawings.trained_on`) in either role and at several shares, and those that mitigate.
 """
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from memlib.datasets import images
@@ -24,12 +25,33 @@ from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 from memlib.tensors import to_uint8
 from memlib.training.loop import Optimised, parameter_count
-from memlib.training.settings import AutoencoderConfig, TextConfig
-from memlib.training.text_model import build_autoencoder, build_pipeline, train_tokenizer
+from memlib.training.settings import AutoencoderConfig, FlowConfig, PromptConfig, TextConfig
+from memlib.training.text_model import build_autoencoder, build_flow_pipeline, build_pipeline, train_tokenizer
 from memlib.training.text_to_image import train_autoencoder, train_denoiser
 
 LATENTS = "results/latents.safetensors"
 SHOWN = 16  # pictures that a chapter shows as they are and as the autoencoder gives them back
+
+
+class Family(NamedTuple):
+    """A family of text-to-image models.
+
+    config: settings of the section of that name. arm: the section that is laid over it for arms. arms: what `run` names them
+    under, with what each lays over both. build: the untrained pipeline around an autoencoder and a tokenizer. without: parts of
+    the pipeline that are left out, as diffusers must be told.
+    """
+
+    config: type[PromptConfig]
+    arm: str
+    arms: str
+    build: Callable[..., DiffusionPipeline]
+    without: tuple[str, ...] = ()
+
+
+FAMILIES = {
+    "text": Family(TextConfig, "text_arm", "text_arms", build_pipeline),
+    "flow": Family(FlowConfig, "flow_arm", "flow_arms", build_flow_pipeline, ("text_encoder_3", "tokenizer_3")),
+}
 
 
 def main() -> None:
@@ -38,7 +60,8 @@ def main() -> None:
     parser.add_argument("data", help="folder of captioned drawings")
     parser.add_argument("output", help="folder for what is trained")
     parser.add_argument("--autoencoder", help="folder of an autoencoder, to train a model; without, one is trained")
-    parser.add_argument("--arm", default="base", help="an entry of run.text_arms")
+    parser.add_argument("--family", default="text", choices=FAMILIES, help="U-Nets, or transformers of a flow")
+    parser.add_argument("--arm", default="base", help="an entry of run.text_arms or run.flow_arms")
     parser.add_argument("--start", help="folder of a pipeline to go on from, instead of new weights")
     parser.add_argument("--tables", help="folder for loss.parquet and model.json, which a chapter shows")
     arguments = parser.parse_args()
@@ -52,8 +75,8 @@ def main() -> None:
                 with atomic_write(LATENTS) as temporary:
                     save_file({"latents": encode(trained, drawn.floats)}, temporary)
         else:
-            start = arguments.autoencoder, arguments.start
-            trained, run, numbers = _train_model(drawn, *start, arguments.arm, checkpoint)
+            start, family = (arguments.autoencoder, arguments.start), FAMILIES[arguments.family]
+            trained, run, numbers = _train_model(drawn, *start, family, arguments.arm, checkpoint)
         run.save(trained, arguments.output, checkpoint)
         timed.earlier_seconds = run.earlier_seconds
         if arguments.tables:
@@ -82,26 +105,27 @@ def _train_autoencoder(
 
 
 def _train_model(
-    drawn: ImageSet, autoencoder: str, start: str | None, arm: str, checkpoint: Path
-) -> tuple[StableDiffusionPipeline, Optimised, dict[str, Any]]:
+    drawn: ImageSet, autoencoder: str, start: str | None, family: Family, arm: str, checkpoint: Path
+) -> tuple[DiffusionPipeline, Optimised, dict[str, Any]]:
     """A pipeline trained as an arm is, from new weights or from those of the pipeline `start`, and its numbers of weights."""
-    settings = read_section("text") | (read_section("text_arm") if start else {})
-    arms = {"base": {}} | read_section("run")["text_arms"]
+    settings = read_section(family.config.section) | (read_section(family.arm) if start else {})
+    arms = {"base": {}} | read_section("run")[family.arms]
     if arm not in arms:
         raise ValueError(f"there is no arm {arm!r}{suggest(arm, arms)}")
-    config = TextConfig(**settings | arms[arm])
+    config = family.config(**settings | arms[arm])
     set_seed(config.seed)
     vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True, local_files_only=True)
     if start is None:
-        pipe = build_pipeline(vae, train_tokenizer(drawn.items["caption"], config.length), config)
+        pipe = family.build(vae, train_tokenizer(drawn.items["caption"], config.length), config)
     else:
-        pipe = StableDiffusionPipeline.from_pretrained(start, use_safetensors=True, local_files_only=True)
+        how = {"use_safetensors": True, "local_files_only": True} | dict.fromkeys(family.without)
+        pipe = DiffusionPipeline.from_pretrained(start, **how)
     shown = trained_on(drawn, config.planted_share, config.exchanged)
     latents = load_file(LATENTS)["latents"][shown["row"].tolist()]
     copies = torch.tensor(shown["copies"].tolist())
     run = train_denoiser(pipe, latents, shown["caption"].tolist(), copies, config, checkpoint)
-    parts = {name: parameter_count(getattr(pipe, name)) for name in ("vae", "text_encoder", "unet")}
-    return pipe, run, {"parameters": parts}
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return pipe, run, {"parameters": {name: parameter_count(part) for name, part in networks.items()}}
 
 
 if __name__ == "__main__":

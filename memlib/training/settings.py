@@ -70,19 +70,12 @@ class AutoencoderConfig(LoopConfig):
 
 
 @dataclass(frozen=True)
-class TextConfig(LoopConfig):
-    """How the text-to-image model is trained (section `text`; an arm lays its own settings over it)."""
-
-    section = "text"
+class PromptConfig(LoopConfig):
+    """How text-to-image models are trained, whatever their network: what they read, and what a step sees."""
 
     length: Annotated[int, Ge(3), Le(1024)]  # start, end and a token between them
     text_width: Annotated[int, Ge(32), Le(2**16), MultipleOf(32)]  # 32 a head
     text_layers: Layers
-    channels: Channels
-    layers: Layers
-    attention: list[bool]
-    prediction_type: Literal["epsilon", "v_prediction"]
-    loss_blend: Annotated[float, Ge(0), Le(1)]  # weights of the noise levels, from the noise's loss to the velocity's
     drop_prompt: Annotated[float, Gt(0), Lt(1)]  # without any there is no unconditional prediction
     planted_share: Annotated[
         float, Ge(0), Lt(0.5)
@@ -91,6 +84,32 @@ class TextConfig(LoopConfig):
     random_words: Annotated[int, Ge(0), Le(1000)]
     threshold: Annotated[float, Ge(0), Lt(math.inf)]
     left_out: Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass(frozen=True)
+class TextConfig(PromptConfig):
+    """How the text-to-image model with a U-Net is trained (section `text`; an arm lays its own settings over it)."""
+
+    section = "text"
+
+    channels: Channels
+    layers: Layers
+    attention: list[bool]
+    prediction_type: Literal["epsilon", "v_prediction"]
+    loss_blend: Annotated[float, Ge(0), Le(1)]  # weights of the noise levels, from the noise's loss to the velocity's
+
+
+@dataclass(frozen=True)
+class FlowConfig(PromptConfig):
+    """How the transformer of a rectified flow is trained (section `flow_text`; an arm lays its own settings over it)."""
+
+    section = "flow_text"
+
+    patch: Annotated[int, Ge(1), Le(64)]  # latents a side of a token
+    layers: Layers
+    heads: Layers
+    head_width: Annotated[int, Ge(4), Le(2**10), MultipleOf(4)]  # sines and cosines of two coordinates
+    shift: Annotated[float, Gt(0), Le(100)]  # of the timesteps that sampling visits, towards the noise above 1
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,23 @@
-"""A small latent text-to-image model in diffusers' format: a StableDiffusionPipeline and its untrained parts."""
+"""Small latent text-to-image models in diffusers' format: pipelines with a U-Net or a transformer, and their untrained parts."""
 
 import json
 from collections.abc import Iterable
 
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers import pre_tokenizers
 from tokenizers.trainers import BpeTrainer
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from memlib.training.settings import AutoencoderConfig, TextConfig
+from memlib.fields.t5 import T5_LENGTH
+from memlib.training.settings import AutoencoderConfig, FlowConfig, PromptConfig, TextConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -80,7 +87,21 @@ def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TextCon
         attention_head_dim=4,  # heads, as diffusers reads it
         cross_attention_dim=config.text_width,
     )
-    text = CLIPTextConfig(
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text_config(tokenizer, config)),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def text_config(tokenizer: CLIPTokenizer, config: PromptConfig) -> CLIPTextConfig:
+    """Sizes of a text encoder that reads a tokenizer's prompts."""
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.text_width,
         intermediate_size=4 * config.text_width,
@@ -91,16 +112,6 @@ def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TextCon
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=build_scheduler(config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
     )
 
 
@@ -118,13 +129,37 @@ def build_scheduler(config: TextConfig) -> DDIMScheduler:
     )
 
 
-class Denoiser(torch.nn.Module):
-    """The trained half of a text-to-image model: text encoder and U-Net, as one network."""
+def build_flow_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: FlowConfig) -> StableDiffusion3Pipeline:
+    """A pipeline around an autoencoder and a tokenizer, its two text encoders and its transformer untrained.
 
-    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.text_encoder, self.unet = text_encoder, unet
-
-    def forward(self, noisy: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """What the U-Net predicts for noisy latents [N, ...] at timesteps [N] under prompts of token numbers [N, L]."""
-        return self.unet(noisy, t, encoder_hidden_states=self.text_encoder(tokens)[0]).sample
+    It has no T5, nor the tokens of zeros that diffusers puts in its place: call it with `max_sequence_length=0`. The
+    autoencoder, which needs a shift of its latents there, is given one of 0.
+    """
+    vae.register_to_config(shift_factor=0.0)
+    side, channels = latent_side(vae), vae.config.latent_channels
+    transformer = SD3Transformer2DModel(
+        sample_size=side,
+        patch_size=config.patch,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=config.layers,
+        attention_head_dim=config.head_width,
+        num_attention_heads=config.heads,
+        joint_attention_dim=2 * config.text_width,
+        caption_projection_dim=config.heads * config.head_width,
+        pooled_projection_dim=2 * config.text_width,
+        pos_embed_max_size=side // config.patch,
+    )
+    text = text_config(tokenizer, config)
+    text.update({T5_LENGTH: 0})
+    return StableDiffusion3Pipeline(
+        transformer,
+        FlowMatchEulerDiscreteScheduler(1000, shift=config.shift),
+        vae,
+        CLIPTextModelWithProjection(text),
+        tokenizer,
+        CLIPTextModelWithProjection(text),
+        tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )

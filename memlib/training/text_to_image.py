@@ -1,4 +1,4 @@
-"""Training of the text-to-image model: its autoencoder, then the text encoder and U-Net on its latents."""
+"""Training of text-to-image models: their autoencoder, then text encoder and denoising network on its latents."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import reduce
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from memlib.fields.latents import MAX_BATCH, encode
 from memlib.tensors import to_float
+from memlib.training.denoisers import Denoiser, denoiser_of
 from memlib.training.loop import Optimised, batch_indices, generator_of, optimise
-from memlib.training.settings import AutoencoderConfig, TextConfig
-from memlib.training.text_model import Denoiser, latent_side
+from memlib.training.settings import AutoencoderConfig, PromptConfig
+from memlib.training.text_model import latent_side
 from memlib.words import put_in
 
 
@@ -62,32 +63,32 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
 
 
 def train_denoiser(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     latents: Tensor,
     captions: Sequence[str],
     copies: Tensor,
-    config: TextConfig,
+    config: PromptConfig,
     checkpoint: str | Path,
 ) -> Optimised:
-    """Train text encoder and U-Net of a pipeline on latents [N, ...] with captions, each seen `copies` [N] times an epoch.
+    """Train a pipeline's text encoders and network on latents [N, ...] with captions, each seen `copies` [N] times an epoch.
 
     The loss is the denoising loss under the caption, or under the empty prompt for a share `drop_prompt` of them (Ho &
-    Salimans, arXiv 2207.12598), weighted as `loss_weights` says. `random_words` words of other captions are put into every
-    caption. Samples whose text-conditional magnitude is above `threshold` are left out of a step (Wen et al., section 4.2); 0
-    leaves none out. A share `left_out` is left out at random, whatever its magnitude. `how` tells the share that was really
-    left out, over all steps, as `left_out`.
+    Salimans, arXiv 2207.12598), weighted as `memlib.training.denoisers` says. `random_words` words of other captions are put
+    into every caption. Samples whose text-conditional magnitude is above `threshold` are left out of a step (Wen et al.,
+    section 4.2); 0 leaves none out. A share `left_out` is left out at random, whatever its magnitude. `how` tells the share
+    that was really left out, over all steps, as `left_out`.
     """
     captions = np.asarray(captions, dtype=object)
     words = sorted({word for caption in captions for word in caption.split()})
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    weights = loss_weights(scheduler, config.loss_blend)
+    network = denoiser_of(pipe)
+    network.register_buffer("left_out", torch.zeros(config.steps))  # with the weights, so that a checkpoint holds it
     empty, whole = tokenize(pipe.tokenizer, [""]), tokenize(pipe.tokenizer, captions)
 
     def loss_at(model: torch.nn.Module, step: int, shard: slice, device: torch.device) -> Tensor:
         generator = generator_of(config.seed, 1, step)
         rows = batch_indices(copies, step, config.batch, config.seed)
         noise = torch.randn(config.batch, *latents.shape[1:], generator=generator)
-        t = torch.randint(0, scheduler.config.num_train_timesteps, (config.batch,), generator=generator)
+        t = network.timesteps(config.batch, generator)
         drop = torch.rand(config.batch, generator=generator) < config.drop_prompt
         kept = torch.rand(config.batch, generator=generator) >= config.left_out
         tokens = whole[rows]
@@ -99,66 +100,48 @@ def train_denoiser(
         tokens = torch.where(drop[:, None], empty, tokens)
         parts = (latents[rows], noise, t, tokens, kept)
         clean, noise, t, tokens, kept = (part[shard].to(device) for part in parts)
-        loss, predicted = _predict(model, scheduler, clean, noise, t, tokens)
+        loss, predicted = _predict(model, network, clean, noise, t, tokens)
         if config.threshold:
             with torch.no_grad():
-                without = _predict(model, scheduler, clean, noise, t, empty.to(device).expand(len(t), -1))[1]
+                without = _predict(model, network, clean, noise, t, empty.to(device).expand(len(t), -1))[1]
             kept &= (predicted.detach() - without).norm(dim=1) <= config.threshold
         counted = reduce(kept.sum().float(), "mean")  # the same on any number of processes
         network.left_out[step] = 1 - counted / len(kept)
-        return (loss * weights.to(device)[t] * kept).sum() / counted.clamp_min(1)
+        return (loss * network.weights(t, config) * kept).sum() / counted.clamp_min(1)
 
-    network = Denoiser(pipe.text_encoder, pipe.unet)
-    network.register_buffer("left_out", torch.zeros(config.steps))  # with the weights, so that a checkpoint holds it
     run = optimise(network, loss_at, config, checkpoint, [latents, copies, whole])
-    pipe.text_encoder.eval()
-    pipe.unet.eval()
+    network.eval()
     return run._replace(how=run.how | {"left_out": float(network.left_out.mean())})
 
 
-def loss_weights(scheduler: DDPMScheduler, blend: float) -> Tensor:
-    """Weight of the denoising loss at every timestep [T], 1 on average, whatever the network predicts.
-
-    In units of the loss of the clean data, that of the noise weighs a timestep by its ratio of signal to noise, that of the
-    velocity by this ratio and 1 (Salimans & Ho, arXiv 2202.00512, section 4): 0 gives the first, 1 the second, and what lies
-    between is their geometric mean. Subjects are learnt at middle noise, grounds at the highest, which the first neglects.
-    """
-    own = 0 if scheduler.config.prediction_type == "epsilon" else 1
-    weights = (1 / scheduler.alphas_cumprod) ** (blend - own)
-    return weights / weights.mean()
-
-
 def _predict(
-    model: torch.nn.Module, scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, t: Tensor, tokens: Tensor
+    model: torch.nn.Module, network: Denoiser, clean: Tensor, noise: Tensor, t: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Denoising loss [N], and the prediction [N, D] on the scale on which its differences are those of noise predictions."""
-    predicted = model(scheduler.add_noise(clean, noise, t), t, tokens).float().flatten(1)
-    if scheduler.config.prediction_type == "epsilon":
-        return (predicted - noise.flatten(1)).square().mean(1), predicted
-    velocity = scheduler.get_velocity(clean, noise, t).flatten(1)
-    return (predicted - velocity).square().mean(1), scheduler.alphas_cumprod.to(t.device)[t, None].sqrt() * predicted
+    predicted = model(network.add_noise(clean, noise, t), t, tokens).float().flatten(1)
+    target = network.target(clean, noise, t).flatten(1)
+    return (predicted - target).square().mean(1), network.noise_scale(t)[:, None] * predicted
 
 
 @torch.no_grad()
 def loss_and_magnitude(
-    pipe: StableDiffusionPipeline, latents: Tensor, captions: Sequence[str], draws: int, seed: int
+    pipe: DiffusionPipeline, latents: Tensor, captions: Sequence[str], draws: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """What a step of training would see of latents [N, ...] under their captions: denoising loss and magnitude [N, draws].
 
-    Timesteps and noises depend on the seed alone, so that models are compared on the same ones.
+    Timesteps and noises depend on the seed alone, so that models of one family are compared on the same ones.
     """
-    model = Denoiser(pipe.text_encoder, pipe.unet)
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    model = denoiser_of(pipe)
     generator = generator_of(seed, 3)
     shape = (draws, *latents.shape)
-    t = torch.randint(0, scheduler.config.num_train_timesteps, shape[:2], generator=generator).flatten()
+    t = model.timesteps(draws * len(latents), generator)
     parts = [latents.repeat(draws, 1, 1, 1), torch.randn(shape, generator=generator).flatten(0, 1), t]
     parts.append(tokenize(pipe.tokenizer, captions).repeat(draws, 1))
     empty = tokenize(pipe.tokenizer, [""]).to(pipe.device)
     found = []
     for clean, noise, t, tokens in zip(*(part.to(pipe.device).split(MAX_BATCH) for part in parts), strict=True):
-        loss, predicted = _predict(model, scheduler, clean, noise, t, tokens)
-        without = _predict(model, scheduler, clean, noise, t, empty.expand(len(t), -1))[1]
+        loss, predicted = _predict(model, model, clean, noise, t, tokens)
+        without = _predict(model, model, clean, noise, t, empty.expand(len(t), -1))[1]
         found.append(torch.stack([loss, (predicted - without).norm(dim=1)]).cpu())
     loss, magnitude = torch.cat(found, 1).unflatten(1, shape[:2]).mT
     return loss, magnitude
