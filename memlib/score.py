@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from memlib.detectors.api import Detector, Items, as_list
+from memlib.detectors.api import Detector, Items, Scores, as_list
 from memlib.fields.digest import weights_digest
 from memlib.fields.memory import counting
 from memlib.fields.network import NetworkField
@@ -281,11 +281,19 @@ def _scores(
     rows = []
     for setting in settings:
         for found in as_list(detector.score(field, items, **setting)):
+            if not (isinstance(found, Scores) and isinstance(found.value, Tensor)):
+                what = (
+                    f"Scores of a {type(found.value).__name__}" if isinstance(found, Scores) else type(found).__name__
+                )
+                raise ValueError(
+                    f"the detector {detector.name} gave {what} for {len(items.ids)} items, the first of which is "
+                    f"{items.ids[0]!r}; it must give Scores(value, evaluations), the value a tensor of one number an item, or a list"
+                )
             value = found.value.detach().float().cpu()
             if value.shape != (len(items.ids),):
                 raise ValueError(
-                    f"the detector {detector.name} gave scores of the shape {list(value.shape)} for {len(items.ids)} items; "
-                    "it must give one an item"
+                    f"the detector {detector.name} gave scores of the shape {list(value.shape)} for {len(items.ids)} items, the "
+                    f"first of which is {items.ids[0]!r}; it must give one an item"
                 )
             bad = (~value.isfinite()).nonzero()
             if len(bad):

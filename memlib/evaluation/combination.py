@@ -1,8 +1,10 @@
-"""Many scores made one with labels: learned on one half of the items, to be judged on the other."""
+"""Many scores made one: by ranks, or learned with labels on one half of the items, to be judged on the other."""
+
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
@@ -38,3 +40,12 @@ def learned(
 
     weights = minimize(objective, np.zeros(design.shape[1]), jac=True, method="L-BFGS-B", options={"gtol": 1e-8}).x
     return pd.DataFrame({"learned": features @ weights[:-1] + weights[-1]}, scores.index)
+
+
+def by_ranks(scores: pd.DataFrame, kinds: Sequence[Hashable], trainings: ArrayLike) -> pd.Series:
+    """Mean rank of each row among those of its training, between 0 and 1, without any label.
+
+    scores: a row an item and training, a column a setting; kinds: the detector of each column, of which all weigh the same.
+    """
+    ranks = scores.groupby(np.asarray(trainings)).rank(pct=True)
+    return ranks.T.groupby(np.asarray(kinds)).mean().mean()

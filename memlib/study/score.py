@@ -17,7 +17,6 @@ from memlib.score import Table, write_tables
 from memlib.study.sections import expanded, read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
-
 MADE = "evaluations.json"  # beside the tables: the network evaluations that were made for each, over all items
 COSTS = Path("results/costs")  # KEY.json: the same with seconds, which differ between machines
 
