@@ -210,7 +210,8 @@ def _kind(contrast: str) -> str:
 
 
 def selected(every: Sequence[Case], family: str | None, contrast: str | None) -> list[Case]:
-    """The cases of a family and of a kind of contrast, or a contrast by its name; of neither, the headline of each family.
+    """The cases of a family and of a kind of contrast, or a contrast by its name; of neither, the headline of each family
+    (its first contrast, if it has none).
 
     Raises ValueError for names that are not there.
     """
@@ -219,8 +220,10 @@ def selected(every: Sequence[Case], family: str | None, contrast: str | None) ->
         raise ValueError(f"there is no family {family!r}{suggest(family, families)}")
     of_family = [case for case in every if family in (None, case.family)]
     if contrast is None:
-        first = {(case.family, case.items): case for case in reversed(of_family) if case.contrast in HEADLINES}
-        return [case for case in of_family if case in first.values()]
+        shown: dict[tuple[str, str], Case] = {}
+        for case in sorted(of_family, key=lambda case: case.contrast not in HEADLINES):
+            shown.setdefault((case.family, case.items), case)
+        return [case for case in of_family if case in shown.values()]
     names = list(dict.fromkeys([*bench.KINDS, *(case.contrast for case in every)]))
     if contrast not in names:
         raise ValueError(f"there is no contrast {contrast!r}{suggest(contrast, names)}")

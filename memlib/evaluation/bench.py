@@ -30,7 +30,7 @@ RANKS, LEARNED = "all, by ranks", "all, learned"
 SIDES = 2  # items that a half of a training needs on either side
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One contrast of a family of models, with every score.
 
@@ -150,13 +150,13 @@ def measured(case: Case, setting: Setting, seed: int = 0) -> Measured:
 def alarms(case: Case, setting: Setting, seed: int = 0) -> dict[str, Any]:
     """TPR at the strictest of `RATES` that is resolved, and the FPR that a threshold set on one half reaches on the other.
 
-    Of the first noise, where a setting has several. Empty where the negatives are too few.
+    Of the first noise, where a setting has several. Nothing where the negatives are too few.
     """
     values, (positive, negative) = case.scores[setting.columns[0]].to_numpy(np.float64), case.sides
     first, second = (values[negative & half] for half in (case.choosing, ~case.choosing))
     resolved = [rate for rate in RATES if rate * min(len(first), len(second)) >= 1]
     if not resolved:
-        return {}
+        return {"FPR": float("nan"), "TPR": None, "FPR reached": None}
     threshold = np.sort(first)[-int(np.floor(resolved[0] * len(first) + 1e-9)) - 1]
     reached = proportion(int((second > threshold).sum()), len(second))
     found = tpr_at_fpr(values[positive & ~case.choosing], second, resolved[0], seed)
