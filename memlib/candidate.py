@@ -1,6 +1,7 @@
 """A user's own detector on the bench: read from a file, checked, and scored on the study's models beside the others."""
 
 import importlib.util
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ def read_candidates(path: Path) -> list[Detector]:
     spec = importlib.util.spec_from_file_location(f"candidate_{path.stem}", path)
     if spec is None:
         raise ValueError(f"{path} is no file of Python; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where its source is looked for
     try:
         spec.loader.exec_module(module)
     except Exception as error:

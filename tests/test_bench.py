@@ -76,8 +76,10 @@ def test_with_shuffled_labels_every_row_is_at_one_half() -> None:
     assert (by_detector["held"] >= 0.85).all(), by_detector
     assert held.mean() > 0.93
     reached = found["FPR reached"].map(lambda e: e.value)
-    assert abs(reached.mean() - 0.1) < 0.03
     assert found["FPR"].eq(0.03).all()
+    assert abs(reached.mean() - 2 / 46) < 0.015, (
+        "of 45 negatives one may exceed the threshold, which is the second largest"
+    )
     differences = found.loc[found["detector"] != "loss", "minus loss"].map(lambda e: e.low <= 0 <= e.high)
     assert differences.mean() > 0.93
     assert found["chosen by"][found["detector"] == "loss"].mean() > 0.52, "the choice itself is lucky"
@@ -91,7 +93,8 @@ def test_nothing_of_the_reported_half_reaches_a_choice() -> None:
     first, second = (bench.judge(each).set_index("detector") for each in (case, other))
     second = second.loc[first.index]
     assert first["setting"].equals(second["setting"])
-    assert first["chosen by"].equals(second["chosen by"])
+    labelled = first.index.drop(bench.RANKS)  # ranks are among all items, without a label
+    assert first.loc[labelled, "chosen by"].equals(second.loc[labelled, "chosen by"])
     assert all(a.value > 0.5 > b.value for a, b in zip(first["AUROC"], second["AUROC"], strict=True))
 
 

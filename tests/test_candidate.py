@@ -49,7 +49,7 @@ REFUSED = [
     (given(lambda field, items: plain(field, items) + torch.randn(len(items.ids))), "mine gives the item .* its random numbers on items.seeds"),
     (given(lambda field, items: plain(field, items)[:, None].T.repeat(9, 1)), r"mine gave scores of the shape \[9, 6\]"),
     (Detector("mine", {"model", "picture"}, [{}], plain), "mine gave Tensor for 6 items, the first of which is 'item 0'; it must give Scores"),
-    (given(lambda field, items: plain(field, items).numpy()), "mine gave Scores of a ndarray"),
+    (given(lambda field, items: plain(field, items).detach().numpy()), "mine gave Scores of a ndarray"),
     (given(lambda field, items: field.nothing), "mine failed with AttributeError: .*nothing.* \\(test_candidate.py, line"),
 ]  # fmt: skip
 

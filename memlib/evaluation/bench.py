@@ -27,6 +27,7 @@ BLIND = ("png_size", "variation", "flat_share", "nearest_picture", "prompt_lengt
 GIVEN = ("nearest_picture", "nearest_training", "between_generations")  # they ask for more than the model and the item
 FITTED = ("loss_curve", "gsa")  # detectors whose settings are the features of a classifier
 RANKS, LEARNED = "all, by ranks", "all, learned"
+FIT = "fitted=True"  # the setting of a classifier of all settings
 SIDES = 2  # items that a half of a training needs on either side
 
 
@@ -179,8 +180,8 @@ def with_combinations(case: Case) -> Case:
     for name in FITTED:
         own = [column for setting in by_detector.get(name, []) for column in setting.columns]
         if len(own) > 1:
-            columns[name, "learned"] = learned(case.scores[own], contrast, case.choosing)["learned"]
-            costs[name, "learned"] = _price(by_detector[name])
+            columns[name, FIT] = learned(case.scores[own], contrast, case.choosing)["learned"]
+            costs[name, FIT] = _price(by_detector[name])
     asked = [name for name in by_detector if name not in (*BLIND, *GIVEN, *FITTED) and "calibrated" not in name]
     if len(asked) > 1:
         best = {name: chosen(case, by_detector[name])[0] for name in asked}
@@ -220,7 +221,7 @@ def judge(case: Case, budget: float = float("inf"), seed: int = 0) -> pd.DataFra
     own: dict[str, list[Setting]] = {}
     for setting in settings(whole.about):
         if setting.evaluations <= budget:
-            fitted = setting.name == "learned"  # the labels that it has learned from would choose it
+            fitted = setting.name == FIT  # the labels that it has learned from would choose it
             own.setdefault(f"{setting.detector}, learned" if fitted else setting.detector, []).append(setting)
     if not own:
         return pd.DataFrame()

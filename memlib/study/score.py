@@ -1,5 +1,6 @@
 """Stage `scores`: tables of one model and one kind of items, named in params.yaml: `python -m memlib.study.score KEY`."""
 
+import math
 import shutil
 import sys
 from collections.abc import Collection, Mapping
@@ -37,6 +38,8 @@ def score_tables(key: str, model: str | None, items: Mapping[str, Any], tables: 
     digest = "" if field is None else weights_digest(field)
     folder, wanted = Path("tables/scores") / key, []
     whole, notes = load_items(**named, size=None if field is None else field.picture_shape)
+    if field is not None:  # calls of one size, so that the last is no emptier than the others
+        field = field.with_rows(math.ceil(len(whole.ids) / math.ceil(len(whole.ids) / field.rows)))
     seeded = {seed: replace(whole, seed=seed) for seed in {table["seed"] for table in tables.values()}}
     for name, table in tables.items():
         settings = [each for setting in table["settings"] for each in expanded(setting)]
