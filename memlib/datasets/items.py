@@ -57,6 +57,8 @@ def load_items(
         items = Items(asked, seed, prompts=asked)
     else:
         ids, pictures, captions, notes = _pictures(Path(images), splits, size)
+        if not ids:
+            raise ValueError(f"{Path(images) / 'items.parquet'} has no column 'id'; every item needs an id of its own")
         items = Items(ids, seed, pictures, captions)
     more = {} if reference is None else {"reference": reference}
     if samples is not None:
@@ -77,18 +79,17 @@ def load_items(
 def _pictures(
     folder: Path, splits: Sequence[str], size: tuple[int, int, int] | None
 ) -> tuple[list[str], Tensor, list[str] | None, dict[str, str]]:
-    """Ids, pictures in [-1, 1], captions (None without any), and why some could not be read."""
+    """Ids (none of an image set without), pictures in [-1, 1], captions (None without any), and why some could not be read."""
     if _is_image_set(folder):
         image_set = image_sets.load(folder)
-        if "id" not in image_set.items:
-            raise ValueError(f"{folder / 'items.parquet'} has no column 'id'; every item needs an id of its own")
         if splits:
             parts = [image_set.split(name) for name in splits]
-            ids = [name for part in parts for name in part.items["id"]]
+            ids = [name for part in parts for name in part.items.get("id", ())]
             captions = [text for part in parts for text in part.items["caption"]]
             pictures = torch.cat([part.floats for part in parts])
         else:
-            ids, captions, pictures = list(image_set.items["id"]), list(image_set.items["caption"]), image_set.floats
+            ids, captions = list(image_set.items.get("id", ())), list(image_set.items["caption"])
+            pictures = image_set.floats
         if size is not None and tuple(pictures.shape[1:]) != tuple(size):
             raise ValueError(f"{folder} holds pictures of {_named(pictures.shape[1:])}; the model takes {_named(size)}")
         return ids, pictures, captions if any(captions) else None, {}

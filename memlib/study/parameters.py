@@ -558,8 +558,8 @@ def _sampled(name: str, section: Mapping[str, Any], parameters: Mapping[str, Any
         _one_of(f"{name}.guidance", section["guidance"], "arm.guidances", parameters["arm"]["guidances"])
 
 
-def _at_most(place: str, value: int, limit_place: str, limit: int) -> None:
-    if value > limit:
+def _at_most(place: str, value: int, limit_place: str, limit: int | list[int]) -> None:
+    if value > (max(limit) if isinstance(limit, list) else limit):
         raise ValueError(f"{place} is {value}; it must be at most {limit_place}, {limit}")
 
 
