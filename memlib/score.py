@@ -228,9 +228,9 @@ def _score_batches(field: NetworkField | None, tables: Sequence[tuple[Table, Pat
             for table, path in missing[start]:
                 items = table.items.rows(range(len(ids))[start : start + size])
                 items = dataclasses.replace(items, reference=own.get(id(items.reference)))
-                made, begun = count.made, time.monotonic()
+                made, begun = count.made, time.perf_counter()
                 scores = _scores(own.get(id(field)), items, table.detector, table.settings)
-                cost = Cost(count.made - made, round(time.monotonic() - begun, 3))
+                cost = Cost(count.made - made, round(time.perf_counter() - begun, 3))
                 _write(path, scores, {"cost": cost})
 
 
@@ -287,7 +287,7 @@ def _scores(
                 )
                 raise ValueError(
                     f"the detector {detector.name} gave {what} for {len(items.ids)} items, the first of which is "
-                    f"{items.ids[0]!r}; it must give Scores(value, evaluations), the value a tensor of one number an item, or a list"
+                    f"{items.ids[0]!r}; it must give Scores(value, evaluations), value a tensor of one number an item, or a list"
                 )
             value = found.value.detach().float().cpu()
             if value.shape != (len(items.ids),):

@@ -155,6 +155,12 @@ def test_tables_and_image_sets_of_another_kind_are_refused(given: Path) -> None:
     pd.DataFrame({"id": ["a"], "text": ["a whale"]}).to_parquet(given / "other.parquet")
     with pytest.raises(ValueError, match=r"other.parquet has no column 'prompt'; it needs id, prompt"):
         load_items(prompts=given / "other.parquet")
+    prompts = pd.DataFrame({"id": list("abc"), "prompt": list("xyz"), "group": ["planted", "ordinary", "planted"]})
+    prompts.to_parquet(given / "groups.parquet")
+    assert load_items(prompts=given / "groups.parquet", splits=["planted"])[0].prompts == ["x", "z"]
+    assert load_items(prompts=given / "groups.parquet")[0].ids == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"groups.parquet has no group 'plantd'; did you mean 'planted'"):
+        load_items(prompts=given / "groups.parquet", splits=["ordinary", "plantd"])
     with pytest.raises(ValueError, match=r"there is no table .*none.parquet"):
         load_items(prompts=given / "none.parquet")
     table = pd.read_parquet(given / "set" / "items.parquet")

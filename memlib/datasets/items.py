@@ -16,7 +16,7 @@ from memlib.datasets import images as image_sets
 from memlib.datasets.prompts import read_prompts
 from memlib.detectors.api import Items
 from memlib.fields import Field
-from memlib.files import atomic_write
+from memlib.files import atomic_write, suggest
 from memlib.tensors import to_float
 
 
@@ -35,8 +35,8 @@ def load_items(
 
     images: the folder of an image set (all, or some of its splits), any folder of images (captions become prompts), or a file of
     samples, of which the first generation of each item is taken.
-    prompts: a prompt file, or a table with the columns id and prompt. samples: generations of every item, as `write_samples`
-    writes them. training: the folder of an image set or of images that the model was trained on. size: channels, height and
+    prompts: a prompt file, or a table with the columns id and prompt, of which `splits` may name groups. samples: generations
+    of every item, as `write_samples` writes them. training: the folder of an image set or of images that the model was trained on. size: channels, height and
     width that pictures must have. reference: a field trained without the items.
 
     Raises ValueError for no items, for both pictures and prompts, for what is missing, broken or of another kind or size, for
@@ -44,13 +44,18 @@ def load_items(
     """
     if (images is None) == (prompts is None):
         raise ValueError("give either pictures or a prompt file to be scored")
-    for named, folder in ((splits, images), (training_splits, training)):
+    grouped = prompts is not None and Path(prompts).suffix == ".parquet"
+    for named, folder in ((() if grouped else splits, images), (training_splits, training)):
         if named and (folder is None or not _is_image_set(Path(folder))):
             where = "no image set is given" if folder is None else f"{folder} is no image set"
             raise ValueError(f"the splits {', '.join(named)} are asked for, but {where}; name one, or no splits")
     notes: dict[str, str] = {}
-    if prompts is not None and Path(prompts).suffix == ".parquet":
-        table = image_sets.read_table(Path(prompts), ("id", "prompt"))
+    if grouped:
+        table = image_sets.read_table(Path(prompts), ("id", "prompt", *(["group"] if splits else [])))
+        unknown = set(splits).difference(table["group"]) if splits else ()
+        if unknown:
+            raise ValueError(f"{prompts} has no group {min(unknown)!r}{suggest(min(unknown), table['group'].unique())}")
+        table = table[table["group"].isin(splits)] if splits else table
         items = Items(table["id"].tolist(), seed, prompts=table["prompt"].tolist())
     elif prompts is not None:
         asked = read_prompts(prompts)
