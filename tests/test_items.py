@@ -96,7 +96,10 @@ def test_parts_of_different_sizes_are_refused(given: Path) -> None:
 def test_splits_of_what_has_none_are_refused(named: str, given: Path) -> None:
     kind = "prompts" if "prompts" in named else "images"
     message = "no image set is given" if kind == "prompts" else f"{named} is no image set"
-    with pytest.raises(ValueError, match=f"the splits train, heldout are asked for, but .*{message}; name one"):
+    refusal = f"the splits train, heldout are asked for, but .*{message}; name one"
+    if named == "prompts.parquet":  # its splits would be groups
+        refusal = "prompts.parquet has no column 'group'"
+    with pytest.raises(ValueError, match=refusal):
         load_items(**{kind: given / named}, splits=["train", "heldout"])
     with pytest.raises(ValueError, match=r"the splits train are asked for, but .*training is no image set; name one"):
         load_items(images=given / "pictures", training=given / "training", training_splits=["train"])

@@ -36,8 +36,8 @@ def load_items(
     images: the folder of an image set (all, or some of its splits), any folder of images (captions become prompts), or a file of
     samples, of which the first generation of each item is taken.
     prompts: a prompt file, or a table with the columns id and prompt, of which `splits` may name groups. samples: generations
-    of every item, as `write_samples` writes them. training: the folder of an image set or of images that the model was trained on. size: channels, height and
-    width that pictures must have. reference: a field trained without the items.
+    of every item, as `write_samples` writes them. training: the folder of an image set or of images that the model was trained
+    on. size: channels, height and width that pictures must have. reference: a field trained without the items.
 
     Raises ValueError for no items, for both pictures and prompts, for what is missing, broken or of another kind or size, for
     splits of what has none, and for a training picture that cannot be read: distances to the nearest one would be wrong.
