@@ -14,6 +14,7 @@ import yaml
 from memlib.datasets.roles import FREE, PLANTED, ROLES, in_role
 from memlib.evaluation import bench
 from memlib.evaluation.bench import Case
+from memlib.evaluation.intervals import Estimate
 from memlib.evaluation.pairs import by_name
 from memlib.files import read_json, suggest
 from memlib.tables import parse_setting, read_detectors, setting_name
@@ -253,11 +254,12 @@ def table(chosen: Sequence[Case], budget: float, seconds: Mapping[str, float]) -
 
 def printed(rows: pd.DataFrame) -> Iterator[str]:
     """The rows as text, a block for each case."""
-    for names, part in rows.groupby(["family", "training", "contrast"], sort=False):
+    for names, part in rows.groupby(["family", "items", "training", "contrast"], sort=False):
         yield f"\n{', '.join(names)}: {part['positives'].iloc[0]} / {part['negatives'].iloc[0]} on the half that is reported"
         columns = [name for name in (*SHOWN, *part.filter(like="minus ")) if name in part and part[name].notna().any()]
-        texts = {"evaluations": "{:.0f}".format, "seconds": "{:.4f}".format, "FPR": "{:.0%}".format}
-        yield part[columns].to_string(index=False, formatters=texts, na_rep="", max_colwidth=44)
+        texts = part[columns].map(lambda value: str(value) if isinstance(value, Estimate) else value)
+        numbers = {"evaluations": "{:.0f}".format, "seconds": "{:.4f}".format, "FPR": "{:.0%}".format}
+        yield texts.to_string(index=False, formatters=numbers, na_rep="", max_colwidth=44)
 
 
 def beside(

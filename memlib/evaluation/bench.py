@@ -249,6 +249,7 @@ def row_of(
     minus = None if baseline is None else Difference(found, baseline).interval()
     return {
         "family": case.family,
+        "items": case.items,
         "training": case.training,
         "kind": case.kind,
         "contrast": case.contrast,
