@@ -6,6 +6,7 @@ What is judged is never chosen by: the halves part items, not rows, so that an i
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,16 +49,35 @@ class Case:
     scores: pd.DataFrame
     about: pd.DataFrame
 
-    @property
+    @cached_property
     def sides(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Masks [N] of the positives and the negatives."""
         positive = self.rows["positive"].to_numpy(dtype=bool)
         return positive, ~positive
 
-    @property
+    @cached_property
     def choosing(self) -> NDArray[np.bool_]:
         """Mask [N] of the half that is chosen by."""
         return self.rows["choosing"].to_numpy(dtype=bool)
+
+    @cached_property
+    def reported(self) -> pd.DataFrame:
+        """The rows of the other half."""
+        return self.rows[~self.choosing]
+
+    @cached_property
+    def columns(self) -> dict[Hashable, NDArray[np.float64]]:
+        """The scores [N] of each column."""
+        return dict(zip(self.scores, self.scores.to_numpy(np.float64).T, strict=True))
+
+    @cached_property
+    def reached(self) -> dict[Hashable, float]:
+        """AUROC of each column on the half that is chosen by."""
+        return development(self.scores, self.sides, self.choosing, self.rows["training"]).to_dict()
+
+    def mean(self, setting: "Setting") -> NDArray[np.float64]:
+        """Mean of a setting's columns [N]."""
+        return np.mean([self.columns[name] for name in setting.columns], axis=0)
 
 
 @dataclass(frozen=True)
@@ -118,8 +138,9 @@ def with_means(scores: pd.DataFrame, about: pd.DataFrame) -> tuple[pd.DataFrame,
 
 def settings(about: pd.DataFrame) -> list[Setting]:
     """Everything that can be chosen: each setting, with its noises together."""
+    costs = about["evaluations"].to_dict()
     return [
-        Setting(detector, rest, tuple(columns), int(about.loc[columns, "evaluations"].max()))
+        Setting(detector, rest, tuple(columns), max(int(costs[name]) for name in columns))
         for (detector, rest), columns in _repeats(about).items()
     ]
 
@@ -135,17 +156,16 @@ def _repeats(about: pd.DataFrame) -> dict[tuple[str, str], list[Hashable]]:
 def chosen(case: Case, among: Iterable[Setting]) -> tuple[Setting, float]:
     """The setting of the best AUROC on the half that is chosen by, the first of several, and that AUROC."""
     among = list(among)
-    columns = list(dict.fromkeys(column for setting in among for column in setting.columns))
-    reached = development(case.scores[columns], case.sides, case.choosing, case.rows["training"])
-    values = [float(reached[list(setting.columns)].mean()) for setting in among]
+    values = [float(np.mean([case.reached[name] for name in setting.columns])) for setting in among]
     best = int(np.argmax(values))
     return among[best], values[best]
 
 
 def measured(case: Case, setting: Setting, seed: int = 0) -> Measured:
     """AUROC of a setting on the half that is reported, over trainings; an item is a cluster in all of them."""
-    rows, scores = case.rows[~case.choosing], case.scores.loc[~case.choosing, list(setting.columns)]
-    return auroc(scores.to_numpy(), rows["positive"], rows["item"], rows["training"], seed)
+    rows = case.reported
+    scores = np.column_stack([case.columns[name][~case.choosing] for name in setting.columns])
+    return auroc(scores, rows["positive"], rows["item"], rows["training"], seed)
 
 
 def alarms(case: Case, setting: Setting, seed: int = 0) -> dict[str, Any]:
@@ -153,7 +173,7 @@ def alarms(case: Case, setting: Setting, seed: int = 0) -> dict[str, Any]:
 
     Of the first noise, where a setting has several. Nothing where the negatives are too few.
     """
-    values, (positive, negative) = case.scores[setting.columns[0]].to_numpy(np.float64), case.sides
+    values, (positive, negative) = case.columns[setting.columns[0]], case.sides
     first, second = (values[negative & half] for half in (case.choosing, ~case.choosing))
     resolved = [rate for rate in RATES if rate * min(len(first), len(second)) >= 1]
     if not resolved:
@@ -180,21 +200,23 @@ def with_combinations(case: Case) -> Case:
     for name in FITTED:
         own = [column for setting in by_detector.get(name, []) for column in setting.columns]
         if len(own) > 1:
-            columns[name, FIT] = learned(case.scores[own], contrast, case.choosing)["learned"]
+            features = pd.DataFrame({number: case.columns[column] for number, column in enumerate(own)})
+            columns[name, FIT] = learned(features, contrast, case.choosing)["learned"]
             costs[name, FIT] = _price(by_detector[name])
     asked = [name for name in by_detector if name not in (*BLIND, *GIVEN, *FITTED) and "calibrated" not in name]
     if len(asked) > 1:
         best = {name: chosen(case, by_detector[name])[0] for name in asked}
-        features = pd.DataFrame({name: case.scores[list(own.columns)].mean(axis=1) for name, own in best.items()})
+        features = pd.DataFrame({name: case.mean(own) for name, own in best.items()})
         columns[LEARNED, ""] = learned(features, contrast, case.choosing)["learned"]
         costs[LEARNED, ""] = sum(setting.evaluations for setting in best.values())
-        every = case.scores[[column for name in asked for own in by_detector[name] for column in own.columns]]
-        columns[RANKS, ""] = by_ranks(every, every.columns.get_level_values(0), case.rows["training"])
+        every = [column for name in asked for own in by_detector[name] for column in own.columns]
+        ranked = pd.DataFrame({number: case.columns[column] for number, column in enumerate(every)})
+        columns[RANKS, ""] = by_ranks(ranked, [name for name, _ in every], case.rows["training"])
         costs[RANKS, ""] = sum(_price(by_detector[name]) for name in asked)
     if not columns:
         return case
     index = pd.MultiIndex.from_tuples(columns, names=case.about.index.names)
-    added = pd.DataFrame(columns, case.scores.index).set_axis(index.set_names(case.scores.columns.names), axis=1)
+    added = pd.DataFrame(columns).set_axis(index.set_names(case.scores.columns.names), axis=1)
     about = pd.DataFrame({"evaluations": list(costs.values())}, index)
     return Case(
         **{name: getattr(case, name) for name in ("family", "training", "kind", "contrast", "items", "rows")},
@@ -245,7 +267,6 @@ def row_of(
     """What one of the settings, chosen on one half of the items, reaches on the other, with its price."""
     setting, reached = chosen(case, among)
     found = measured(case, setting, seed)
-    reported = case.rows[~case.choosing]
     minus = None if baseline is None else Difference(found, baseline).interval()
     return {
         "family": case.family,
@@ -256,8 +277,8 @@ def row_of(
         "detector": detector,
         "setting": setting.name,
         "evaluations": setting.evaluations,
-        "positives": int(reported["positive"].sum()),
-        "negatives": int((~reported["positive"]).sum()),
+        "positives": int(case.reported["positive"].sum()),
+        "negatives": int((~case.reported["positive"]).sum()),
         "chosen by": reached,
         "AUROC": found.interval(),
         f"minus {BASELINES[case.items]}": minus,
@@ -272,10 +293,8 @@ def correlations(case: Case) -> pd.DataFrame:
     by_detector: dict[str, list[Setting]] = {}
     for setting in settings(case.about):
         by_detector.setdefault(setting.detector, []).append(setting)
-    scores = pd.DataFrame(
-        {name: case.scores[list(chosen(case, own)[0].columns)].mean(axis=1) for name, own in by_detector.items()}
-    )
-    reported = scores[~case.choosing].groupby(case.rows.loc[~case.choosing, "training"])
+    scores = pd.DataFrame({name: case.mean(chosen(case, own)[0]) for name, own in by_detector.items()})
+    reported = scores[~case.choosing].groupby(case.reported["training"])
     parts = [[[spearman_value(part[a], part[b]) for b in scores] for a in scores] for _, part in reported]
     return pd.DataFrame(np.mean(parts, axis=0), scores.columns, scores.columns)
 
