@@ -121,10 +121,13 @@ def test_each_row_is_asked_under_its_own_prompt() -> None:
     cond = field.encode_prompts(items.prompts)
     x = torch.randn(1, *field.shape, generator=torch.Generator().manual_seed(0)).expand(4, -1, -1, -1)
     swapped = {name: value.flip(0) for name, value in cond.items()}
-    for given_cond in (cond, swapped, field.unconditional(), cond):
-        for ask in (lambda f, c: f(x, 0.5, c), lambda f, c: f.data_at(x, 300.0, c)):
-            assert torch.equal(ask(remembering, given_cond), ask(field, given_cond))
-    assert torch.equal(remembering.with_conditioning(swapped)(x, 0.5), field(x, 0.5, swapped))
+    with torch.no_grad():
+        for given_cond in (cond, swapped, field.unconditional(), cond):
+            for ask in (lambda f, c: f(x, 0.5, c), lambda f, c: f.data_at(x, 300.0, c)):
+                assert torch.equal(ask(remembering, given_cond), ask(field, given_cond))
+        assert not torch.equal(field(x, 0.5, cond), field(x, 0.5, swapped))
+        assert torch.equal(remembering.with_conditioning(swapped)(x, 0.5), field(x, 0.5, swapped))
+    assert remembering.memory.size
 
 
 def test_what_is_kept_is_bounded_and_safe_from_its_reader() -> None:
@@ -137,6 +140,8 @@ def test_what_is_kept_is_bounded_and_safe_from_its_reader() -> None:
         expected = field(x, 0.2)
         found = remembering(x, 0.2)
         assert remembering.memory.size == 3 * row
+        kept = remembering.memory._rows.values()
+        assert [each.untyped_storage().nbytes() for each in kept] == [row] * 3, "not whole calls"
         found.zero_()
         assert torch.equal(remembering(x, 0.2), expected)
         with counting(field.network) as count:
