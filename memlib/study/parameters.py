@@ -422,7 +422,11 @@ def _scores(parameters: Mapping[str, Any]) -> None:
         _known(f"{where}.model", entry["model"], models)
         sources = (*samples, "results/data", "results/drawings/judged", *PROMPTS)
         _known(f"{where}.items.source", items["source"], sources)
-        for name, known in (("samples", samples), ("training", (*sources, "results/drawings/drawn")), ("reference", models)):
+        for name, known in (
+            ("samples", samples),
+            ("training", (*sources, "results/drawings/drawn")),
+            ("reference", models),
+        ):
             _known(f"{where}.items.{name}", items.get(name, ""), known)
         for split in items.get("splits", []) if items["source"] == "results/data" else []:
             if split not in parameters["data"]["splits"]:
