@@ -13,9 +13,10 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     _score_options(commands.add_parser("score", help="score pictures or prompts by detectors, a table a detector"))
     commands.add_parser("detectors", help="list the detectors with what they need and their usual settings")
+    _bench_options(commands.add_parser("bench", help="judge all detectors, and yours, on the models of the study"))
     options = parser.parse_args(arguments)
     try:
-        {"score": _score, "detectors": _detectors}[options.command](options)
+        {"score": _score, "detectors": _detectors, "bench": _bench}[options.command](options)
         sys.stdout.flush()
     except ValueError as error:
         sys.exit(f"memlib {options.command}: {error}")
@@ -48,6 +49,45 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=64, help="items in one call of the network")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--replace", action="store_true", help="replace a table of another model, setting or items")
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--family", help="of models (all, if not given)")
+    parser.add_argument(
+        "--contrast", help="membership, memorisation, copies, control, or one by its name (the headline of each family)"
+    )
+    parser.add_argument("--budget", type=float, default=float("inf"), help="most network evaluations an item")
+    parser.add_argument(
+        "--with", dest="path", type=Path, metavar="FILE", help="file of Python that defines Detectors of yours"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=90, help="that scoring yours may take; fewer items or models, if it must"
+    )
+    parser.add_argument("--output", type=Path, default=Path("results/bench.csv"), help="table of the rows")
+    parser.add_argument("--seed", type=int, default=25, help="of the halves that settings are chosen and reported on")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from memlib import bench
+    from memlib.evaluation.bench import flat
+
+    known, found, told = bench.entries(), None, []
+    if options.path is not None:
+        from memlib.candidate import read_candidates, score_candidates
+
+        detectors = read_candidates(options.path)
+        asked = {name: entry for name, entry in known.items() if options.family in (None, bench.family_of(entry))}
+        scores, told = score_candidates(detectors, asked, options.seconds)
+        found = bench.beside(scores, known)
+        names = ", ".join(detector.name for detector in detectors)
+        told = [f"\n{names}: scored in at most {options.seconds:.0f} s; the others are read from tables.", *told]
+    chosen = bench.selected(bench.cases(options.seed, found=found), options.family, options.contrast)
+    rows = bench.table(chosen, options.budget, bench.seconds_of(known))
+    for block in [*bench.printed(rows), *told]:
+        print(block)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    flat(rows).to_csv(options.output, index=False)
+    print(f"\n{len(rows)} rows in {options.output}")
 
 
 def _score(options: argparse.Namespace) -> None:

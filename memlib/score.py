@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -31,8 +31,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from memlib.detectors.api import Detector, Items, as_list
+from memlib.detectors.api import Detector, Items, Scores, as_list
 from memlib.fields.digest import weights_digest
+from memlib.fields.memory import counting
 from memlib.fields.network import NetworkField
 from memlib.files import atomic_write
 from memlib.processes import processes
@@ -63,6 +64,16 @@ class Table:
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+class Cost(NamedTuple):
+    """What a table has cost: network evaluations that were made for it, over all items, and seconds.
+
+    What tables of a batch share is made for the first of them.
+    """
+
+    evaluations: int
+    seconds: float
+
+
 def score(
     field: NetworkField | None,
     items: Items,
@@ -84,14 +95,16 @@ def write_tables(
     model: str = "",
     batch: int | None = None,
     replace: bool = False,
-) -> None:
-    """Write tables of scores of one model.
+    share: bool = True,
+) -> dict[Path, Cost]:
+    """Write tables of scores of one model; give what each that was written has cost, in the first of several processes.
 
     `batch` items (if not given: pictures as a call of the network takes, prompts four times as many, which share what is
-    computed without them) are scored at a time, and kept in a folder beside the output until all tables are there, from which
-    a run that was killed goes on. Processes started together (by accelerate or
-    torchrun) share the batches. `model` names the weights (see `weights_digest`). A table that is there, of the same model,
-    detector, settings and items, stays as it is, unless `replace`.
+    computed without them) are scored at a time, by all detectors in turn: with `share`, what one has asked the network is not
+    computed again for another (see `memlib.fields.memory`). Batches are kept in a folder beside the output until all tables
+    are there, from which a run that was killed goes on. Processes started together (by accelerate or torchrun) share the
+    batches. `model` names the weights (see `weights_digest`). A table that is there, of the same model, detector, settings and
+    items, stays as it is, unless `replace`.
 
     Raises ValueError, before any work, for settings that a detector does not know, items that lack what it needs, ids that
     are there twice, no items at all, and an output that holds another table (unless `replace`); and for scores that are not
@@ -104,24 +117,32 @@ def write_tables(
         raise ValueError(f"{max(outputs, key=outputs.count)} is named for two tables; each needs a file of its own")
     todo = [(table, about) for table, about in planned if not _is_there(table.output, about, replace)]
     rows = None if field is None else field.rows
-    field = field if field is None else field.with_rows(rows, pad=True)
-    state = processes()
-    kept = []
+    state, costs = processes(), {}
+    loops: dict[tuple[int, tuple[str, ...]], list[tuple[Table, dict[str, Any], Path]]] = {}
     for table, about in todo:
         size = batch or _usual_batch(table, rows)
         code = [_package_digest(), _source(table.detector)]
         parts = table.output.with_name(f"{table.output.stem}.{_digest([about, size, rows, code])[:12]}.parts")
-        kept.append((table.output, parts))
-        _score_batches(field, table, parts, size)
+        loops.setdefault((size, tuple(table.items.ids)), []).append((table, about, parts))
+    for (size, _), loop in loops.items():
+        _score_batches(field, [(table, parts) for table, _, parts in loop], size, share)
         state.wait_for_everyone()
-        if state.is_main_process:
-            found = [pd.read_parquet(parts / f"{start}.parquet") for start in range(0, len(table.items.ids), size)]
-            whole = pd.concat([*found, _unread(table.notes, found)], ignore_index=True)
-            _write(table.output, whole.sort_values(["setting", "item"], ignore_index=True), about)
+        for table, about, parts in loop if state.is_main_process else ():
+            costs[table.output] = _write_whole(table, about, parts, size)
         state.wait_for_everyone()
-    if state.is_main_process:
-        for output, parts in kept:
-            _remove_parts(output, parts)
+    for loop in loops.values() if state.is_main_process else ():
+        for table, _, parts in loop:
+            _remove_parts(table.output, parts)
+    return costs
+
+
+def _write_whole(table: Table, about: Mapping[str, Any], parts: Path, size: int) -> Cost:
+    """Write a table of its batches; give what they have cost."""
+    paths = [parts / f"{start}.parquet" for start in range(0, len(table.items.ids), size)]
+    found = [pd.read_parquet(path) for path in paths]
+    whole = pd.concat([*found, _unread(table.notes, found)], ignore_index=True)
+    _write(table.output, whole.sort_values(["setting", "item"], ignore_index=True), about)
+    return Cost(*map(sum, zip(*(_metadata(path)["cost"] for path in paths), strict=True)))
 
 
 def _usual_batch(table: Table, rows: int | None) -> int:
@@ -174,7 +195,7 @@ def _is_there(output: Path, about: Mapping[str, Any], replace: bool) -> bool:
     if replace or not output.exists():
         return False
     try:
-        there = json.loads((pq.read_schema(output).metadata or {}).get(KEY, b"{}"))
+        there = _metadata(output)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
             f"{output} is no table of scores; name another output, or replace it with --replace"
@@ -187,17 +208,36 @@ def _is_there(output: Path, about: Mapping[str, Any], replace: bool) -> bool:
     return True
 
 
-def _score_batches(field: NetworkField | None, table: Table, parts: Path, size: int) -> None:
-    """Score this process's share of the batches, but those that are there, and keep each in the folder `parts`."""
-    state, count = processes(), len(table.items.ids)
-    starts = list(range(0, count, size))[state.process_index :: state.num_processes]
-    todo = [start for start in starts if not (parts / f"{start}.parquet").exists()]
-    what = f"{table.detector.name} of {count} items"
+def _score_batches(field: NetworkField | None, tables: Sequence[tuple[Table, Path]], size: int, share: bool) -> None:
+    """Score this process's share of the batches of the tables' items, but what is there, and keep each in its folder.
+
+    tables: of the same ids, each with its folder.
+    """
+    state, ids = processes(), tables[0][0].items.ids
+    starts = list(range(0, len(ids), size))[state.process_index :: state.num_processes]
+    missing = {
+        start: [(table, path) for table, parts in tables if not (path := parts / f"{start}.parquet").exists()]
+        for start in starts
+    }
+    todo = [start for start in starts if missing[start]]
+    what = f"{tables[0][0].detector.name if len(tables) == 1 else f'{len(tables)} tables'} of {len(ids)} items"
     for start in progress(todo, what, len(starts) - len(todo)) if state.is_main_process else todo:
-        items = table.items.rows(range(count)[start : start + size])
-        with one_thread():
-            scores = _scores(field, items, table.detector, table.settings)
-        _write(parts / f"{start}.parquet", scores, {})
+        given = [each for table, _ in missing[start] for each in (field, table.items.reference) if each is not None]
+        with one_thread(), counting(*{each.network for each in given}) as count:
+            own = {id(each): _of_batch(each, given[0].rows, share) for each in given}
+            for table, path in missing[start]:
+                items = table.items.rows(range(len(ids))[start : start + size])
+                items = dataclasses.replace(items, reference=own.get(id(items.reference)))
+                made, begun = count.made, time.perf_counter()
+                scores = _scores(own.get(id(field)), items, table.detector, table.settings)
+                cost = Cost(count.made - made, round(time.perf_counter() - begun, 3))
+                _write(path, scores, {"cost": cost})
+
+
+def _of_batch(field: NetworkField, rows: int, share: bool) -> NetworkField:
+    """A field whose every call has so many rows, and which remembers what it has computed if that is shared."""
+    filled = field.with_rows(rows, pad=True)
+    return filled.remembering() if share else filled
 
 
 def _remove_parts(output: Path, parts: Path) -> None:
@@ -241,11 +281,19 @@ def _scores(
     rows = []
     for setting in settings:
         for found in as_list(detector.score(field, items, **setting)):
+            if not (isinstance(found, Scores) and isinstance(found.value, Tensor)):
+                what = (
+                    f"Scores of a {type(found.value).__name__}" if isinstance(found, Scores) else type(found).__name__
+                )
+                raise ValueError(
+                    f"the detector {detector.name} gave {what} for {len(items.ids)} items, the first of which is "
+                    f"{items.ids[0]!r}; it must give Scores(value, evaluations), value a tensor of one number an item, or a list"
+                )
             value = found.value.detach().float().cpu()
             if value.shape != (len(items.ids),):
                 raise ValueError(
-                    f"the detector {detector.name} gave scores of the shape {list(value.shape)} for {len(items.ids)} items; "
-                    "it must give one an item"
+                    f"the detector {detector.name} gave scores of the shape {list(value.shape)} for {len(items.ids)} items, the "
+                    f"first of which is {items.ids[0]!r}; it must give one an item"
                 )
             bad = (~value.isfinite()).nonzero()
             if len(bad):
@@ -284,6 +332,10 @@ def _write(path: Path, table: pd.DataFrame, about: Mapping[str, Any]) -> None:
     arrow = pa.Table.from_pandas(table, SCHEMA, preserve_index=False).replace_schema_metadata(metadata)
     with atomic_write(path) as temporary:
         pq.write_table(arrow, temporary, compression="zstd")
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"{}"))
 
 
 def _digest(content: Any) -> str:

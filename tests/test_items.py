@@ -96,7 +96,10 @@ def test_parts_of_different_sizes_are_refused(given: Path) -> None:
 def test_splits_of_what_has_none_are_refused(named: str, given: Path) -> None:
     kind = "prompts" if "prompts" in named else "images"
     message = "no image set is given" if kind == "prompts" else f"{named} is no image set"
-    with pytest.raises(ValueError, match=f"the splits train, heldout are asked for, but .*{message}; name one"):
+    refusal = f"the splits train, heldout are asked for, but .*{message}; name one"
+    if named == "prompts.parquet":  # its splits would be groups
+        refusal = "prompts.parquet has no column 'group'"
+    with pytest.raises(ValueError, match=refusal):
         load_items(**{kind: given / named}, splits=["train", "heldout"])
     with pytest.raises(ValueError, match=r"the splits train are asked for, but .*training is no image set; name one"):
         load_items(images=given / "pictures", training=given / "training", training_splits=["train"])
@@ -155,6 +158,12 @@ def test_tables_and_image_sets_of_another_kind_are_refused(given: Path) -> None:
     pd.DataFrame({"id": ["a"], "text": ["a whale"]}).to_parquet(given / "other.parquet")
     with pytest.raises(ValueError, match=r"other.parquet has no column 'prompt'; it needs id, prompt"):
         load_items(prompts=given / "other.parquet")
+    prompts = pd.DataFrame({"id": list("abc"), "prompt": list("xyz"), "group": ["planted", "ordinary", "planted"]})
+    prompts.to_parquet(given / "groups.parquet")
+    assert load_items(prompts=given / "groups.parquet", splits=["planted"])[0].prompts == ["x", "z"]
+    assert load_items(prompts=given / "groups.parquet")[0].ids == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"groups.parquet has no group 'plantd'; did you mean 'planted'"):
+        load_items(prompts=given / "groups.parquet", splits=["ordinary", "plantd"])
     with pytest.raises(ValueError, match=r"there is no table .*none.parquet"):
         load_items(prompts=given / "none.parquet")
     table = pd.read_parquet(given / "set" / "items.parquet")

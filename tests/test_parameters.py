@@ -435,6 +435,17 @@ UNFITTING = [
         "source is .*, which no stage writes",
     ),
     ({"scores.pair-0": GONE}, "scores has no entry 'pair-0'"),
+    ({"scores.bench-unseen": GONE}, "scores has no entry 'bench-unseen', which the chapters read"),
+    ({"scores.bench-main.tables.loss": GONE}, "scores.bench-main.tables has no entry 'loss'"),
+    ({"scores.bench-planted.tables.magnitude": GONE}, "scores.bench-planted.tables has no entry 'magnitude'"),
+    (
+        {"scores.bench-pair-0.items.reference": "results/models/refrence"},
+        "scores.bench-pair-0.items.reference is .*, which no stage writes; did you mean 'results/models/reference'",
+    ),
+    (
+        {"scores.bench-planted.items.training": "results/drawings/drwan"},
+        "scores.bench-planted.items.training is .*, which no stage writes",
+    ),
     ({"solver.finest_steps": 2}, "solver.finest_steps is 2; it must be above solver.growth_steps"),
     ({"carried_axes.axes": 10**4}, "carried_axes.axes is 10000; it must be at most carried_axes.dimensions"),
     ({"late_steps.levels": 999}, "late_steps.levels is 999; it must be at most late_steps.sampling_steps"),

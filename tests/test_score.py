@@ -215,16 +215,17 @@ def test_what_a_killed_run_left_is_not_taken_for_another(
 def test_a_killed_run_of_several_detectors_scores_nothing_twice(pixel: tuple[UNetField, Items], tmp_path: Path) -> None:
     field, items = pixel
     tables = [Table(items, find(name), [], tmp_path / f"{name}.parquet") for name in ("length", "pia")]
-    handle = interrupted_at(field, 8)  # after three batches of the first, in the third of the second
+    whole = [Table(items, find(name), [], tmp_path / "whole" / f"{name}.parquet") for name in ("length", "pia")]
+    write_tables(field, whole, batch=2)
+    handle = interrupted_at(field, 8)  # a batch takes three calls: in the third, after the first detector
     with pytest.raises(Interrupted):
         write_tables(field, tables, batch=2, replace=True)
     handle.remove()
-    finished = tables[0].output.read_bytes()
     seen = Counted(field)
     write_tables(field, tables, batch=2, replace=True)
     assert seen.evaluations == 2 * 8, "the last batch of the second"
-    assert tables[0].output.read_bytes() == finished
-    assert sorted(tmp_path.iterdir()) == [table.output for table in tables]
+    assert [table.output.read_bytes() for table in tables] == [table.output.read_bytes() for table in whole]
+    assert sorted(tmp_path.iterdir()) == [*(table.output for table in tables), tmp_path / "whole"]
     write_tables(field, tables, batch=2)
     assert seen.evaluations == 2 * 8, "the tables are there"
     write_tables(field, tables, batch=2, replace=True)

@@ -16,7 +16,7 @@ from memlib.datasets import images as image_sets
 from memlib.datasets.prompts import read_prompts
 from memlib.detectors.api import Items
 from memlib.fields import Field
-from memlib.files import atomic_write
+from memlib.files import atomic_write, suggest
 from memlib.tensors import to_float
 
 
@@ -35,28 +35,35 @@ def load_items(
 
     images: the folder of an image set (all, or some of its splits), any folder of images (captions become prompts), or a file of
     samples, of which the first generation of each item is taken.
-    prompts: a prompt file, or a table with the columns id and prompt. samples: generations of every item, as `write_samples`
-    writes them. training: the folder of an image set or of images that the model was trained on. size: channels, height and
-    width that pictures must have. reference: a field trained without the items.
+    prompts: a prompt file, or a table with the columns id and prompt, of which `splits` may name groups. samples: generations
+    of every item, as `write_samples` writes them. training: the folder of an image set or of images that the model was trained
+    on. size: channels, height and width that pictures must have. reference: a field trained without the items.
 
     Raises ValueError for no items, for both pictures and prompts, for what is missing, broken or of another kind or size, for
     splits of what has none, and for a training picture that cannot be read: distances to the nearest one would be wrong.
     """
     if (images is None) == (prompts is None):
         raise ValueError("give either pictures or a prompt file to be scored")
-    for named, folder in ((splits, images), (training_splits, training)):
+    grouped = prompts is not None and Path(prompts).suffix == ".parquet"
+    for named, folder in ((() if grouped else splits, images), (training_splits, training)):
         if named and (folder is None or not _is_image_set(Path(folder))):
             where = "no image set is given" if folder is None else f"{folder} is no image set"
             raise ValueError(f"the splits {', '.join(named)} are asked for, but {where}; name one, or no splits")
     notes: dict[str, str] = {}
-    if prompts is not None and Path(prompts).suffix == ".parquet":
-        table = image_sets.read_table(Path(prompts), ("id", "prompt"))
+    if grouped:
+        table = image_sets.read_table(Path(prompts), ("id", "prompt", *(["group"] if splits else [])))
+        unknown = set(splits).difference(table["group"]) if splits else ()
+        if unknown:
+            raise ValueError(f"{prompts} has no group {min(unknown)!r}{suggest(min(unknown), table['group'].unique())}")
+        table = table[table["group"].isin(splits)] if splits else table
         items = Items(table["id"].tolist(), seed, prompts=table["prompt"].tolist())
     elif prompts is not None:
         asked = read_prompts(prompts)
         items = Items(asked, seed, prompts=asked)
     else:
         ids, pictures, captions, notes = _pictures(Path(images), splits, size)
+        if not ids:
+            raise ValueError(f"{Path(images) / 'items.parquet'} has no column 'id'; every item needs an id of its own")
         items = Items(ids, seed, pictures, captions)
     more = {} if reference is None else {"reference": reference}
     if samples is not None:
@@ -77,18 +84,17 @@ def load_items(
 def _pictures(
     folder: Path, splits: Sequence[str], size: tuple[int, int, int] | None
 ) -> tuple[list[str], Tensor, list[str] | None, dict[str, str]]:
-    """Ids, pictures in [-1, 1], captions (None without any), and why some could not be read."""
+    """Ids (none of an image set without), pictures in [-1, 1], captions (None without any), and why some could not be read."""
     if _is_image_set(folder):
         image_set = image_sets.load(folder)
-        if "id" not in image_set.items:
-            raise ValueError(f"{folder / 'items.parquet'} has no column 'id'; every item needs an id of its own")
         if splits:
             parts = [image_set.split(name) for name in splits]
-            ids = [name for part in parts for name in part.items["id"]]
+            ids = [name for part in parts for name in part.items.get("id", ())]
             captions = [text for part in parts for text in part.items["caption"]]
             pictures = torch.cat([part.floats for part in parts])
         else:
-            ids, captions, pictures = list(image_set.items["id"]), list(image_set.items["caption"]), image_set.floats
+            ids, captions = list(image_set.items.get("id", ())), list(image_set.items["caption"])
+            pictures = image_set.floats
         if size is not None and tuple(pictures.shape[1:]) != tuple(size):
             raise ValueError(f"{folder} holds pictures of {_named(pictures.shape[1:])}; the model takes {_named(size)}")
         return ids, pictures, captions if any(captions) else None, {}

@@ -3,9 +3,11 @@
 All scores are larger for what is more likely memorised, but those that are learned from with labels may have either sign.
 """
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, ndtri
 from scipy.stats import rankdata
@@ -100,3 +102,12 @@ def _logistic(features: NDArray, labels: NDArray[np.bool_], penalty: float, leas
     bounds = [(least, None)] * features.shape[1] + [(None, None)]
     start = np.zeros(design.shape[1])
     return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-8}).x
+
+
+def by_ranks(scores: pd.DataFrame, kinds: Sequence[Hashable], trainings: ArrayLike) -> pd.Series:
+    """Mean rank of each row among those of its training, between 0 and 1, without any label.
+
+    scores: a row an item and training, a column a setting; kinds: the detector of each column, of which all weigh the same.
+    """
+    ranks = scores.groupby(np.asarray(trainings)).rank(pct=True)
+    return ranks.T.groupby(np.asarray(kinds)).mean().mean()

@@ -45,10 +45,10 @@ def usable(contrasts: dict[str, Contrast], choosing: NDArray[np.bool_]) -> dict[
     }
 
 
-def best_setting(
+def development(
     scores: pd.DataFrame, contrast: Contrast, choosing: NDArray[np.bool_], trainings: ArrayLike | None = None
-) -> tuple[int, float]:
-    """The column that separates best on the choosing half, the first of several, and its AUROC there: the mean over trainings.
+) -> pd.Series:
+    """AUROC of each column on the choosing half: the mean over trainings.
 
     scores: a row an item and training, a column a setting (a level, a power, a step, a sign, a weight); contrast: masks [N] of
     positives and negatives; choosing: mask [N]; trainings [N]: that of each row, by default one. Raises ValueError for a table
@@ -58,15 +58,23 @@ def best_setting(
         raise ValueError("there is no setting to choose from: the table of scores has no columns")
     trainings = np.zeros(len(choosing), dtype=int) if trainings is None else np.asarray(trainings)
     parts = [choosing & (trainings == name) for name in np.unique(trainings)]
-    reached = np.mean([auroc_by_setting(scores, *(side & part for side in contrast)) for part in parts], axis=0)
+    reached = [auroc_by_setting(scores, *(side & part for side in contrast)) for part in parts]
+    return pd.Series(np.mean(reached, axis=0), scores.columns)
+
+
+def best_setting(
+    scores: pd.DataFrame, contrast: Contrast, choosing: NDArray[np.bool_], trainings: ArrayLike | None = None
+) -> tuple[int, float]:
+    """The column that separates best on the choosing half, the first of several, and its AUROC there (see `development`)."""
+    reached = development(scores, contrast, choosing, trainings)
     best = int(np.argmax(reached))
-    return best, float(reached[best])
+    return best, float(reached.iloc[best])
 
 
 def choose(scores: pd.DataFrame, contrast: Contrast, choosing: NDArray[np.bool_], seed: int = 0) -> Choice:
     """The setting that separates best on the choosing half, the first of several, and what it reaches on the other half.
 
-    scores, contrast, choosing, and what is refused: as `best_setting` has them, of one training.
+    scores, contrast, choosing, and what is refused: as `development` has them, of one training.
     """
     positive, negative = contrast
     best, chosen_by = best_setting(scores, contrast, choosing)

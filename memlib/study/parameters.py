@@ -34,6 +34,7 @@ from memlib.training.settings import (
 
 TRAININGS = ("pair-0", "pair-1", "pair-2", "scratch-0", "scratch-1", "small")  # that the chapters read
 ENTRIES = ("truth", "scores")  # sections of which every entry is a stage
+BENCH = "bench-"  # begins the names of the entries of `scores` that are models of the bench
 PROMPTS = ("tables/drawings/prompts.parquet", "tables/drawings/followed.parquet")
 
 
@@ -449,8 +450,12 @@ def _scores(parameters: Mapping[str, Any]) -> None:
         _known(f"{where}.model", entry["model"], models)
         sources = (*samples, "results/data", "results/drawings/judged", *PROMPTS)
         _known(f"{where}.items.source", items["source"], sources)
-        for name in ("samples", "training"):
-            _known(f"{where}.items.{name}", items.get(name, ""), sources)
+        for name, known in (
+            ("samples", samples),
+            ("training", (*sources, "results/drawings/drawn")),
+            ("reference", models),
+        ):
+            _known(f"{where}.items.{name}", items.get(name, ""), known)
         for split in items.get("splits", []) if items["source"] == "results/data" else []:
             if split not in parameters["data"]["splits"]:
                 raise ValueError(f"{where}.items.splits holds {split!r}{suggest(split, parameters['data']['splits'])}")
@@ -562,6 +567,15 @@ def _mitigation(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> No
         _at_most("mitigation.noises", section["noises"], f"the noises of scores.{arm}-text", first.get("noises", 0))
 
 
+def _bench(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all models of the bench have the scores that the others are compared with."""
+    keys = [key for key in parameters["scores"] if key.startswith(BENCH)]
+    _entries("scores", parameters["scores"], [f"{BENCH}{name}" for name in ("pair-0", "unseen", "main", *ROLES)])
+    for key in keys:
+        prompts = parameters["scores"][key]["items"]["source"] in PROMPTS
+        _reads("bench", parameters, key, "magnitude" if prompts else "loss")
+
+
 def _prompt_audit(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     steps = max(section["runs"], default=0)
     _at_most("prompt_audit.runs", steps, "prompt_audit.sampling_steps", section["sampling_steps"])
@@ -577,8 +591,8 @@ def _sampled(name: str, section: Mapping[str, Any], parameters: Mapping[str, Any
         _one_of(f"{name}.guidance", section["guidance"], "arm.guidances", parameters["arm"]["guidances"])
 
 
-def _at_most(place: str, value: int, limit_place: str, limit: int) -> None:
-    if value > limit:
+def _at_most(place: str, value: int, limit_place: str, limit: int | list[int]) -> None:
+    if value > (max(limit) if isinstance(limit, list) else limit):
         raise ValueError(f"{place} is {value}; it must be at most {limit_place}, {limit}")
 
 
@@ -615,6 +629,7 @@ CHAPTERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
     "tokens": partial(_sampled, "tokens"),
     "mitigation": _mitigation,
     "prompt_audit": _prompt_audit,
+    "bench": _bench,
 }
 
 

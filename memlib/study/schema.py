@@ -241,6 +241,7 @@ class Items(Section):
     samples: Text | None = None
     training: Text | None = None
     training_splits: Annotated[list[Text], Len(1, 100), AfterValidator(_distinct)] | None = None
+    reference: Text | None = None  # a model that was trained without the items
 
 
 def every_setting(settings: Any) -> Any:
@@ -269,7 +270,7 @@ class Setting(Section, extra="allow"):
     directions: Counts = None
     axes: Counts = None
     draws: Counts = None
-    noises: Count = None
+    noises: Counts = None
     generations: Counts = None
     sampling_steps: SamplingSteps = None
     guidance: Guidance = None
@@ -466,6 +467,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         noises=Count,
         seed=Seed,
     ),
+    "bench": section(budgets=RisingCounts, seed=Seed),
     "audit": section(alarm=OpenShare, shown=Count, seed=Seed),
 }
 

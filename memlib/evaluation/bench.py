@@ -1,0 +1,326 @@
+"""The bench: every detector on the same items, its setting chosen on one half of them and reported on the other.
+
+A *case* is one question (who was a member, what is reproduced) on one or several trainings, with the scores of all detectors.
+What is judged is never chosen by: the halves part items, not rows, so that an item is in the same half in every training.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from memlib.evaluation.combination import by_ranks, learned
+from memlib.evaluation.intervals import Estimate, proportion, spearman_value
+from memlib.evaluation.measured import Difference, Measured
+from memlib.evaluation.measures import auroc
+from memlib.evaluation.roc import tpr_at_fpr
+from memlib.evaluation.split import development, stratified_split
+from memlib.tables import parse_setting, setting_name
+
+KINDS = ("membership", "memorisation", "copies", "control")
+RATES = (0.01, 0.03, 0.1)  # of false alarms; the strictest that the negatives of both halves resolve is reported
+BASELINES = {"pictures": "loss", "prompts": "magnitude"}  # which every other detector has to beat
+BLIND = ("png_size", "variation", "flat_share", "nearest_picture", "prompt_length", "rarest_word")
+GIVEN = ("nearest_picture", "nearest_training", "between_generations")  # they ask for more than the model and the item
+FITTED = ("loss_curve", "gsa")  # detectors whose settings are the features of a classifier
+RANKS, LEARNED = "all, by ranks", "all, learned"
+FIT = "fitted=True"  # the setting of a classifier of all settings
+SIDES = 2  # items that a half of a training needs on either side
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One contrast of a family of models, with every score.
+
+    rows: a row an item and training, with `item`, `training`, `positive` and `choosing`, whether it is in the half that is chosen
+    by. scores: as many rows, a column (detector, setting). about: a row for each of these columns, its `evaluations`.
+    """
+
+    family: str
+    training: str
+    kind: str
+    contrast: str
+    items: str
+    rows: pd.DataFrame
+    scores: pd.DataFrame
+    about: pd.DataFrame
+
+    @cached_property
+    def sides(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Masks [N] of the positives and the negatives."""
+        positive = self.rows["positive"].to_numpy(dtype=bool)
+        return positive, ~positive
+
+    @cached_property
+    def choosing(self) -> NDArray[np.bool_]:
+        """Mask [N] of the half that is chosen by."""
+        return self.rows["choosing"].to_numpy(dtype=bool)
+
+    @cached_property
+    def reported(self) -> pd.DataFrame:
+        """The rows of the other half."""
+        return self.rows[~self.choosing]
+
+    @cached_property
+    def columns(self) -> dict[Hashable, NDArray[np.float64]]:
+        """The scores [N] of each column."""
+        return dict(zip(self.scores, self.scores.to_numpy(np.float64).T, strict=True))
+
+    @cached_property
+    def reached(self) -> dict[Hashable, float]:
+        """AUROC of each column on the half that is chosen by."""
+        return development(self.scores, self.sides, self.choosing, self.rows["training"]).to_dict()
+
+    def mean(self, setting: "Setting") -> NDArray[np.float64]:
+        """Mean of a setting's columns [N]."""
+        return np.mean([self.columns[name] for name in setting.columns], axis=0)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a detector is judged: the columns whose AUROCs are averaged (a score's noises, or a single one), and its price."""
+
+    detector: str
+    name: str
+    columns: tuple[Hashable, ...]
+    evaluations: int
+
+
+def halves(rows: pd.DataFrame, group: str, seed: int) -> pd.Series:
+    """Which items are in the half that is chosen by, a value a row, for rows of an item and training each.
+
+    Items are split evenly by their `group` in all trainings and by how often they are `reproduced`.
+    """
+    ordered = rows.sort_values(["item", "training"], kind="stable")
+    groups = ordered[group].astype(str).groupby(ordered["item"]).agg(" ".join)
+    outcomes = ordered["reproduced"].groupby(ordered["item"]).sum()
+    first = pd.Series(stratified_split(groups.to_numpy(), outcomes.to_numpy(), seed), groups.index)
+    return rows["item"].map(first)
+
+
+def case(
+    about: Mapping[str, str],
+    rows: pd.DataFrame,
+    scores: pd.DataFrame,
+    costs: pd.DataFrame,
+) -> Case | None:
+    """A case of the rows of those trainings that hold enough on both sides of both halves; None where there are none.
+
+    about: family, training, kind, contrast and items. scores: by training and item.
+    """
+    counts = rows.groupby(["training", "choosing", "positive"]).size().unstack(["choosing", "positive"], fill_value=0)
+    enough = counts.index[(counts.shape[1] == 4) & (counts >= SIDES).all(axis=1)]
+    kept = rows[rows["training"].isin(enough)].reset_index(drop=True)
+    found = scores.loc[pd.MultiIndex.from_frame(kept[["training", "item"]])].reset_index(drop=True)
+    return Case(**about, rows=kept, scores=found, about=costs) if len(kept) else None
+
+
+def with_means(scores: pd.DataFrame, about: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and what they are, with the mean over its noises as a further setting, `noises=n`, of every one that has several."""
+    groups = _repeats(about)
+    means, costs = {}, {}
+    for (detector, rest), columns in groups.items():
+        if len(columns) > 1:
+            name = detector, setting_name(parse_setting(rest) | {"noises": len(columns)})
+            means[name] = scores[columns].mean(axis=1)
+            costs[name] = {"evaluations": int(about.loc[columns, "evaluations"].sum())}
+    if not means:
+        return scores, about
+    added = pd.DataFrame(means, scores.index).rename_axis(columns=scores.columns.names)
+    more = pd.DataFrame.from_dict(costs, orient="index")
+    more.index = pd.MultiIndex.from_tuples(costs, names=about.index.names)
+    return pd.concat([scores, added], axis=1), pd.concat([about[["evaluations"]], more])
+
+
+def settings(about: pd.DataFrame) -> list[Setting]:
+    """Everything that can be chosen: each setting, with its noises together."""
+    costs = about["evaluations"].to_dict()
+    return [
+        Setting(detector, rest, tuple(columns), max(int(costs[name]) for name in columns))
+        for (detector, rest), columns in _repeats(about).items()
+    ]
+
+
+def _repeats(about: pd.DataFrame) -> dict[tuple[str, str], list[Hashable]]:
+    found: dict[tuple[str, str], list[Hashable]] = {}
+    for detector, name in about.index:
+        rest = {key: value for key, value in parse_setting(name).items() if key != "noise"}
+        found.setdefault((detector, setting_name(rest)), []).append((detector, name))
+    return found
+
+
+def chosen(case: Case, among: Iterable[Setting]) -> tuple[Setting, float]:
+    """The setting of the best AUROC on the half that is chosen by, the first of several, and that AUROC."""
+    among = list(among)
+    values = [float(np.mean([case.reached[name] for name in setting.columns])) for setting in among]
+    best = int(np.argmax(values))
+    return among[best], values[best]
+
+
+def measured(case: Case, setting: Setting, seed: int = 0) -> Measured:
+    """AUROC of a setting on the half that is reported, over trainings; an item is a cluster in all of them."""
+    rows = case.reported
+    scores = np.column_stack([case.columns[name][~case.choosing] for name in setting.columns])
+    return auroc(scores, rows["positive"], rows["item"], rows["training"], seed)
+
+
+def alarms(case: Case, setting: Setting, seed: int = 0) -> dict[str, Any]:
+    """TPR at the strictest of `RATES` that is resolved, and the FPR that a threshold set on one half reaches on the other.
+
+    Of the first noise, where a setting has several. Nothing where the negatives are too few.
+    """
+    values, (positive, negative) = case.columns[setting.columns[0]], case.sides
+    first, second = (values[negative & half] for half in (case.choosing, ~case.choosing))
+    resolved = [rate for rate in RATES if rate * min(len(first), len(second)) >= 1]
+    if not resolved:
+        return {"FPR": float("nan"), "TPR": None, "FPR reached": None}
+    threshold = np.sort(first)[-int(np.floor(resolved[0] * len(first) + 1e-9)) - 1]
+    reached = proportion(int((second > threshold).sum()), len(second))
+    found = tpr_at_fpr(values[positive & ~case.choosing], second, resolved[0], seed)
+    return {"FPR": resolved[0], "TPR": found, "FPR reached": reached}
+
+
+def with_combinations(case: Case) -> Case:
+    """The case with further columns: what is fitted or combined on the half that is chosen by, and by ranks without labels.
+
+    Of `FITTED` detectors a classifier of all their settings. Of all others that ask the model and the item alone: the mean of
+    their ranks, each detector the mean over its settings; and a classifier of each detector's chosen setting.
+    """
+    positive, negative = case.sides
+    contrast = positive, negative
+    by_detector: dict[str, list[Setting]] = {}
+    for setting in settings(case.about):
+        by_detector.setdefault(setting.detector, []).append(setting)
+    columns: dict[tuple[str, str], pd.Series] = {}
+    costs: dict[tuple[str, str], int] = {}
+    for name in FITTED:
+        own = [column for setting in by_detector.get(name, []) for column in setting.columns]
+        if len(own) > 1:
+            features = pd.DataFrame({number: case.columns[column] for number, column in enumerate(own)})
+            columns[name, FIT] = learned(features, contrast, case.choosing)["learned"]
+            costs[name, FIT] = _price(by_detector[name])
+    asked = [name for name in by_detector if name not in (*BLIND, *GIVEN, *FITTED) and "calibrated" not in name]
+    if len(asked) > 1:
+        best = {name: chosen(case, by_detector[name])[0] for name in asked}
+        features = pd.DataFrame({name: case.mean(own) for name, own in best.items()})
+        columns[LEARNED, ""] = learned(features, contrast, case.choosing)["learned"]
+        costs[LEARNED, ""] = sum(setting.evaluations for setting in best.values())
+        every = [column for name in asked for own in by_detector[name] for column in own.columns]
+        ranked = pd.DataFrame({number: case.columns[column] for number, column in enumerate(every)})
+        columns[RANKS, ""] = by_ranks(ranked, [name for name, _ in every], case.rows["training"])
+        costs[RANKS, ""] = sum(_price(by_detector[name]) for name in asked)
+    if not columns:
+        return case
+    index = pd.MultiIndex.from_tuples(columns, names=case.about.index.names)
+    added = pd.DataFrame(columns).set_axis(index.set_names(case.scores.columns.names), axis=1)
+    about = pd.DataFrame({"evaluations": list(costs.values())}, index)
+    return Case(
+        **{name: getattr(case, name) for name in ("family", "training", "kind", "contrast", "items", "rows")},
+        scores=pd.concat([case.scores, added], axis=1),
+        about=pd.concat([case.about[["evaluations"]], about]),
+    )
+
+
+def _price(own: Iterable[Setting]) -> int:
+    """Evaluations of all settings, of readings of one run only those of the dearest."""
+    runs: dict[str, int] = {}
+    for setting in own:
+        said = parse_setting(setting.name)
+        run = setting_name(
+            {key: value for key, value in said.items() if key in ("sigma", "sigma_min", "steps", "prompt")}
+        )
+        runs[run] = max(runs.get(run, 0), setting.evaluations)
+    return sum(runs.values())
+
+
+def judge(case: Case, budget: float = float("inf"), seed: int = 0) -> pd.DataFrame:
+    """A row for each detector, at the best setting for so many evaluations, in the order of its AUROC; see `row_of`."""
+    whole = with_combinations(case)
+    own: dict[str, list[Setting]] = {}
+    for setting in settings(whole.about):
+        if setting.evaluations <= budget:
+            fitted = setting.name == FIT  # the labels that it has learned from would choose it
+            own.setdefault(f"{setting.detector}, learned" if fitted else setting.detector, []).append(setting)
+    if not own:
+        return pd.DataFrame()
+    name = BASELINES[case.items]
+    baseline = measured(whole, chosen(whole, own[name])[0], seed) if name in own else None
+    rows = [row_of(whole, detector, among, baseline, seed) for detector, among in own.items()]
+    return pd.DataFrame(rows).sort_values("AUROC", key=lambda column: column.map(lambda e: -e.value), kind="stable")
+
+
+def frontier(case: Case, seed: int = 0) -> pd.DataFrame:
+    """A row for each detector and price: the setting of this price that is best on one half, reported on the other."""
+    points: dict[tuple[str, int], list[Setting]] = {}
+    for setting in settings(case.about):
+        points.setdefault((setting.detector, setting.evaluations), []).append(setting)
+    return pd.DataFrame([row_of(case, detector, among, None, seed) for (detector, _), among in points.items()])
+
+
+def row_of(
+    case: Case, detector: str, among: Sequence[Setting], baseline: Measured | None, seed: int = 0
+) -> dict[str, Any]:
+    """What one of the settings, chosen on one half of the items, reaches on the other, with its price."""
+    setting, reached = chosen(case, among)
+    found = measured(case, setting, seed)
+    minus = None if baseline is None else Difference(found, baseline).interval()
+    return {
+        "family": case.family,
+        "items": case.items,
+        "training": case.training,
+        "kind": case.kind,
+        "contrast": case.contrast,
+        "detector": detector,
+        "setting": setting.name,
+        "evaluations": setting.evaluations,
+        "positives": int(case.reported["positive"].sum()),
+        "negatives": int((~case.reported["positive"]).sum()),
+        "chosen by": reached,
+        "AUROC": found.interval(),
+        f"minus {BASELINES[case.items]}": minus,
+    } | alarms(case, setting, seed)
+
+
+def correlations(case: Case) -> pd.DataFrame:
+    """Spearman's rank correlation of each two detectors, at their chosen settings, on the half that is reported.
+
+    The mean over trainings.
+    """
+    by_detector: dict[str, list[Setting]] = {}
+    for setting in settings(case.about):
+        by_detector.setdefault(setting.detector, []).append(setting)
+    scores = pd.DataFrame({name: case.mean(chosen(case, own)[0]) for name, own in by_detector.items()})
+    reported = scores[~case.choosing].groupby(case.reported["training"])
+    parts = [[[spearman_value(part[a], part[b]) for b in scores] for a in scores] for _, part in reported]
+    return pd.DataFrame(np.mean(parts, axis=0), scores.columns, scores.columns)
+
+
+def cheapest(rows: pd.DataFrame, budgets: Sequence[float]) -> pd.DataFrame:
+    """For each budget the detector of the best AUROC on the half that is chosen by, and what it reaches on the other.
+
+    rows: of `frontier`, of one case.
+    """
+    found = []
+    for budget in budgets:
+        affordable = rows[rows["evaluations"] <= budget]
+        if len(affordable):
+            found.append({"budget": budget} | affordable.loc[affordable["chosen by"].idxmax()].to_dict())
+    return pd.DataFrame(found)
+
+
+def flat(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with each interval in three columns, as CSV wants it."""
+    parts = {}
+    for name, column in rows.items():
+        if column.map(lambda value: isinstance(value, Estimate)).any():
+            for place, suffix in enumerate(("", " low", " high")):
+                parts[f"{name}{suffix}"] = column.map(
+                    lambda value, place=place: value[place] if isinstance(value, Estimate) else float("nan")
+                )
+        else:
+            parts[str(name)] = column
+    return pd.DataFrame(parts)
