@@ -84,6 +84,7 @@ def write_tables(
     model: str = "",
     batch: int | None = None,
     replace: bool = False,
+    tell: bool = True,
 ) -> None:
     """Write tables of scores of one model.
 
@@ -91,7 +92,7 @@ def write_tables(
     computed without them) are scored at a time, and kept in a folder beside the output until all tables are there, from which
     a run that was killed goes on. Processes started together (by accelerate or
     torchrun) share the batches. `model` names the weights (see `weights_digest`). A table that is there, of the same model,
-    detector, settings and items, stays as it is, unless `replace`.
+    detector, settings and items, stays as it is, unless `replace`. With `tell` it is told how far each is.
 
     Raises ValueError, before any work, for settings that a detector does not know, items that lack what it needs, ids that
     are there twice, no items at all, and an output that holds another table (unless `replace`); and for scores that are not
@@ -112,7 +113,7 @@ def write_tables(
         code = [_package_digest(), _source(table.detector)]
         parts = table.output.with_name(f"{table.output.stem}.{_digest([about, size, rows, code])[:12]}.parts")
         kept.append((table.output, parts))
-        _score_batches(field, table, parts, size)
+        _score_batches(field, table, parts, size, tell)
         state.wait_for_everyone()
         if state.is_main_process:
             found = [pd.read_parquet(parts / f"{start}.parquet") for start in range(0, len(table.items.ids), size)]
@@ -187,13 +188,13 @@ def _is_there(output: Path, about: Mapping[str, Any], replace: bool) -> bool:
     return True
 
 
-def _score_batches(field: NetworkField | None, table: Table, parts: Path, size: int) -> None:
+def _score_batches(field: NetworkField | None, table: Table, parts: Path, size: int, tell: bool) -> None:
     """Score this process's share of the batches, but those that are there, and keep each in the folder `parts`."""
     state, count = processes(), len(table.items.ids)
     starts = list(range(0, count, size))[state.process_index :: state.num_processes]
     todo = [start for start in starts if not (parts / f"{start}.parquet").exists()]
     what = f"{table.detector.name} of {count} items"
-    for start in progress(todo, what, len(starts) - len(todo)) if state.is_main_process else todo:
+    for start in progress(todo, what, len(starts) - len(todo)) if tell and state.is_main_process else todo:
         items = table.items.rows(range(count)[start : start + size])
         with one_thread():
             scores = _scores(field, items, table.detector, table.settings)
