@@ -27,6 +27,7 @@ from memlib.detectors import find
 from memlib.detectors.api import Detector, Items
 from memlib.detectors.text import lost_without_words, token_significance
 from memlib.evaluation.discovery import conformal_p_values, discoveries, fewest_nulls, most_false
+from memlib.evaluation.whole_set import LEAST, SetTest, set_test
 from memlib.fields.digest import weights_digest
 from memlib.fields.load import check_single_encoder, load_field
 from memlib.fields.network import NetworkField
@@ -516,10 +517,11 @@ def section(
     Each of K detectors has the rate fdr / K, so that the list of all that any of them finds has the rate fdr: its false share
     is at most the sum of theirs. The same holds for the bounds.
     """
-    findings = []
+    findings, readings = [], []
     for choice in choices:
         items = read_parts(table_folder(options.output, suspects, choice), suspects.ids)
         outside = None if nulls is None else read_parts(table_folder(options.output, nulls, choice), nulls.ids)
+        readings.append([each.add_prefix(f"{choice.detector.name} ") for each in (items, outside) if each is not None])
         scores = single_scores(choice.detector.name, items, outside)
         table = judged(scores, options.fdr / len(choices), BOUND / len(choices))
         outside_scores = None if scores.nulls is None else scores.nulls.to_numpy()
@@ -553,7 +555,16 @@ def section(
         remarks=remarks,
         rate=options.fdr,
         bound=BOUND,
+        whole=_whole_set(readings, options.seed) if suspects.kind == "pictures" else None,
     )
+
+
+def _whole_set(readings: Sequence[Sequence[pd.DataFrame]], seed: int) -> SetTest | None:
+    """The test of the collection as a whole by all readings of all detectors; None without nulls, or for too few items."""
+    groups = [pd.concat(group, axis=1) for group in zip(*readings, strict=True)]
+    if len(groups) < 2 or min(map(len, groups)) < LEAST:
+        return None
+    return set_test(*groups, seed)
 
 
 def _order(findings: Sequence[Finding]) -> list[str]:
@@ -676,6 +687,7 @@ def _summary(found: Section) -> dict[str, Any]:
         "at most false": found.most_false,
         "rate": found.rate if found.null_count else None,
         "detectors": [finding.detector for finding in found.findings],
+        "as a whole": found.whole,
     }
 
 

@@ -11,6 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from memlib.evaluation.whole_set import SetTest
+
 LONGEST = 192  # side of a shown picture, in pixels
 SHARP = 64  # up to this side a picture is shown pixel by pixel, losslessly
 BINS = 30
@@ -76,6 +78,7 @@ class Section(NamedTuple):
     """What an audit says of a collection of pictures or prompts.
 
     notes: why items were not scored. cut: what was cut of long prompts. bound: chance that the bound of false ones fails.
+    whole: the test of the collection as a whole.
     """
 
     kind: str
@@ -88,6 +91,7 @@ class Section(NamedTuple):
     remarks: Sequence[str]
     rate: float
     bound: float
+    whole: SetTest | None
 
     @property
     def items(self) -> int:
@@ -191,6 +195,16 @@ def verdict(section: Section) -> str:
     )
 
 
+def whole_words(test: SetTest) -> str:
+    """What the test of a whole collection says."""
+    return (
+        f"Was this collection trained on? On a random half, {test.suspects:,} items and {test.outside:,} nulls, an item scores "
+        f"higher than a null with a chance of {test.larger:.2f} (0.5 if there is no difference); the p-value of a permutation test "
+        f"is {test.p_value:.2g}. What was compared, {test.reading}, was chosen on the other half. A small p-value says that items "
+        "and nulls differ. That is due to the training if they are alike in all else."
+    )
+
+
 def _section(section: Section) -> Iterable[str]:
     yield f"<h2>{section.kind.capitalize()}: {_text(section.source)}</h2>"
     yield f'<p class="verdict">{_text(verdict(section))}</p>'
@@ -211,6 +225,8 @@ def _section(section: Section) -> Iterable[str]:
     heads = ["Detector", "Setting", "Evaluations an item"]
     heads += ["Discoveries", "Expected false", "At most false"] if section.null_count else []
     yield _table(heads, [_finding(finding) for finding in section.findings])
+    if section.whole is not None:
+        yield f"<h3>The collection as a whole</h3><p>{_text(whole_words(section.whole))}</p>"
     for finding in section.findings:
         yield f"<h3>Scores by {_text(finding.detector)}</h3>"
         yield histogram(finding.table["score"].to_numpy(dtype=float), finding.nulls)

@@ -125,6 +125,8 @@ def test_the_bright_pictures_are_the_discoveries(tmp_path: Path, capsys: pytest.
     assert "cannot be read as an image" in scores.loc["020.png", "note"]
     assert "8x9 pixels" in scores.loc["021.png", "note"]
     assert scores.loc[f"{EVIL}.png", "note"] == "the same as 029.png, counted once"
+    assert found["as a whole"]["suspects"] == 14
+    assert "Was this collection trained on? On a random half, 14 items and 30 nulls, an item scores higher" in page.text
     assert "6 of 28 pictures are discoveries at a rate of false discoveries of 20 %. About 0.5 of them" in page.text
 
 
@@ -166,6 +168,7 @@ def test_without_nulls_there_is_a_ranking_and_no_error_rate(tmp_path: Path) -> N
     assert "p-value" not in page.text
     assert found["discoveries"] is found["expected false"] is found["rate"] is None
     assert scores["p_value"].isna().all()
+    assert found["as a whole"] is None
     ranked = scores.dropna(subset="score")
     assert set(ranked.nlargest(6, "score")["item"]) == {f"{n:03d}.png" for n in range(24, 30)}
 
