@@ -52,7 +52,7 @@ DIFFERENT = {
     "rows": "with other --rows",
     "collections": "of other items",
 }
-REPORT, STATE, SCORES = "report.html", "audit.json", "scores.parquet"
+REPORT, STATE, SCORES, TABLES = "report.html", "audit.json", "scores.parquet", "tables"
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,8 @@ def audit(options: Options) -> Path:
     dtype = getattr(torch, options.dtype)
     field = load_field(options.model, dtype, options.rows)
     reference = load_field(options.reference, dtype, options.rows) if options.reference else None
+    if reference is not None and (reference.shape, reference.takes_prompts) != (field.shape, field.takes_prompts):
+        raise ValueError(f"the reference {options.reference} is of another kind or size than {options.model}")
     training = None
     if options.training is not None:
         training = Training(*training_pictures(options.training, options.training_splits, tuple(field.picture_shape)))
@@ -179,7 +181,10 @@ def audit(options: Options) -> Path:
         if state.is_main_process:
             for text in doubts:
                 print(text, file=sys.stderr)
+            if options.replace:
+                _remove(options.output)
             write_json(options.output / STATE, {"about": about})
+        state.wait_for_everyone()
         score_all(options, field, digest, pairs, choices, beside)
         report = options.output / REPORT
         if state.is_main_process:
@@ -370,6 +375,13 @@ def check_output(output: Path, about: Mapping[str, Any], replace: bool) -> None:
         raise ValueError(f"{output} holds an audit {different[0]}; name another --output, or replace it with --replace")
 
 
+def _remove(output: Path) -> None:
+    """Remove what another audit has left."""
+    shutil.rmtree(output / TABLES, ignore_errors=True)
+    for name in (STATE, SCORES, REPORT):
+        (output / name).unlink(missing_ok=True)
+
+
 @contextmanager
 def one_sentence(output: Path) -> Iterator[None]:
     """Say in one sentence that the system refused to read or write, or that somebody stopped the work."""
@@ -394,9 +406,6 @@ def score_all(
     beside: Mapping[str, Any],
 ) -> None:
     """Score all collections, nulls first, a part at a time: a table a part and detector; those that are there stay."""
-    if options.replace and processes().is_main_process:
-        shutil.rmtree(options.output / "tables", ignore_errors=True)
-    processes().wait_for_everyone()
     sizes = {kind: calls * options.rows * processes().num_processes for kind, calls in CALLS.items()}
     parts = [
         (collection, start)
@@ -425,7 +434,7 @@ def score_all(
 
 def table_folder(output: Path, collection: Collection, choice: Choice) -> Path:
     """Where the tables of a collection by a detector lie."""
-    return output / "tables" / f"{collection.kind}-{collection.digest[:12]}" / choice.detector.name
+    return output / TABLES / f"{collection.kind}-{collection.digest[:12]}" / choice.detector.name
 
 
 def read_parts(folder: Path, ids: Sequence[str]) -> pd.DataFrame:

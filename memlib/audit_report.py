@@ -198,10 +198,10 @@ def verdict(section: Section) -> str:
 def whole_words(test: SetTest) -> str:
     """What the test of a whole collection says."""
     return (
-        f"Was this collection trained on? On a random half, {test.suspects:,} items and {test.outside:,} nulls, an item scores "
-        f"higher than a null with a chance of {test.larger:.2f} (0.5 if there is no difference); the p-value of a permutation test "
-        f"is {test.p_value:.2g}. What was compared, {test.reading}, was chosen on the other half. A small p-value says that items "
-        "and nulls differ. That is due to the training if they are alike in all else."
+        f"Was this collection trained on? On a random half, {test.suspects:,} items and {test.outside:,} nulls, an item "
+        f"scores higher than a null with a chance of {test.larger:.2f} (0.5 if there is no difference); the p-value of a "
+        f"permutation test is {test.p_value:.2g}. What was compared, {test.reading}, was chosen on the other half. A small "
+        "p-value says that items and nulls differ. That is due to the training if they are alike in all else."
     )
 
 
