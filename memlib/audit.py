@@ -579,12 +579,8 @@ def _whole_set(readings: Sequence[Sequence[pd.DataFrame]], seed: int) -> SetTest
 def _order(findings: Sequence[Finding]) -> list[str]:
     """Items, discoveries first, then by their mean rank over the detectors."""
     ranks = pd.concat([finding.table["score"].rank(ascending=False) for finding in findings], axis=1).mean(axis=1)
-    found = pd.Series(False, index=ranks.index)
-    for finding in findings:
-        if "discovery" in finding.table:
-            found |= finding.table["discovery"].reindex(found.index)
-    order = pd.DataFrame({"found": ~found, "rank": ranks, "item": ranks.index})
-    return order.sort_values(["found", "rank", "item"])["item"].tolist()
+    found = set().union(*(finding.discovered for finding in findings))
+    return sorted(ranks.index, key=lambda name: (name not in found, ranks[name], name))
 
 
 def _cuts(field: NetworkField, collection: Collection) -> dict[str, str]:

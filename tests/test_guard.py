@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def drawn(pipe: DiffusionPipeline, call: dict) -> torch.Tensor:
 def test_nothing_changes_and_nothing_is_asked_where_there_is_no_alarm(name: str) -> None:
     pipe, how = made(name)
     guard, magnitudes, call = guarded(pipe, how, 1.0, name)
-    guard = Guard(guard.threshold * 1.01, 0.01, 99, guard.timestep, "")
+    guard = replace(guard, threshold=1.01 * guard.threshold)
     calls = []
     network = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
     handle = network.register_forward_hook(lambda *_: calls.append(1))
@@ -238,7 +239,7 @@ def test_an_embedding_of_a_transformer_is_moved_until_the_magnitude_is_low(name:
 def test_where_a_redirection_does_not_help_the_prompt_is_refused(action: str) -> None:
     pipe, how = made("U-Net")
     guard, _, call = guarded(pipe, how, 0.0, "U-Net")
-    tight = Guard(1e-9, 0.01, 99, guard.timestep, "")
+    tight = replace(guard, threshold=1e-9)
     message = "; 2 other seeds were tried|; the embedding was moved 2 times"
     with pytest.raises(MemorisedPrompt, match=message), tight.on(pipe, action, iterations=2):
         drawn(pipe, call)
@@ -316,6 +317,7 @@ def test_bad_requests_are_refused() -> None:
 def test_an_error_inside_leaves_the_pipeline_as_it_was() -> None:
     pipe, how = made("U-Net")
     guard, _, call = guarded(pipe, how, 1.0, "U-Net")
+    guard = replace(guard, threshold=2 * guard.threshold)
     before = copy.deepcopy(pipe.scheduler.__dict__)
     with pytest.raises(RuntimeError, match="mine"), guard.on(pipe):
         raise RuntimeError("mine")
