@@ -129,7 +129,7 @@ h3 { margin-top: 1.5rem; }
 .verdict { font-size: 1.1rem; border-left: .3rem solid var(--items); padding: .3rem .8rem; background: var(--soft); }
 .warning { border-left: .3rem solid #d97706; padding: .3rem .8rem; background: var(--soft); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .8rem; }
@@ -151,7 +151,7 @@ details { margin: .8rem 0; } summary { cursor: pointer; }
 def as_page(sections: Sequence[Section], facts: Mapping[str, str], warnings: Sequence[str]) -> str:
     """The report as HTML."""
     body = [
-        "<h1>Which items has this model memorised?</h1>",
+        "<h1>Audit of a diffusion model</h1>",
         *(f'<p class="warning">{_text(text)}</p>' for text in warnings),
         *(part for section in sections for part in _section(section)),
         "<h2>How this was made</h2>",
@@ -215,7 +215,8 @@ def _section(section: Section) -> Iterable[str]:
             f"<p>The {section.null_count:,} nulls are from {_text(section.null_source)}. A p-value is the share of nulls that "
             "score as high as the item, the item itself counted among them. The rates hold if the nulls and the items that are "
             "not memorised are alike: of the same source, chosen at random, prepared in the same way. They do not hold if the "
-            "nulls are older, simpler or of another style. A rate of false discoveries is a mean over many such audits.</p>"
+            "nulls are older, simpler or of another style. A rate of false discoveries is a mean over many such audits. A "
+            "discovery is evidence that the item was trained on; whether the model reproduces it is another question.</p>"
         )
     if len(section.findings) > 1 and section.null_count:
         yield (
@@ -344,7 +345,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     def cell(value: object) -> str:
         return f'<td class="number">{value:,}</td>' if isinstance(value, int) else f"<td>{value}</td>"
 
-    head = f"<tr>{''.join(f'<th>{_text(text)}</th>' for text in heads)}</tr>" if any(heads) else ""
+    kinds = [' class="number"' if isinstance(value, int) else "" for value in rows[0]] if rows else [""] * len(heads)
+    names = "".join(f"<th{kind}>{_text(text)}</th>" for text, kind in zip(heads, kinds, strict=True))
+    head = f"<tr>{names}</tr>" if any(heads) else ""
     lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table>{head}{lines}</table></div>'
 
