@@ -31,6 +31,7 @@ from memlib.evaluation.whole_set import LEAST, SetTest, set_test
 from memlib.fields.digest import weights_digest
 from memlib.fields.load import check_single_encoder, load_field
 from memlib.fields.network import NetworkField
+from memlib.fields.transformer import usual
 from memlib.files import atomic_write, read_json, write_json, write_table
 from memlib.processes import processes
 from memlib.progress import progress
@@ -657,7 +658,8 @@ def _drawn(field: NetworkField, items: Items, seed: int) -> Tensor | None:
     """A picture of each of the first prompts by the pipeline's own loop, in [-1, 1]; None where that loop is not run."""
     try:
         noise = shared_noise(field.shape, 1, seed)
-        return generate(field.pipe, list(items.prompts[:DRAWN]), noise, DRAWING_STEPS, rows=2 * field.rows)[:, 0]
+        guidance = usual(field.pipe, "guidance_scale")
+        return generate(field.pipe, items.prompts[:DRAWN], noise, DRAWING_STEPS, guidance, 2 * field.rows)[:, 0]
     except ValueError:
         return None
 

@@ -3,6 +3,11 @@
 With classifier-free guidance a pipeline predicts with the prompt and without anyway. The guard reads the distance between the
 two at the first step, the magnitude of Wen et al. (arXiv 2407.21720), and asks the network for nothing more. Its threshold is
 calibrated on ordinary prompts alone: no memorised one need be known.
+
+    guard = calibrate(pipe, ordinary_prompts, false_alarms=0.01, num_inference_steps=50)
+    guard.save("guard.json")
+    with load("guard.json", pipe).on(pipe):
+        pipe(prompt, num_inference_steps=50)
 """
 
 import functools
