@@ -17,6 +17,7 @@ import torch
 from conftest import scheduler, side_by_side, small_pipeline, small_unet
 from diffusers import DDPMPipeline
 from PIL import Image
+from scipy import stats
 from test_transformers import tiny
 
 from memlib import cli
@@ -26,7 +27,7 @@ from memlib.datasets.prompts import read_prompts
 from memlib.detectors import ALL, find
 from memlib.detectors.api import Detector, Items, Scores
 from memlib.detectors.text import lost_without_words, token_significance
-from memlib.evaluation.discovery import fewest_nulls
+from memlib.evaluation.discovery import fewest_nulls, most_false
 from memlib.fields.load import load_field
 from memlib.sampling.pipeline import cut_parts, shared_noise
 from memlib.tables import setting_name
@@ -132,6 +133,23 @@ def test_the_bright_pictures_are_the_discoveries(tmp_path: Path, capsys: pytest.
     assert "6 of 28 pictures are discoveries at a rate of false discoveries of 10 %. About 0.5 of them" in page.text
 
 
+def test_two_detectors_share_the_rate_and_the_chance_of_the_bounds(tmp_path: Path) -> None:
+    arguments = ["model", "--images", "pictures", "--null-images", "nulls", "--fdr", "0.2", "--detectors"]
+    alone, _, scores = audit(tmp_path / "one", *arguments, "bright")
+    p_values = scores["p_value"].dropna()
+    assert alone["at most false"] == most_false(p_values, 0.05)[alone["discoveries"] - 1]
+    both, page, scores = audit(tmp_path / "two", *arguments, "bright", "variation")
+    found, bounds = set(), 0
+    for _, table in scores.dropna(subset="score").groupby("detector"):
+        own = stats.false_discovery_control(table["p_value"]) <= 0.1
+        assert (table["discovery"] == own).all()
+        found |= set(table["item"][own])
+        bounds += most_false(table["p_value"], 0.025)[own.sum() - 1] if own.any() else 0
+    assert both["discoveries"] == len(found)
+    assert both["at most false"] == min(len(found), bounds)
+    assert "Each of the 2 detectors has its share of the rate" in page.text
+
+
 def test_the_report_asks_for_nothing_and_escapes_what_it_shows(tmp_path: Path) -> None:
     arguments = ["--prompts", "prompts.txt", "--null-prompts", "null.txt", "--fdr", "0.5", "--rows", "8"]
     _, page, _ = audit(tmp_path, "text", *arguments, "--images", "pictures16", "--detectors", "magnitude", "bright")
@@ -207,11 +225,15 @@ def test_prompts_are_coloured_by_the_gradients_of_the_magnitude(tmp_path: Path) 
 def test_a_transformer_is_audited_and_its_words_are_coloured_by_what_is_lost_without_them(tmp_path: Path) -> None:
     _, page, scores = audit(tmp_path, "sd3", "--prompts", "prompts.txt", "--budget", "1", "--rows", "8")
     field = load_field("sd3")
-    expected = lost_without_words(field, ["a red apple"], shared_noise(field.shape, 1, 0))["significance"]
-    weights = expected.clip(lower=0) / expected.max()
     styles = [attributes["style"] for tag, attributes in page.tags if attributes.get("class") == "token"]
-    wanted = [f"background: rgba(234, 88, 12, {0.75 * weight:.2f})" for weight in weights]
-    assert any(styles[start : start + len(wanted)] == wanted for start in range(len(styles)))
+    losses = [lost_without_words(field, [p], shared_noise(field.shape, 1, 0))["significance"] for p in PROMPTS[:2]]
+    assert losses[0].max() > 0 > losses[1].max(), (
+        "one prompt owes its magnitude to its words, one has it in spite of them"
+    )
+    for expected in losses:
+        weights = expected.clip(lower=0) / max(expected.max(), 1e-9)
+        wanted = [f"background: rgba(234, 88, 12, {0.75 * weight:.2f})" for weight in weights]
+        assert any(styles[start : start + len(wanted)] == wanted for start in range(len(styles)))
     assert scores["setting"].iloc[0] == "noises=1"
 
 
@@ -382,6 +404,7 @@ def test_another_audit_at_the_output_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=f"{message}; name another --output, or replace it with --replace"):
             audit(tmp_path, *arguments)
     assert (tmp_path / "report.html").read_bytes() == before
+    audit(tmp_path, "model", *PICTURES, "--rows", "4", "--replace")
     assert audit(tmp_path, "model", "--images", "nulls", "--detectors", "bright", "--replace")[0]["items"] == 60
     (tmp_path / "audit.json").write_text("[]")
     with pytest.raises(SystemExit, match="audit.json is of no audit"):
