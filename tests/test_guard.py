@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_pipeline
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
 from test_transformers import GUIDANCE, NO_BINS, PIPELINES, tiny
 
 from memlib.detectors.text import first_step
@@ -289,6 +289,19 @@ REFUSED = (
 def test_calls_that_it_cannot_read_are_refused(name: str, run: Callable[[], None], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run()
+
+
+def test_a_run_from_a_picture_is_refused() -> None:
+    """It starts later than from pure noise, where the guard was calibrated."""
+    pipe, how = made("U-Net")
+    guard, _, _ = guarded(pipe, how, 1.0, "U-Net")
+    guard = replace(guard, threshold=1e9)
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    varying = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    varying.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="starts at the timestep .* not from pure noise"), guard.on(varying):
+        varying(PROMPTS[0], image=torch.zeros(1, 3, 16, 16), strength=0.5, **how)
+    assert untouched(varying)
 
 
 def test_bad_requests_are_refused() -> None:
