@@ -291,6 +291,16 @@ def test_calls_that_it_cannot_read_are_refused(name: str, run: Callable[[], None
         run()
 
 
+def test_two_prompts_from_one_noise_are_not_taken_for_guidance() -> None:
+    """Without guidance both rows are given the same latents, as with it."""
+    pipe, how = made("U-Net")
+    guard, _, _ = guarded(pipe, how, 1.0, "U-Net")
+    same = noises(pipe, PROMPTS[:1], 0, "U-Net").repeat(2, 1, 1, 1)
+    guard = replace(guard, threshold=1e9)
+    with pytest.raises(ValueError, match="makes no prediction without the prompt"), guard.on(pipe):
+        pipe(PROMPTS[:2], latents=same, **how | {"guidance_scale": 1.0})
+
+
 def test_a_run_from_a_picture_is_refused() -> None:
     """It starts later than from pure noise, where the guard was calibrated."""
     pipe, how = made("U-Net")
