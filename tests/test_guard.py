@@ -291,6 +291,22 @@ def test_calls_that_it_cannot_read_are_refused(name: str, run: Callable[[], None
         run()
 
 
+@pytest.mark.parametrize("action", ["less guidance", "moved embedding", "another seed"])
+def test_what_is_done_to_a_call_is_not_done_to_the_next(action: str) -> None:
+    pipe, how = made("U-Net")
+    guard, magnitudes, call = guarded(pipe, how, 0.6, "U-Net")
+    worst = int(np.argmax(magnitudes))
+    safe = [row for row in range(3) if row != worst]
+    start = noises(pipe, PROMPTS, 0, "U-Net")[safe]
+    fine = call | {"prompt": [PROMPTS[row] for row in safe], "latents": start}
+    before = pipe(**fine).images
+    with guard.on(pipe, action, iterations=60, learning_rate=0.02) as watch:
+        drawn(pipe, call)
+        assert watch.alarms == 1
+        assert torch.equal(pipe(**fine).images, before)
+        assert watch.alarms == 1
+
+
 def test_two_prompts_from_one_noise_are_not_taken_for_guidance() -> None:
     """Without guidance both rows are given the same latents, as with it."""
     pipe, how = made("U-Net")

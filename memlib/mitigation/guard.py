@@ -188,7 +188,6 @@ class Watch:
         self.field = field_of(pipe)
         self.magnitudes: list[float] = []
         self.alarms, self.timestep = 0, math.nan
-        self.busy = False  # the guard itself asks the network
         self._begin(False)
 
     def _begin(self, first: bool) -> None:
@@ -245,14 +244,15 @@ class Watch:
 
     def _given(self, _: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Moved embeddings in place of the prompts', at the steps after the first."""
-        if self.embeddings is None or self.busy or self.embeddings.shape != keywords["encoder_hidden_states"].shape:
+        if self.embeddings is None or self.embeddings.shape != keywords["encoder_hidden_states"].shape:
             return None
         return arguments, keywords | {"encoder_hidden_states": self.embeddings.to(keywords["encoder_hidden_states"])}
 
     def _seen(self, _: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
-        """The first step's predictions are judged; those of later ones changed, if that was chosen."""
-        if self.busy:
-            return None
+        """The first step's predictions are judged; those of later ones changed, if that was chosen.
+
+        What the guard itself asks the network comes here, too, when `first` is over and before anything is to be changed.
+        """
         if self.first:
             output = self._first_step(arguments, keywords, output)
         if self.scale is None or self.first:
@@ -349,11 +349,7 @@ class Watch:
             given["sample" if "sample" in keywords else "hidden_states"] = x
         if embeddings is not None:
             given["encoder_hidden_states"] = embeddings
-        self.busy = True
-        try:
-            return self.network(*((x, *rest) if arguments else ()), **given)[0]
-        finally:
-            self.busy = False
+        return self.network(*((x, *rest) if arguments else ()), **given)[0]
 
     def _other_noise(
         self, x: Tensor, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any, flagged: list[int]
@@ -413,10 +409,10 @@ class Watch:
         left = [row for row in flagged if not self.magnitudes[row] <= self.guard.threshold]
         if left:
             self._refuse(left, f"; the embedding was moved {self.iterations} times")
-        self.embeddings = embeddings.clone()
-        self.embeddings[rows] = run.embeddings
         changed = output[0].clone()
         changed[rows] = self._again(x[rows], arguments, keywords, rows, run.embeddings)
+        self.embeddings = embeddings.clone()
+        self.embeddings[rows] = run.embeddings
         return (changed, *output[1:])
 
 
