@@ -1,11 +1,12 @@
 # make study: the whole study and its book; make book: the book from the tables in git, without training;
 # make test: the tests; make smoke: every stage at toy size in a scratch copy; make bench: what things cost;
+# make audit MODEL=folder ARGS="--prompts file": what a model of yours has memorised, as a report;
 # make profile NAME=edges STAGES=estimators: a profile of profiles/ beside the default study.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: study book test profile smoke bench lint
+.PHONY: study book test audit profile smoke bench lint
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 study: $(READY)
@@ -18,6 +19,10 @@ test: $(READY)
 	ruff check .
 	ruff format --check .
 	python -m pytest
+
+audit: $(READY)
+	@test -n "$(MODEL)" || { echo 'name a model: make audit MODEL=folder ARGS="--images pictures --null-images others"'; exit 1; }
+	memlib audit $(MODEL) $(ARGS)
 
 profile: $(READY)
 	python -m memlib.study.profiles $(NAME) $(if $(STAGES),--stages $(STAGES))

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ def main(arguments: list[str] | None = None) -> None:
     _score_options(commands.add_parser("score", help="score pictures or prompts by detectors, a table a detector"))
     commands.add_parser("detectors", help="list the detectors with what they need and their usual settings")
     _bench_options(commands.add_parser("bench", help="judge all detectors, and yours, on the models of the study"))
+    _audit_options(commands.add_parser("audit", help="what a model has memorised, as a report with error rates"))
     options = parser.parse_args(arguments)
+    options.line = shlex.join(["memlib", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        {"score": _score, "detectors": _detectors, "bench": _bench}[options.command](options)
+        {"score": _score, "detectors": _detectors, "bench": _bench, "audit": _audit}[options.command](options)
         sys.stdout.flush()
     except ValueError as error:
         sys.exit(f"memlib {options.command}: {error}")
@@ -137,6 +140,44 @@ def _setting(pairs: list[str]) -> dict[str, Any]:
         if "=" not in pair:
             raise ValueError(f"--setting {pair!r} is not KEY=VALUE, such as sigma=0.2")
     return parse_setting(" ".join(pairs))
+
+
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="folder of a diffusers model, or its name on the hub")
+    parser.add_argument("--images", type=Path, help="pictures to be audited: a folder of images or of an image set")
+    parser.add_argument("--splits", nargs="*", default=[], help="splits of the image set (all, if not given)")
+    parser.add_argument("--prompts", type=Path, help="prompts to be audited: one a line, or .jsonl with captions")
+    parser.add_argument("--null-images", type=Path, help="pictures of the same source, known to be outside of training")
+    parser.add_argument("--null-splits", nargs="*", default=[], help="their splits, if that is an image set")
+    parser.add_argument("--null-prompts", type=Path, help="prompts of the same source, known to be outside of training")
+    parser.add_argument("--reference", help="model that was trained without the items")
+    parser.add_argument("--training", type=Path, help="training pictures, to look copies up")
+    parser.add_argument("--training-splits", nargs="*", default=[], help="their splits, if that is an image set")
+    parser.add_argument("--fdr", type=float, default=0.1, help="rate of false discoveries (default 0.1)")
+    parser.add_argument(
+        "--detectors", nargs="+", default=[], help="names, see `memlib detectors` (default: recommended)"
+    )
+    parser.add_argument("--setting", nargs="*", default=[], metavar="KEY=VALUE", help="setting of all named detectors")
+    parser.add_argument("--budget", type=int, help="network evaluations an item, for the recommended detector")
+    parser.add_argument("--output", type=Path, default=Path("audit"), help="folder for the report and the tables")
+    parser.add_argument("--show", type=int, default=50, help="suspects that are shown (default 50)")
+    parser.add_argument("--seed", type=int, default=0, help="decides, with an item's id, its random numbers")
+    parser.add_argument("--rows", type=int, default=64, help="items in one call of the network")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--device", help="such as cpu, cuda, cuda:1 or mps (default: the one that is there)")
+    parser.add_argument("--replace", action="store_true", help="replace another audit at the output")
+
+
+def _audit(options: argparse.Namespace) -> None:
+    setting = _setting(options.setting) if options.setting else None
+
+    from memlib.audit import Options, audit
+    from memlib.processes import processes
+
+    given = vars(options) | {"setting": setting, "command": options.line}
+    report = audit(Options(**{name: value for name, value in given.items() if name != "line"}))
+    if processes().is_main_process:
+        print(report)
 
 
 def _detectors(options: argparse.Namespace) -> None:

@@ -96,6 +96,7 @@ def write_tables(
     batch: int | None = None,
     replace: bool = False,
     share: bool = True,
+    tell: bool = True,
 ) -> dict[Path, Cost]:
     """Write tables of scores of one model; give what each that was written has cost, in the first of several processes.
 
@@ -104,7 +105,7 @@ def write_tables(
     computed again for another (see `memlib.fields.memory`). Batches are kept in a folder beside the output until all tables
     are there, from which a run that was killed goes on. Processes started together (by accelerate or torchrun) share the
     batches. `model` names the weights (see `weights_digest`). A table that is there, of the same model, detector, settings and
-    items, stays as it is, unless `replace`.
+    items, stays as it is, unless `replace`. With `tell` it is told how far each is.
 
     Raises ValueError, before any work, for settings that a detector does not know, items that lack what it needs, ids that
     are there twice, no items at all, and an output that holds another table (unless `replace`); and for scores that are not
@@ -125,7 +126,7 @@ def write_tables(
         parts = table.output.with_name(f"{table.output.stem}.{_digest([about, size, rows, code])[:12]}.parts")
         loops.setdefault((size, tuple(table.items.ids)), []).append((table, about, parts))
     for (size, _), loop in loops.items():
-        _score_batches(field, [(table, parts) for table, _, parts in loop], size, share)
+        _score_batches(field, [(table, parts) for table, _, parts in loop], size, share, tell)
         state.wait_for_everyone()
         for table, about, parts in loop if state.is_main_process else ():
             costs[table.output] = _write_whole(table, about, parts, size)
@@ -208,7 +209,9 @@ def _is_there(output: Path, about: Mapping[str, Any], replace: bool) -> bool:
     return True
 
 
-def _score_batches(field: NetworkField | None, tables: Sequence[tuple[Table, Path]], size: int, share: bool) -> None:
+def _score_batches(
+    field: NetworkField | None, tables: Sequence[tuple[Table, Path]], size: int, share: bool, tell: bool
+) -> None:
     """Score this process's share of the batches of the tables' items, but what is there, and keep each in its folder.
 
     tables: of the same ids, each with its folder.
@@ -221,7 +224,7 @@ def _score_batches(field: NetworkField | None, tables: Sequence[tuple[Table, Pat
     }
     todo = [start for start in starts if missing[start]]
     what = f"{tables[0][0].detector.name if len(tables) == 1 else f'{len(tables)} tables'} of {len(ids)} items"
-    for start in progress(todo, what, len(starts) - len(todo)) if state.is_main_process else todo:
+    for start in progress(todo, what, len(starts) - len(todo)) if tell and state.is_main_process else todo:
         given = [each for table, _ in missing[start] for each in (field, table.items.reference) if each is not None]
         with one_thread(), counting(*{each.network for each in given}) as count:
             own = {id(each): _of_batch(each, given[0].rows, share) for each in given}

@@ -17,14 +17,8 @@ from memlib.study.digests import imports
 ROOT = Path(__file__).parent.parent
 HELPERS = ("tensors", "files", "progress", "words", "tables", "processes")  # of all folders; they import none of them
 FOLDERS = ("fields", "sampling", "detectors", "mitigation", "truth", "evaluation", "datasets", "training")
-LAYERS = (
-    *FOLDERS,
-    "score",
-    "candidate",
-    "bench",
-    "cli",
-    "study",
-)  # each may import those before it, itself and the helpers
+# Each may import those before it, itself and the helpers
+LAYERS = (*FOLDERS, "score", "candidate", "bench", "audit_report", "audit", "cli", "study")
 MODULES = sorted((ROOT / "memlib").rglob("*.py"))
 
 

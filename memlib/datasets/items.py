@@ -46,7 +46,7 @@ def load_items(
         raise ValueError("give either pictures or a prompt file to be scored")
     grouped = prompts is not None and Path(prompts).suffix == ".parquet"
     for named, folder in ((() if grouped else splits, images), (training_splits, training)):
-        if named and (folder is None or not _is_image_set(Path(folder))):
+        if named and (folder is None or not is_image_set(Path(folder))):
             where = "no image set is given" if folder is None else f"{folder} is no image set"
             raise ValueError(f"the splits {', '.join(named)} are asked for, but {where}; name one, or no splits")
     notes: dict[str, str] = {}
@@ -69,10 +69,7 @@ def load_items(
     if samples is not None:
         more["samples"] = _samples_of(samples, items.ids, size)
     if training is not None:
-        _, more["training"], more["captions"], unread = _pictures(Path(training), training_splits, size)
-        if unread:
-            first = next(iter(unread.values()))
-            raise ValueError(f"all training pictures are needed, and {len(unread)} of them cannot be used: {first}")
+        _, more["training"], more["captions"] = training_pictures(training, training_splits, size)
     parts = {"pictures": items.pictures, "samples": more.get("samples"), "training pictures": more.get("training")}
     shapes = {name: part.shape[-3:] for name, part in parts.items() if part is not None}
     for (one, first), (other, second) in pairwise(shapes.items()):
@@ -85,7 +82,7 @@ def _pictures(
     folder: Path, splits: Sequence[str], size: tuple[int, int, int] | None
 ) -> tuple[list[str], Tensor, list[str] | None, dict[str, str]]:
     """Ids (none of an image set without), pictures in [-1, 1], captions (None without any), and why some could not be read."""
-    if _is_image_set(folder):
+    if is_image_set(folder):
         image_set = image_sets.load(folder)
         if splits:
             parts = [image_set.split(name) for name in splits]
@@ -105,6 +102,18 @@ def _pictures(
         raise ValueError(f"there is no folder {folder} with pictures")
     paths = folders.picture_paths(folder)
     known = folders.captions(folder)
+    found, notes = open_pictures(paths, size)
+    if not found:
+        raise ValueError(f"none of the pictures in {folder} can be scored: {next(iter(notes.values()))}")
+    shapes = {tuple(picture.shape) for picture in found.values()}
+    if len(shapes) > 1:
+        raise ValueError(f"the pictures in {folder} differ in size; give all of them one size")
+    captions = [known.get(name, "") for name in found]
+    return list(found), to_float(torch.stack([*found.values()])), captions if any(captions) else None, notes
+
+
+def open_pictures(paths: Sequence[Path], size: tuple[int, int, int] | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Pictures uint8 [C, H, W] by the names of their files, and why some cannot be used: unreadable, or of another size."""
     found, notes = {}, {}
     for path in paths:
         try:
@@ -116,16 +125,25 @@ def _pictures(
             found[path.name] = picture
         except ValueError as error:
             notes[path.name] = str(error)
-    if not found:
-        raise ValueError(f"none of the pictures in {folder} can be scored: {next(iter(notes.values()))}")
-    shapes = {tuple(picture.shape) for picture in found.values()}
-    if len(shapes) > 1:
-        raise ValueError(f"the pictures in {folder} differ in size; give all of them one size")
-    captions = [known.get(name, "") for name in found]
-    return list(found), to_float(torch.stack([*found.values()])), captions if any(captions) else None, notes
+    return found, notes
 
 
-def _is_image_set(folder: Path) -> bool:
+def training_pictures(
+    folder: str | Path, splits: Sequence[str] = (), size: tuple[int, int, int] | None = None
+) -> tuple[list[str], Tensor, list[str] | None]:
+    """Ids, pictures in [-1, 1] and captions (None without any) of a training set.
+
+    Raises ValueError where one of the pictures cannot be read: distances to the nearest one would be wrong.
+    """
+    ids, pictures, captions, unread = _pictures(Path(folder), splits, size)
+    if unread:
+        first = next(iter(unread.values()))
+        raise ValueError(f"all training pictures are needed, and {len(unread)} of them cannot be used: {first}")
+    return ids, pictures, captions
+
+
+def is_image_set(folder: Path) -> bool:
+    """Whether a folder holds an image set, and not files of images."""
     return (folder / "items.parquet").exists()
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 
 from memlib.evaluation.intervals import two_groups
 
+NUMBERS = 10**6  # that a permutation test holds at a time
 ROUNDING = 1e-9  # by which a ratio that is a whole number may come out larger
 
 
@@ -78,6 +79,7 @@ def set_p_value(suspects: ArrayLike, outside: ArrayLike, resamples: int = 9999, 
         lambda a, b, axis: a.mean(axis) - b.mean(axis),
         alternative="greater",
         n_resamples=resamples,
+        batch=max(1, NUMBERS // sum(map(len, groups))),
         vectorized=True,
         rng=np.random.default_rng(seed),
     )

@@ -1,6 +1,6 @@
 """Sampling a memorised prompt without its picture: prompts changed at inference (Wen et al., arXiv 2407.21720, section 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -45,17 +45,27 @@ def optimise_prompts(
     warn_of_cuts(field.pipe, prompts)
     if not target > 0:
         raise ValueError(f"the target of a magnitude must be positive; got {target}")
-    parts = [
-        _optimise(FirstStep(field, chunk, noise, sampling_steps), target, iterations, learning_rate)
-        for chunk in chunks(list(prompts), field.rows // len(noise))
-    ]
+    parts = []
+    for chunk in chunks(list(prompts), field.rows // len(noise)):
+        call = FirstStep(field, chunk, noise, sampling_steps)
+        given = call.embeddings.repeat_interleave(call.count, 0)
+        parts.append(move_embeddings(given, call.magnitude, target, iterations, learning_rate))
     return MovedPrompts(
         *(torch.cat(part).unflatten(0, (len(prompts), len(noise))) for part in zip(*parts, strict=True))
     )
 
 
-def _optimise(call: FirstStep, target: float, iterations: int, learning_rate: float) -> MovedPrompts:
-    given = call.embeddings.repeat_interleave(call.count, 0)
+def move_embeddings(
+    given: Tensor,
+    magnitude_of: Callable[[Tensor], Tensor],
+    target: float,
+    iterations: int,
+    learning_rate: float,
+) -> MovedPrompts:
+    """Embeddings [N, L, D] moved by AdamW, all positions but the first, until `magnitude_of` them [N] is at most the target.
+
+    Each row ends by itself. The parts of what is returned have no axis of noises.
+    """
     first, moved = given[:, :1].float(), given[:, 1:].float().requires_grad_()
     kept, reached = given, torch.zeros(len(given), device=given.device)
     running = torch.ones(len(given), dtype=torch.bool, device=given.device)
@@ -64,7 +74,7 @@ def _optimise(call: FirstStep, target: float, iterations: int, learning_rate: fl
     for step in range(iterations + 1):
         with torch.enable_grad():
             embeddings = torch.cat([first, moved], 1).to(given.dtype)
-            magnitude = call.magnitude(embeddings)
+            magnitude = magnitude_of(embeddings)
         kept = torch.where(running[:, None, None], embeddings.detach(), kept)
         reached = torch.where(running, magnitude.detach(), reached)
         running = running & (reached > target)

@@ -1,0 +1,58 @@
+"""The test of a whole collection: its size where nothing was trained on, its power, and that what was chosen is not tested."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from memlib.evaluation.discovery import set_p_value
+from memlib.evaluation.whole_set import power_by_size, set_test
+
+
+def scores(count: int, shift: float, seed: int, readings: int = 3) -> pd.DataFrame:
+    """Readings of which only the last differs."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(count, readings))
+    values[:, -1] += shift
+    return pd.DataFrame(values, columns=[f"r{n}" for n in range(readings)], index=[f"i{n}" for n in range(count)])
+
+
+def test_the_reading_is_chosen_on_one_half_and_tested_on_the_other() -> None:
+    found = set_test(scores(80, 1.0, 0), scores(60, 0.0, 1))
+    assert (found.reading, found.suspects, found.outside) == ("r2", 40, 30)
+    assert found.p_value < 0.01
+    assert found.larger == pytest.approx(stats.norm.cdf(2**-0.5), abs=0.12)
+    assert set_test(scores(80, 0.0, 0), scores(60, 1.0, 1)).p_value > 0.05, "one-sided"
+
+
+def test_its_size_is_the_level_however_many_readings_there_are() -> None:
+    """Choosing on the tested half would reject about 1 - 0.95^20 of the time."""
+    rejected = [
+        set_test(scores(24, 0.0, 2 * n, 20), scores(24, 0.0, 2 * n + 1, 20), n, 99).p_value <= 0.05 for n in range(300)
+    ]
+    assert np.mean(rejected) <= stats.binom.ppf(0.999, 300, 0.05) / 300
+
+
+def test_power_grows_with_the_collection_and_is_the_level_without_a_difference() -> None:
+    sizes = [8, 30, 120]
+    power = power_by_size(scores(200, 0.7, 0), scores(200, 0.0, 1), sizes, repeats=60, resamples=99)
+    assert (np.diff(power) > 0).all()
+    assert power[-1] > 0.9
+    same = scores(400, 0.0, 3)
+    none = power_by_size(same[:200], same[200:], [40], repeats=200, resamples=99)
+    assert none[0] < 0.2
+
+
+def test_many_items_are_permuted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = scores(200, 0.2, 0)["r2"], scores(300, 0.0, 1)["r2"]
+    whole = set_p_value(*groups, 1999)
+    monkeypatch.setattr("memlib.evaluation.discovery.NUMBERS", 1000)
+    assert set_p_value(*groups, 1999) == pytest.approx(whole, abs=0.02)
+    assert whole == pytest.approx(stats.ttest_ind(*groups, alternative="greater").pvalue, abs=0.02)
+
+
+def test_groups_that_are_too_small_are_refused() -> None:
+    with pytest.raises(ValueError, match="there are 3 items in a group; a test of a whole set needs at least 4"):
+        set_test(scores(3, 0.0, 0), scores(9, 0.0, 1))
+    with pytest.raises(ValueError, match="a collection of 12 is asked for; it must be from 4 to 9"):
+        power_by_size(scores(20, 0.0, 0), scores(9, 0.0, 1), [12])
