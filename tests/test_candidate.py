@@ -41,17 +41,35 @@ def given(function) -> Detector:
 
 
 REFUSED = [
-    (given(lambda field, items: plain(field, items)[1:]), r"mine gave scores of the shape \[5\] for 6 items, the first of which is 'item 0'; it must give one an item"),
+    (
+        given(lambda field, items: plain(field, items)[1:]),
+        r"mine gave scores of the shape \[5\] for 6 items, the first of which is 'item 0'; it must give one an ",
+    ),
     (given(with_nan), "mine gave nan for the item 'item 2' at ; a score must be finite"),
-    (given(changing), "mine changes the model: its weights, mode or hooks are others after 'item 0' was scored; leave the model"),
+    (given(changing), "mine changes the model: its weights, mode or hooks are others after 'item 0' was scored"),
     (given(hooking), "mine changes the model"),
-    (given(lambda field, items: plain(field, items) - plain(field, items).mean()), "mine gives the item 'item .' .* beside 5 others and .* beside 3; a score must depend on its item alone"),
-    (given(lambda field, items: plain(field, items) + torch.randn(len(items.ids))), "mine gives the item .* its random numbers on items.seeds"),
-    (given(lambda field, items: plain(field, items)[:, None].T.repeat(9, 1)), r"mine gave scores of the shape \[9, 6\]"),
-    (Detector("mine", {"model", "picture"}, [{}], plain), "mine gave Tensor for 6 items, the first of which is 'item 0'; it must give Scores"),
+    (
+        given(lambda field, items: plain(field, items) - plain(field, items).mean()),
+        "mine gives the item 'item .' .* beside 5 others and .* beside 3; a score must depend on its item alone",
+    ),
+    (
+        given(lambda field, items: plain(field, items) + torch.randn(len(items.ids))),
+        "mine gives the item .* its random numbers on items.seeds",
+    ),
+    (
+        given(lambda field, items: plain(field, items)[:, None].T.repeat(9, 1)),
+        r"mine gave scores of the shape \[9, 6\]",
+    ),
+    (
+        Detector("mine", {"model", "picture"}, [{}], plain),
+        "mine gave Tensor for 6 items, the first of which is 'item 0'; it must give Scores",
+    ),
     (given(lambda field, items: plain(field, items).detach().numpy()), "mine gave Scores of a ndarray"),
-    (given(lambda field, items: field.nothing), "mine failed with AttributeError: .*nothing.* \\(test_candidate.py, line"),
-]  # fmt: skip
+    (
+        given(lambda field, items: field.nothing),
+        "mine failed with AttributeError: .*nothing.* \\(test_candidate.py, line",
+    ),
+]
 
 
 @pytest.mark.parametrize(("detector", "message"), REFUSED, ids=[message[5:24] for _, message in REFUSED])
