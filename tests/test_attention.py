@@ -87,6 +87,8 @@ def test_known_entropies() -> None:
 @torch.no_grad()
 def test_the_sampled_entropy_is_that_of_the_pipelines_own_loop() -> None:
     pipe, steps, last = small_pipeline(), 5, 2
+    for layer in prompt_layers(pipe.unet):  # so that attention changes along sampling
+        layer.to_q.weight.data *= 30
     field = UNetField(pipe.unet, pipe.scheduler, pipe, rows=4)
     found = find("sampled_entropy").score(field, ITEMS, noises=2, guidance=3.0, last=last, sampling_steps=steps)
     assert [(scores.reading, scores.evaluations) for scores in found] == [({"noise": n}, 2 * steps) for n in (0, 1)]
@@ -101,7 +103,8 @@ def test_the_sampled_entropy_is_that_of_the_pipelines_own_loop() -> None:
             parts = -mean * mean.log()
             padding = parts[:, len(pipe.tokenizer(prompt).input_ids) - 1 :].sum(1)
             expected = parts[-last:].sum(1).mean() + padding[-last:].mean() - padding[0]
-            torch.testing.assert_close(scores.value[number], expected, rtol=1e-4, atol=1e-5)
+            assert (parts[-last:] - parts[:last]).sum(1).abs().max() > 0.01
+            torch.testing.assert_close(scores.value[number], expected, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()

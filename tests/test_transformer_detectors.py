@@ -232,6 +232,21 @@ def test_pictures_are_those_that_each_pipeline_draws(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["SD3, shifted by tokens", "Flux dev"])
+def test_a_loop_may_run_at_another_size(name: str) -> None:
+    """Of which the levels of some schedules depend."""
+    pipe, field = tiny(name)
+    usual, field.shape = field.timesteps(3), torch.Size([4, 6, 6])
+    noise = shared_noise(field.shape, 1, 0)
+    run = trajectory(pipe, PROMPTS, noise, sampling_steps=3, guidance=GUIDANCE, rows=4)
+    t = torch.tensor(field.timesteps(3), dtype=torch.float64) / 1000
+    assert field.timesteps(3) != usual
+    torch.testing.assert_close(run.sigmas, (t / (1 - t)).float())
+    torch.testing.assert_close(run.value[..., 0], first_step(field, PROMPTS, noise, 3), rtol=1e-3, atol=1e-4)
+    assert run.latents.shape == (2, 1, 4, 6, 6)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["SD3", "Flux dev", "PixArt", "Sana", "Lumina 2"])
 def test_after_the_first_steps_pipelines_stop_that_can(name: str) -> None:
     pipe, field = tiny(name)
