@@ -244,3 +244,17 @@ def test_sharp_prompts_score_higher_and_in_closed_form() -> None:
     for name in ("gradient_difference", "guided_change"):
         for scores in find(name).score(field, ITEMS, noises=noises, sampling_steps=steps):
             assert scores.value[0] > scores.value[2], name
+
+
+def test_edges_are_those_of_the_first_noises_alone() -> None:
+    field, steps = (
+        NormalPrompts([1.0, 0.97, 0.94]),
+        2,
+    )  # at less noise and faint, so that what is expected depends on it
+    cond, at = field.encode_prompts(PROMPTS), field.timesteps(steps)[0]
+    starts = shared_noise(field.shape, 3, ITEMS.seed)
+    pictures = torch.stack([field.to_pictures(field.data_at(x.expand(3, -1, -1, -1), at, cond)) for x in starts])
+    found = find("one_step").score(field, ITEMS, noises=[2, 3], sampling_steps=steps)[1::2]
+    expected = [common_edges(pictures[:n]) for n in (2, 3)]
+    assert not torch.equal(*expected)
+    assert all(torch.equal(scores.value, value) for scores, value in zip(found, expected, strict=True))
