@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 
+import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -152,13 +153,16 @@ def build_flow_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: Fl
     )
     text = text_config(tokenizer, config)
     text.update({T5_LENGTH: 0})
+    encoders = CLIPTextModelWithProjection(text), CLIPTextModelWithProjection(text)
+    for encoder in encoders:
+        torch.nn.init.normal_(encoder.get_input_embeddings().weight)
     return StableDiffusion3Pipeline(
         transformer,
         FlowMatchEulerDiscreteScheduler(1000, shift=config.shift),
         vae,
-        CLIPTextModelWithProjection(text),
+        encoders[0],
         tokenizer,
-        CLIPTextModelWithProjection(text),
+        encoders[1],
         tokenizer,
         text_encoder_3=None,
         tokenizer_3=None,
