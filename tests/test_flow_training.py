@@ -64,6 +64,13 @@ def test_the_loss_of_a_step_is_that_of_the_velocity(tmp_path: Path) -> None:
     assert float(run.losses[0]) == pytest.approx(float((velocity - (noise - clean)).square().mean()), rel=1e-4)
 
 
+def test_tokens_begin_with_unit_variance_so_that_prompts_are_learned() -> None:
+    """As drawn by transformers they are 50 times smaller than what they are compared with."""
+    pipe = small_flow_pipeline()
+    for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        assert float(encoder.get_input_embeddings().weight.data.var()) == pytest.approx(1, rel=0.1)
+
+
 def test_the_logit_of_t_is_standard_normal() -> None:
     t = FlowDenoiser(small_flow_pipeline()).timesteps(20_000, torch.Generator().manual_seed(0))
     assert t.dtype == torch.float32
