@@ -109,11 +109,13 @@ def newcombe(value: float, m: int, n: int, level: float) -> tuple[float, float]:
     return low, high
 
 
+@cache
+def parsed(setting: str) -> dict[str, Any]:
+    return {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in setting.split())}
+
+
 def scores_of(side: dict[str, Any], training: str, ids: list[str]) -> pd.DataFrame:
     long = table(filled(side["table"], training))
-
-    def parsed(setting: str) -> dict[str, Any]:
-        return {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in setting.split())}
 
     def fits(setting: str) -> bool:
         asked_for = side.get("setting", {}).items()
@@ -494,8 +496,7 @@ def test_on_models_that_saw_nothing_detectors_lie_at_one_half(monkeypatch: pytes
     scored = [*ROOT.glob("tables/scores/unseen/*.parquet"), *ROOT.glob("tables/scores/pairs-blind/*.parquet")]
     for positive in ("copies == 1", "copies == 10", "copies == 16"):
         for path, setting in [(table, name) for table in scored for name in read(table)["setting"].unique()]:
-            named = {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in setting.split())}
-            side = {"table": str(path.relative_to(ROOT)), "setting": {"rate_at": None} | named}
+            side = {"table": str(path.relative_to(ROOT)), "setting": {"rate_at": None} | parsed(setting)}
             _, low, high, _ = recomputed({**asked, "positive": positive, "minus": None, "first": side})
             held[positive, path.parent.name, path.stem, setting] = low <= 0.5 <= high
     assert len(held) >= 12
