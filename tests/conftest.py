@@ -1,6 +1,7 @@
 """Small models and pictures that the tests make for themselves, and processes side by side.
 
-What makes networks is imported where it is used: the process that hands out the tests reads this file and uses none.
+Heavy libraries are imported where they are used: the process that hands out the tests reads this file before it starts those
+that run them.
 """
 
 import os
@@ -11,21 +12,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its pipelines warn of torchvision, which nothing here uses
+os.environ["OMP_NUM_THREADS"] = "1"  # small tensors: more threads only get in each other's way
 
-import pandas as pd
 import pytest
-import torch
 from hypothesis import settings
 
-from memlib.datasets.drawings import captioned
-from memlib.datasets.images import ImageSet, plant
+import memlib.study  # noqa: F401  first, for what it keeps nbformat from importing
 from memlib.training.settings import AutoencoderConfig, FlowConfig, TextConfig, TrainConfig
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DDPMScheduler, StableDiffusion3Pipeline, StableDiffusionPipeline, UNet2DModel
 
-torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
-START = "spawn" if torch.cuda.is_available() else "fork"  # a fork has imported everything, but may not use CUDA
+    from memlib.datasets.images import ImageSet
 
 settings.register_profile("study", deadline=None, derandomize=True)
 settings.load_profile("study")
@@ -33,13 +32,23 @@ settings.load_profile("study")
 
 def side_by_side(work: Callable[[], None]) -> None:
     """Do some work in two processes, as torchrun starts them; raise what one of them raises."""
+    import torch
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(_process, (work, port), nprocs=2, start_method=START)
+    torch.multiprocessing.start_processes(_process, (work, port), nprocs=2, start_method=start_method())
+
+
+def start_method() -> str:
+    """How to start a process: a fork has imported everything, but may not use CUDA."""
+    import torch
+
+    return "spawn" if torch.cuda.is_available() else "fork"
 
 
 def _process(rank: int, work: Callable[[], None], port: int) -> None:
+    import torch
     from accelerate.state import AcceleratorState
 
     where = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -52,6 +61,8 @@ def _process(rank: int, work: Callable[[], None], port: int) -> None:
 @pytest.fixture
 def backward_rows(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Rows of the backward passes through networks, as they happen: of cotangents [k, N, ...] that are pulled back at once."""
+    import torch
+
     seen: Counter[str] = Counter()
     vmap = torch.vmap
 
@@ -67,12 +78,15 @@ def backward_rows(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
+def generator() -> "torch.Generator":
+    import torch
+
     return torch.Generator().manual_seed(0)
 
 
 def small_unet(channels: int = 3, attention: bool = True, seed: int = 0) -> "UNet2DModel":
     """An untrained network of the study's kind, small enough for full Jacobians."""
+    import torch
     from diffusers import UNet2DModel
 
     torch.manual_seed(seed)
@@ -154,6 +168,8 @@ WORDS = ["a red apple on a green tree", "the big blue whale"]
 
 def small_flow_pipeline(**changes: Any) -> "StableDiffusion3Pipeline":
     """An untrained pipeline with a transformer of the study's kind, for pictures of 16 pixels."""
+    import torch
+
     from memlib.training import text_model
 
     torch.manual_seed(0)
@@ -164,6 +180,8 @@ def small_flow_pipeline(**changes: Any) -> "StableDiffusion3Pipeline":
 
 def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int = 0) -> "StableDiffusionPipeline":
     """An untrained text-to-image pipeline of the study's kind, for pictures of 16 pixels."""
+    import torch
+
     from memlib.training import text_model
 
     torch.manual_seed(seed)
@@ -173,8 +191,13 @@ def small_pipeline(prediction_type: str = "epsilon", length: int = 8, seed: int 
     return pipe
 
 
-def subjects(train: int = 6, planted: int = 8) -> ImageSet:
+def subjects(train: int = 6, planted: int = 8) -> "ImageSet":
     """Black squares of different sizes on white; the planted ones have the grades 4, 2 and 1, two of each and more of 4."""
+    import pandas as pd
+    import torch
+
+    from memlib.datasets.images import ImageSet
+
     n = train + planted
     images = torch.full((n, 3, 32, 32), 255, dtype=torch.uint8)
     for i in range(n):
@@ -192,14 +215,20 @@ def subjects(train: int = 6, planted: int = 8) -> ImageSet:
     return ImageSet(images, items)
 
 
-def small_world(**changes: Any) -> ImageSet:
+def small_world(**changes: Any) -> "ImageSet":
     """Drawings of `subjects` with two trigger words, one in each role."""
+    from memlib.datasets.drawings import captioned
+
     numbers = {"triggers": {4: 2}, "drawings_each": 8, "never_seen": 3, "free_each": 5, "seed": 0}
     return captioned(subjects(), **numbers | changes)
 
 
-def planted(copies: dict[int, int], train: int = 10, seed: int = 0) -> ImageSet:
+def planted(copies: dict[int, int], train: int = 10, seed: int = 0) -> "ImageSet":
     """Grey pictures, each of its own brightness and named by it, some of those of `train` planted several times."""
+    import torch
+
+    from memlib.datasets.images import plant
+
     images = torch.arange(30, dtype=torch.uint8).reshape(30, 1, 1, 1).expand(30, 1, 4, 4).contiguous()
     names = [str(i) for i in range(30)]
     splits = {"train": train, "heldout": 8, "reference": 6}

@@ -84,7 +84,7 @@ def execute(path: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:of the prompt .* only 77 tokens are used:UserWarning")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.ci)])
 def test_a_pipeline_of_stable_diffusions_architecture_is_audited(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

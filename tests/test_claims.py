@@ -1,7 +1,9 @@
 """The claims: how they are read, judged, collected and shown."""
 
+import contextlib
 import copy
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,10 +94,37 @@ def write_scores(name: str, settings: dict[str, np.ndarray], items: pd.Index) ->
     write_table(f"tables/scores/{name}.parquet", pd.DataFrame(rows))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of two claims with the tables that settle them, without git."""
+    folder = tmp_path_factory.mktemp("made")
+    with contextlib.chdir(folder):
+        make()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made_and_judged(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("judged") / "project")
+    with contextlib.chdir(folder):
+        claims.judge_all()
+    return folder
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
-    """A project of two claims with the tables that settle them, without git; gives its items."""
-    monkeypatch.chdir(tmp_path)
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+    """The project as a test's own; gives its items."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path, dirs_exist_ok=True))
+    return pd.read_parquet("tables/items.parquet")
+
+
+@pytest.fixture
+def judged(made_and_judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project as a test's own, all claims judged."""
+    monkeypatch.chdir(shutil.copytree(made_and_judged, tmp_path, dirs_exist_ok=True))
+
+
+def make() -> None:
     rng = np.random.default_rng(0)
     items = pd.DataFrame({"id": [f"i{k}" for k in range(60)], "copies": np.repeat([16, 1, 0], 20)})
     items["role"] = np.repeat(["random-0", "random-1", "arm-0"], 20)
@@ -118,7 +147,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
         write_pictures(f"tables/{name}/pictures.png", torch.zeros(3, 3, size, size, dtype=torch.uint8))
     write_registry()
     claims.READING.write_text("How it is read.\n")
-    return items
 
 
 def test_claims_are_judged_by_their_intervals() -> None:
@@ -148,8 +176,7 @@ def test_few_items_settle_nothing() -> None:
     assert 0.6 < many["detectable"] < 0.7
 
 
-def test_claims_are_collected_with_their_criteria_and_corrected_together(project: pd.DataFrame) -> None:
-    claims.judge_all()
+def test_claims_are_collected_with_their_criteria_and_corrected_together(judged: None) -> None:
     grows, helps = read_json("metrics/claims.json")
     scores = pd.read_parquet("tables/scores/main-growth.parquet").query("setting == 'draws=2 sigma=1'")["score"]
     expected = measures.auroc(scores, np.arange(60) < 40, seed=3, resamples=cases.RESAMPLES)
@@ -332,8 +359,7 @@ def test_in_another_study_what_cannot_be_judged_stays_open(project: pd.DataFrame
     assert "{cite}`hasegawa2025` | [open](chapters/growth.ipynb) |  |" in Path("book/generated/claims.md").read_text()
 
 
-def test_the_table_says_what_was_found_and_how_it_was_judged(project: pd.DataFrame) -> None:
-    claims.judge_all()
+def test_the_table_says_what_was_found_and_how_it_was_judged(judged: None) -> None:
     grows, _ = read_json("metrics/claims.json")
     page = Path("book/generated/claims.md").read_text()
     found = Estimate(grows["value"], *grows["ci95"])
@@ -351,8 +377,7 @@ def test_the_table_says_what_was_found_and_how_it_was_judged(project: pd.DataFra
     )
 
 
-def test_markers_become_criteria_and_verdicts(project: pd.DataFrame) -> None:
-    claims.judge_all()
+def test_markers_become_criteria_and_verdicts(judged: None) -> None:
     text = (
         "# Growth\n\n<!-- criteria: volume.helps,volume.grows -->\n\n## End\n\n<!-- verdicts: volume.grows -->\nLast."
     )
@@ -428,8 +453,7 @@ def test_no_verdict_of_the_study_hangs_on_the_seed_of_the_bootstrap(seed: int, m
         assert verdicts.after_correction(row["verdict"], p) == expected[name]["holm_verdict"], name
 
 
-def test_a_verdict_that_the_correction_takes_back_says_so(project: pd.DataFrame) -> None:
-    claims.judge_all()
+def test_a_verdict_that_the_correction_takes_back_says_so(judged: None) -> None:
     grows, helps = read_json(claims.FOUND)
     taken = grows | {"holm_p_value": 0.0712, "holm_verdict": "inconclusive", "detectable": None}
     page = claims.first_page([taken | {"control_value": 0.5, "control_ci95": [0.4, 0.6]}, helps])
@@ -474,8 +498,7 @@ def test_readme_and_first_page_type_no_result() -> None:
     assert not re.findall(rf"(?i)({numbers}) of ({numbers}|the) (rows|claims|verdicts)", before + after)
 
 
-def test_a_file_gets_the_verdicts_between_its_markers(project: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    claims.judge_all()
+def test_a_file_gets_the_verdicts_between_its_markers(judged: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("no markers", f"{claims.END}{claims.BEGIN}", claims.BEGIN, f"{claims.BEGIN}{claims.END}" * 2):
         with pytest.raises(ValueError, match="goes between the lines '<!-- verdicts.*, once each"):
             claims.between_markers(text, "x")

@@ -1,12 +1,15 @@
 """The schema of params.yaml: what cannot be is refused in one sentence, and what the study uses passes."""
 
 import contextlib
+import functools
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import pydantic
 import pytest
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
@@ -29,6 +32,21 @@ NAN, INF = math.nan, math.inf
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without notebooks, so that no more sections are needed than there are."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built_once() -> Iterator[None]:
+    """The model of the same sections, and its schema, are made once: they take longer than a check."""
+
+    @functools.cache
+    def kept(name: str, **sections: Any) -> type[schema.Section]:
+        model = pydantic.create_model(name, **sections)
+        model.model_json_schema = functools.cache(model.model_json_schema)
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parameters, "create_model", kept)
+        yield
 
 
 def copied(part: Any) -> Any:

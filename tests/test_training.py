@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import CONFIG, START, TEXT, planted, side_by_side
+from conftest import CONFIG, TEXT, planted, side_by_side, start_method
 from diffusers import DDPMPipeline
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", PROGRAM)
     checkpoint = tmp_path / "results/checkpoints/train.pt"
-    process = multiprocessing.get_context(START).Process(target=train_image.main)
+    process = multiprocessing.get_context(start_method()).Process(target=train_image.main)
     process.start()
     while process.is_alive() and not checkpoint.exists():
         time.sleep(0.001)

@@ -109,11 +109,13 @@ def newcombe(value: float, m: int, n: int, level: float) -> tuple[float, float]:
     return low, high
 
 
+@cache
+def parsed(setting: str) -> dict[str, Any]:
+    return {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in setting.split())}
+
+
 def scores_of(side: dict[str, Any], training: str, ids: list[str]) -> pd.DataFrame:
     long = table(filled(side["table"], training))
-
-    def parsed(setting: str) -> dict[str, Any]:
-        return {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in setting.split())}
 
     def fits(setting: str) -> bool:
         asked_for = side.get("setting", {}).items()
@@ -125,6 +127,17 @@ def scores_of(side: dict[str, Any], training: str, ids: list[str]) -> pd.DataFra
 
 
 def auroc_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Part:
+    values, by_item, (m, n), drawn = aurocs(Path.cwd(), json.dumps([asked, side]))
+    value = float(np.mean(values))
+    limits, best = (newcombe(at, m, n, level) for at in (value, 1.0))
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Part(value, min(limits[0], low), max(limits[1], high), by_item, values, min(m, n) - 1, best, limits)
+
+
+@cache
+def aurocs(folder: Path, about: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int], np.ndarray]:
+    """By training, deviations by item, items of each side, and by resample: of a side of a criterion in a folder."""
+    asked, side = json.loads(about)
     chosen_on, values, deviations, replicas = halves(asked, asked["trainings"][0]), [], {}, []
     groups, tables = {}, {}
     for training in asked["trainings"]:
@@ -165,11 +178,7 @@ def auroc_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Par
             for i in names
         ]
     )
-    value = float(np.mean(values))
-    limits, best = (newcombe(at, m, n, level) for at in (value, 1.0))
-    low, high = np.nanquantile(resampled(replicas, held), [(1 - level) / 2, (1 + level) / 2])
-    freedom = min(m, n) - 1
-    return Part(value, min(limits[0], low), max(limits[1], high), by_item, np.array(values), freedom, best, limits)
+    return np.array(values), by_item, (m, n), resampled(replicas, held)
 
 
 def resampled(replicas: list[tuple[np.ndarray, list]], held: list[set[str]]) -> np.ndarray:
@@ -209,6 +218,17 @@ def share_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Par
 
 def curve_part(asked: dict[str, Any], level: float) -> Part:
     """Mean gap of two curves of agreement over similarity, with the wider of the bootstrap's and Student's interval."""
+    value, drawn, count = gaps(Path.cwd(), json.dumps(asked))
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    student, best = (stats.t.interval(level, count - 1, at, np.nanstd(drawn)) for at in (value, 1.0))
+    low, high = min(low, student[0]), max(high, student[1])
+    return Part(value, low, high, np.zeros(1), np.array([value]), count - 1, best, student)
+
+
+@cache
+def gaps(folder: Path, about: str) -> tuple[float, list[float], int]:
+    """The gap of the curves, the same by resample, and the number of prompts: of a criterion in a folder."""
+    asked = json.loads(about)
     means = table(asked["items"]).groupby(["method", "strength", "id"])[["similarity", "agreement"]].mean()
     arms = [
         pd.concat([means.loc["unchanged"], means.loc[asked[side]["method"]]]).unstack().swaplevel(axis=1)
@@ -229,10 +249,7 @@ def curve_part(asked: dict[str, Any], level: float) -> Part:
 
     rng, value = np.random.default_rng(5), gap(np.arange(count))
     drawn = [gap(rng.integers(0, count, count)) for _ in range(RESAMPLES)]
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    student, best = (stats.t.interval(level, count - 1, at, np.nanstd(drawn)) for at in (value, 1.0))
-    low, high = min(low, student[0]), max(high, student[1])
-    return Part(value, low, high, np.zeros(1), np.array([value]), count - 1, best, student)
+    return value, drawn, count
 
 
 def recomputed(asked: dict[str, Any], level: float = 0.95) -> tuple[float, float, float, bool]:
@@ -479,8 +496,7 @@ def test_on_models_that_saw_nothing_detectors_lie_at_one_half(monkeypatch: pytes
     scored = [*ROOT.glob("tables/scores/unseen/*.parquet"), *ROOT.glob("tables/scores/pairs-blind/*.parquet")]
     for positive in ("copies == 1", "copies == 10", "copies == 16"):
         for path, setting in [(table, name) for table in scored for name in read(table)["setting"].unique()]:
-            named = {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in setting.split())}
-            side = {"table": str(path.relative_to(ROOT)), "setting": {"rate_at": None} | named}
+            side = {"table": str(path.relative_to(ROOT)), "setting": {"rate_at": None} | parsed(setting)}
             _, low, high, _ = recomputed({**asked, "positive": positive, "minus": None, "first": side})
             held[positive, path.parent.name, path.stem, setting] = low <= 0.5 <= high
     assert len(held) >= 12
