@@ -38,7 +38,12 @@ KINDS = {
     "seen": "membership",
     "repr": "memorisation",
 }  # of a contrast of pictures, by how its name begins; else by copies
-HEADLINES = ("reproduced or not, x16", f"planted against {FREE}")  # what is shown if nothing else is asked for
+HEADLINES = (  # what is shown if nothing else is asked for
+    "seen once against kept out",
+    "reproduced or not, x16",
+    f"planted against {FREE}",
+)
+CEILING = 0.99  # AUROC of a plain baseline on the half that is chosen by, from which a contrast ranks nothing
 SHOWN = ("detector", "setting", "evaluations", "seconds", "AUROC", "FPR", "TPR", "FPR reached")
 READINGS = (
     "p",
@@ -249,24 +254,34 @@ def _kind(contrast: str) -> str:
 
 
 def selected(every: Sequence[Case], family: str | None, contrast: str | None) -> list[Case]:
-    """The cases of a family and of a kind of contrast, or a contrast by its name; of neither, the headline of each family
-    (its first contrast, if it has none).
+    """The cases of a family and of a kind of contrast, or a contrast by its name; of neither, the headlines of each family.
 
-    Raises ValueError for names that are not there.
+    A headline is one of `HEADLINES` of the first way of training whose plain baseline stays below the `CEILING`, or else of
+    the first; where a family has none, its first contrast. Raises ValueError for names that are not there.
     """
     families = list(dict.fromkeys(case.family for case in every))
     if family is not None and family not in families:
         raise ValueError(f"there is no family {family!r}{suggest(family, families)}")
     of_family = [case for case in every if family in (None, case.family)]
     if contrast is None:
-        shown: dict[tuple[str, str], Case] = {}
-        for case in sorted(of_family, key=lambda case: case.contrast not in HEADLINES):
-            shown.setdefault((case.family, case.items), case)
-        return [case for case in of_family if case in shown.values()]
+        questions: dict[tuple[str, str, str], list[Case]] = {}
+        for case in of_family:
+            if case.contrast in HEADLINES and case.kind != "control":
+                questions.setdefault((case.family, case.items, case.contrast), []).append(case)
+        shown = [next((case for case in same if not _at_ceiling(case)), same[0]) for same in questions.values()]
+        for case in of_family:
+            if not any((case.family, case.items) == (each.family, each.items) for each in shown):
+                shown.append(case)
+        return [case for case in of_family if case in shown]
     names = list(dict.fromkeys([*bench.KINDS, *(case.contrast for case in every)]))
     if contrast not in names:
         raise ValueError(f"there is no contrast {contrast!r}{suggest(contrast, names)}")
     return [case for case in of_family if contrast in (case.kind, case.contrast)]
+
+
+def _at_ceiling(case: Case) -> bool:
+    plain = [setting for setting in case.settings if setting.detector == bench.BASELINES[case.items]]
+    return bool(plain) and bench.chosen(case, plain)[1] >= CEILING
 
 
 def seconds_of(known: Mapping[str, Mapping[str, Any]], root: Path = Path()) -> dict[str, float]:

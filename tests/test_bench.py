@@ -231,18 +231,36 @@ def test_csv_has_each_interval_in_three_columns() -> None:
 
 
 def test_cases_are_asked_for_by_family_and_contrast() -> None:
+    case = made(trainings=1)
+    whole = {name: getattr(case, name) for name in ("rows", "scores", "about")}
     cases = [
-        bench.Case(**ABOUT | {"family": family, "kind": kind, "contrast": contrast}, rows=None, scores=None, about=None)
+        bench.Case(**ABOUT | {"family": family, "kind": kind, "contrast": contrast}, **whole)
         for family in ("a", "b")
         for kind, contrast in (("membership", "m"), ("memorisation", study.HEADLINES[0]), ("control", "m"))
     ]
-    assert [case.family for case in study.selected(cases, None, None)] == ["a", "b"]
+    assert [(case.family, case.contrast) for case in study.selected(cases, None, None)] == [
+        ("a", study.HEADLINES[0]),
+        ("b", study.HEADLINES[0]),
+    ]
+    assert study.selected(cases[:1], None, None) == cases[:1], "there is no headline"
     assert len(study.selected(cases, "a", "m")) == 2
     assert len(study.selected(cases, None, "control")) == 2
     with pytest.raises(ValueError, match="there is no family 'c'; known: a, b"):
         study.selected(cases, "c", None)
     with pytest.raises(ValueError, match="there is no contrast 'membershp'; did you mean 'membership'"):
         study.selected(cases, None, "membershp")
+
+
+def test_a_headline_on_which_the_plain_loss_is_right_always_gives_way() -> None:
+    perfect, good, again = (made(seed, trainings=1, signal=signal) for seed, signal in ((0, 50.0), (1, 1.0), (2, 1.0)))
+    about = ABOUT | {"contrast": study.HEADLINES[0]}
+    cases = [
+        bench.Case(**about | {"training": name}, rows=case.rows, scores=case.scores, about=case.about)
+        for name, case in (("perfect", perfect), ("good", good), ("again", again))
+    ]
+    assert [case.training for case in study.selected(cases, None, None)] == ["good"]
+    assert [case.training for case in study.selected(cases[::-1], None, None)] == ["again"]
+    assert [case.training for case in study.selected(cases[:1], None, None)] == ["perfect"]
 
 
 def test_without_models_on_the_bench_it_says_so(tmp_path: Path) -> None:

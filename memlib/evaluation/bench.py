@@ -36,7 +36,7 @@ FITTED = ("loss_curve", "gsa")  # detectors whose settings are the features of a
 RANKS, ADAPTIVE, LEARNED = "all, by ranks", "all, AdaDetect", "all, learned"
 FIT = "fitted=True"  # the setting of a classifier of all settings
 NULLS = 4  # items known to be outside, at least, that AdaDetect learns from and compares with
-SIDES = 2  # items that a half of a training needs on either side
+SIDES, TOTAL = 2, 8  # items that a half needs on either side, of each training and of all of them together
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,11 @@ class Case:
     scores: pd.DataFrame
     about: pd.DataFrame
     found: dict[Hashable, Measured] = field(default_factory=dict)  # what `measured` has given, by setting and seed
+
+    @cached_property
+    def settings(self) -> "list[Setting]":
+        """Everything that can be chosen: each setting, with its noises together."""
+        return settings(self.about)
 
     @cached_property
     def sides(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -132,8 +137,10 @@ def case(
     counts = rows.groupby(["training", "choosing", "positive"]).size().unstack(["choosing", "positive"], fill_value=0)
     enough = counts.index[(counts.shape[1] == 4) & (counts >= SIDES).all(axis=1)]
     kept = rows[rows["training"].isin(enough)].reset_index(drop=True)
+    if counts.loc[enough].sum().min() < TOTAL or not len(enough):
+        return None
     found = scores.loc[pd.MultiIndex.from_frame(kept[["training", "item"]])].reset_index(drop=True).dropna(axis=1)
-    return Case(**about, rows=kept, scores=found, about=costs.loc[found.columns]) if len(kept) else None
+    return Case(**about, rows=kept, scores=found, about=costs.loc[found.columns])
 
 
 def with_means(scores: pd.DataFrame, about: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -215,7 +222,7 @@ def with_combinations(case: Case) -> Case:
     positive, negative = case.sides
     contrast = positive, negative
     by_detector: dict[str, list[Setting]] = {}
-    for setting in settings(case.about):
+    for setting in case.settings:
         by_detector.setdefault(setting.detector, []).append(setting)
     columns: dict[tuple[str, str], pd.Series] = {}
     costs: dict[tuple[str, str], int] = {}
@@ -270,7 +277,7 @@ def judge(case: Case, budget: float = float("inf"), seed: int = 0) -> pd.DataFra
     """A row for each detector, at the best setting for so many evaluations, in the order of its AUROC; see `row_of`."""
     whole = case.whole
     own: dict[str, list[Setting]] = {}
-    for setting in settings(whole.about):
+    for setting in whole.settings:
         if setting.evaluations <= budget:
             fitted = setting.name == FIT  # the labels that it has learned from would choose it
             own.setdefault(f"{setting.detector}, learned" if fitted else setting.detector, []).append(setting)
@@ -285,7 +292,7 @@ def judge(case: Case, budget: float = float("inf"), seed: int = 0) -> pd.DataFra
 def frontier(case: Case, seed: int = 0) -> pd.DataFrame:
     """A row for each detector and price: the setting of this price that is best on one half, reported on the other."""
     points: dict[tuple[str, int], list[Setting]] = {}
-    for setting in settings(case.about):
+    for setting in case.settings:
         points.setdefault((setting.detector, setting.evaluations), []).append(setting)
     return pd.DataFrame([row_of(case, detector, among, None, seed) for (detector, _), among in points.items()])
 
@@ -320,7 +327,7 @@ def correlations(case: Case) -> pd.DataFrame:
     The mean over trainings.
     """
     by_detector: dict[str, list[Setting]] = {}
-    for setting in settings(case.about):
+    for setting in case.settings:
         by_detector.setdefault(setting.detector, []).append(setting)
     scores = pd.DataFrame({name: case.mean(chosen(case, own)[0]) for name, own in by_detector.items()})
     reported = scores[~case.choosing].groupby(case.reported["training"])
@@ -334,7 +341,7 @@ def asking(case: Case, budget: float = float("inf")) -> list[Setting]:
     Not those of a loss curve, each of which is a loss.
     """
     left_out = (*BLIND, *GIVEN, "loss_curve")
-    return [each for each in settings(case.about) if each.detector not in left_out and 0 < each.evaluations <= budget]
+    return [each for each in case.settings if each.detector not in left_out and 0 < each.evaluations <= budget]
 
 
 def for_budgets(case: Case, budgets: Iterable[float], seed: int = 0) -> pd.DataFrame:
@@ -372,7 +379,7 @@ def combined(case: Case, seed: int = 0) -> pd.DataFrame:
     best = chosen(case, asking(case))[0]
     part = measured(case, best, seed)
     rows = []
-    for setting in settings(whole.about):
+    for setting in whole.settings:
         if setting.detector in (RANKS, ADAPTIVE, LEARNED):
             found = measured(whole, setting, seed)
             row = row_of(whole, setting.detector, [setting], None, seed)

@@ -129,9 +129,9 @@ def _control(control: Mapping[str, int]) -> str:
 
 
 def _by_question(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    questions: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    questions: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        questions.setdefault((row["family"], row["items"]), []).append(row)
+        questions.setdefault((row["family"], row["items"], row["contrast"]), []).append(row)
     return list(questions.values())
 
 
