@@ -128,7 +128,7 @@ def scores_of(entry: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     if "generations" in about:
         drawn = about["generations"].notna()
         costs.loc[drawn, "evaluations"] = about.loc[drawn, "generations"].astype(int) * entry["price"]
-    return bench.with_means(scores, costs)
+    return bench.with_means(*bench.without_repeated(scores, costs))
 
 
 def cases(

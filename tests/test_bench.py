@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memlib import bench as study
+from memlib.datasets.roles import FREE
 from memlib.evaluation import bench
 from memlib.evaluation.measures import auroc
 from memlib.tables import setting_name
@@ -21,7 +23,7 @@ def columns() -> pd.DataFrame:
     named = {
         "loss": {setting_name({"sigma": sigma, "draws": k}): k for sigma in (0.1, 0.2, 0.4) for k in (1, 4)},
         "length": {"sigma=0.2": 1},
-        "magnitude": {f"noise={k}": 1 for k in range(3)},
+        "magnitude": {f"noise={k} noises=3": 1 for k in range(3)},
         "gsa": {f"layer={name}": 10 for name in "abcd"},
         "png_size": {"": 0},
     }
@@ -160,15 +162,31 @@ def test_noises_are_judged_one_by_one_and_by_their_mean() -> None:
     assert {name: each.evaluations for name, each in by_name.items()} == {"": 1, "noises=3": 3}
     assert len(by_name[""].columns) == 3
     np.testing.assert_allclose(
-        case.scores["magnitude", "noises=3"], case.scores["magnitude"][[f"noise={k}" for k in range(3)]].mean(axis=1)
+        case.scores["magnitude", "noises=3"],
+        case.scores["magnitude"][[f"noise={k} noises=3" for k in range(3)]].mean(axis=1),
     )
     one, three = (bench.measured(case, by_name[name]).value for name in ("", "noises=3"))
     singles = [
-        auroc(case.scores["magnitude", f"noise={k}"][~case.choosing], case.rows["positive"][~case.choosing]).value
+        auroc(
+            case.scores["magnitude", f"noise={k} noises=3"][~case.choosing], case.rows["positive"][~case.choosing]
+        ).value
         for k in range(3)
     ]
     assert min(singles) < one < max(singles)
     assert three > one
+
+
+def test_what_another_detector_gives_is_left_out() -> None:
+    names = [
+        *(("flipd", f"quantity={each} sigma=0.2") for each in ("flipd", "length", "rate")),
+        *(("sima", f"power={k} sigma=0.2") for k in (2, 4)),
+        *(("anisotropy", f"noise=0 noises=4 part={each}") for each in ("alignment", "magnitude")),
+        ("length", "sigma=0.2"),
+    ]
+    index = pd.MultiIndex.from_tuples(names, names=["detector", "setting"])
+    scores = pd.DataFrame(np.zeros((2, len(index))), columns=index)
+    kept, about = bench.without_repeated(scores, pd.DataFrame({"evaluations": 1}, index))
+    assert kept.columns.tolist() == [names[k] for k in (0, 4, 5, 7)] == about.index.tolist()
 
 
 def test_a_budget_leaves_out_what_is_dearer() -> None:
@@ -274,3 +292,92 @@ def test_without_models_on_the_bench_it_says_so(tmp_path: Path) -> None:
         ValueError, match="there are no tables in tables/scores/bench-main; `dvc repro scores@bench-main`"
     ):
         study.entries(tmp_path)
+
+
+def score_table(path: Path, items: list[str], settings: dict[str, int]) -> None:
+    """A table of noise, written where a stage would."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [(item, setting, cost) for item in items for setting, cost in settings.items()]
+    table = pd.DataFrame(rows, columns=["item", "setting", "evaluations"])
+    table.assign(score=np.random.default_rng(0).normal(size=len(rows)), note="").to_parquet(path)
+
+
+@pytest.fixture
+def prompted(tmp_path: Path) -> Path:
+    """A folder with a U-Net and a transformer in exchanged roles, prompts, and drawings of the planted ones."""
+    arms = {"text_arms": {"planted": {}, "share-5": {"planted_share": 0.05}}, "flow_arms": {"flow-exchanged": {}}}
+    entries = {
+        "bench-planted": ("planted", "tables/drawings/prompts.parquet"),
+        "bench-share-5": ("share-5", "tables/drawings/prompts.parquet"),
+        "bench-flow-exchanged": ("flow-exchanged", "tables/drawings/prompts.parquet"),
+        "bench-flow-drawings-exchanged": ("flow-exchanged", "results/drawings/judged"),
+    }
+    scores = {
+        key: {"model": f"results/text/{name}", "items": {"source": path}} for key, (name, path) in entries.items()
+    }
+    sections = {"text_arm": {"planted_share": 0.25}, "flow_arm": {"planted_share": 0.2}}
+    arm = {"guidance": 3.0, "sampling_steps": 25}
+    parameters = {"scores": scores, "run": arms, "arm": arm} | sections
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(parameters))
+    ids = [f"{role} {k}" for role in ("planted", "exchanged") for k in range(40)] + [f"ordinary {k}" for k in range(40)]
+    role = [name.split()[0] for name in ids]
+    prompts = pd.DataFrame({"id": ids, "group": ["planted"] * 80 + ["ordinary"] * 40, "copies": [4] * 80 + [1] * 40})
+    prompts["planted_in"] = [name.replace("ordinary", "") for name in role]
+    drawings = pd.DataFrame({"id": [f"drawing of {name}" for name in ids], "caption": ids, "copies": prompts["copies"]})
+    drawings["split"] = [{"exchanged": FREE, "ordinary": "train"}.get(name, name) for name in role]
+    (tmp_path / "tables/drawings").mkdir(parents=True)
+    prompts.to_parquet(tmp_path / "tables/drawings/prompts.parquet")
+    drawings.to_parquet(tmp_path / "tables/drawings/judged.parquet")
+    for key, (name, path) in entries.items():
+        folder = tmp_path / "tables/scores"
+        items = ids if path.endswith("prompts.parquet") else drawings["id"].tolist()
+        score_table(folder / key / "magnitude.parquet", items, {f"noise={k} noises=2": 1 for k in range(2)})
+        own = folder / f"{name}-samples/nearest_training.parquet"
+        score_table(own, ids[:80], {f"generations={k}": 0 for k in (1, 4)}) if name != "share-5" else None
+        copied = pd.DataFrame({"id": ids, "guidance": 3.0, "copies_own": [0.75, 0.25] * 60})
+        (tmp_path / "tables/arm" / name).mkdir(parents=True, exist_ok=True)
+        pd.concat([copied, copied.assign(guidance=1.0, copies_own=0.0)]).to_parquet(
+            tmp_path / "tables/arm" / name / "samples.parquet"
+        )
+    return tmp_path
+
+
+def test_families_and_trainings_are_read_from_the_parameters(prompted: Path) -> None:
+    known = study.entries(prompted)
+    assert {name: (study.family_of(entry), entry["training"]) for name, entry in known.items()} == {
+        "planted": ("latent U-Net", "planted share 25%"),
+        "share-5": ("latent U-Net", "planted share 5%"),
+        "flow-exchanged": ("flow transformer", "planted share 20%"),
+        "flow-drawings-exchanged": ("flow transformer", "planted share 20%"),
+    }
+
+
+def test_what_is_planted_is_what_the_role_of_the_model_plants(prompted: Path) -> None:
+    found = {(case.family, case.items, case.training, case.contrast): case for case in study.cases(0, prompted)}
+    for family, items, share, positive, negative, prefix in (
+        ("latent U-Net", "prompts", 25, "planted", "exchanged", ""),
+        ("latent U-Net", "prompts", 5, "planted", "exchanged", ""),
+        ("flow transformer", "prompts", 20, "exchanged", "planted", ""),
+        ("flow transformer", "pictures", 20, "exchanged", "planted", "drawing of "),
+    ):
+        rows = found[family, items, f"planted share {share}%", f"planted against {FREE}"].rows
+        assert set(rows["item"][rows["positive"]]) == {f"{prefix}{positive} {k}" for k in range(40)}
+        assert set(rows["item"][~rows["positive"]]) == {f"{prefix}{negative} {k}" for k in range(40)}
+        copied = found[family, items, f"planted share {share}%", "reproduced or not, x4"].rows
+        assert set(copied["item"]) == set(rows["item"][rows["positive"]])
+        assert set(copied["item"][copied["positive"]]) == {f"{prefix}{positive} {k}" for k in range(0, 40, 2)}
+
+
+def test_samples_are_an_upper_bound_where_all_items_have_them_and_cost_what_they_do(prompted: Path) -> None:
+    found = {(case.items, case.training, case.contrast): case for case in study.cases(0, prompted)}
+    about = found["prompts", "planted share 20%", f"planted against {FREE}"].about["evaluations"]
+    assert about.loc["nearest_training"].to_dict() == {"generations=1": 50, "generations=4": 200}
+    assert about.loc["magnitude"].to_dict() == {"noise=0 noises=2": 1, "noise=1 noises=2": 1, "noises=2": 2}
+    for items, share, contrast in (
+        ("prompts", 20, "planted against ordinary"),
+        ("prompts", 5, f"planted against {FREE}"),
+        ("pictures", 20, f"planted against {FREE}"),
+    ):
+        case = found[items, f"planted share {share}%", contrast]
+        assert set(case.scores.columns.get_level_values(0)) == {"magnitude"}
+        assert case.scores.notna().all(axis=None)

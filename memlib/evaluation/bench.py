@@ -33,6 +33,13 @@ GIVEN = (  # they ask for more than the model and the item
     "calibrated_growth",
 )
 FITTED = ("loss_curve", "gsa")  # detectors whose settings are the features of a classifier
+CURVE = "loss_curve"  # of which each setting by itself is a loss
+REPEATED = (  # detectors and readings that are other detectors' scores
+    ("flipd", "quantity", "length"),
+    ("flipd", "quantity", "rate"),
+    ("sima", "power", 2),
+    ("anisotropy", "part", "magnitude"),
+)
 RANKS, ADAPTIVE, LEARNED = "all, by ranks", "all, AdaDetect", "all, learned"
 FIT = "fitted=True"  # the setting of a classifier of all settings
 NULLS = 4  # items known to be outside, at least, that AdaDetect learns from and compares with
@@ -169,10 +176,21 @@ def settings(about: pd.DataFrame) -> list[Setting]:
     ]
 
 
+def without_repeated(scores: pd.DataFrame, about: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and what they are without the columns that are another detector's, as `REPEATED` says."""
+    kept = [
+        not any(detector == name and parse_setting(setting).get(key) == value for name, key, value in REPEATED)
+        for detector, setting in scores
+    ]
+    return scores.loc[:, kept], about[kept]
+
+
 def _repeats(about: pd.DataFrame) -> dict[tuple[str, str], list[Hashable]]:
     found: dict[tuple[str, str], list[Hashable]] = {}
     for detector, name in about.index:
-        rest = {key: value for key, value in parse_setting(name).items() if key != "noise"}
+        rest = parse_setting(name)
+        if "noise" in rest:  # of so many noises
+            rest = {key: value for key, value in rest.items() if key not in ("noise", "noises")}
         found.setdefault((detector, setting_name(rest)), []).append((detector, name))
     return found
 
@@ -278,7 +296,7 @@ def judge(case: Case, budget: float = float("inf"), seed: int = 0) -> pd.DataFra
     whole = case.whole
     own: dict[str, list[Setting]] = {}
     for setting in whole.settings:
-        if setting.evaluations <= budget:
+        if setting.evaluations <= budget and (setting.detector != CURVE or setting.name == FIT):
             fitted = setting.name == FIT  # the labels that it has learned from would choose it
             own.setdefault(f"{setting.detector}, learned" if fitted else setting.detector, []).append(setting)
     if not own:
@@ -293,6 +311,8 @@ def frontier(case: Case, seed: int = 0) -> pd.DataFrame:
     """A row for each detector and price: the setting of this price that is best on one half, reported on the other."""
     points: dict[tuple[str, int], list[Setting]] = {}
     for setting in case.settings:
+        if setting.detector == CURVE:
+            continue
         points.setdefault((setting.detector, setting.evaluations), []).append(setting)
     return pd.DataFrame([row_of(case, detector, among, None, seed) for (detector, _), among in points.items()])
 
@@ -328,6 +348,8 @@ def correlations(case: Case) -> pd.DataFrame:
     """
     by_detector: dict[str, list[Setting]] = {}
     for setting in case.settings:
+        if setting.detector == CURVE:
+            continue
         by_detector.setdefault(setting.detector, []).append(setting)
     scores = pd.DataFrame({name: case.mean(chosen(case, own)[0]) for name, own in by_detector.items()})
     reported = scores[~case.choosing].groupby(case.reported["training"])
@@ -340,7 +362,7 @@ def asking(case: Case, budget: float = float("inf")) -> list[Setting]:
 
     Not those of a loss curve, each of which is a loss.
     """
-    left_out = (*BLIND, *GIVEN, "loss_curve")
+    left_out = (*BLIND, *GIVEN, CURVE)
     return [each for each in case.settings if each.detector not in left_out and 0 < each.evaluations <= budget]
 
 
