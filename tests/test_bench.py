@@ -120,7 +120,7 @@ def test_no_label_of_the_reported_half_reaches_a_combination() -> None:
 
 @given(st.integers(0, 99), st.integers(1, 4))
 def test_an_item_is_in_one_half_in_all_trainings(seed: int, trainings: int) -> None:
-    rows = made(seed, 20, trainings).rows
+    rows = made(seed, 40, trainings).rows
     assert (rows.groupby("item")["choosing"].nunique() == 1).all()
     counts = rows.groupby(["training", "group", "choosing"]).size().unstack()
     assert (counts[True] - counts[False]).abs().max() <= 1
@@ -223,7 +223,7 @@ def test_combinations_stand_beside_their_best_part() -> None:
     assert set(found["best part"]) == {best["detector"]}
     for row in found.itertuples():
         assert row[-1].value == pytest.approx(row.AUROC.value - best["AUROC"].value)
-    assert found.loc[bench.RANKS, "minus best part"].low > 0, "many weak ones are stronger together"
+    assert found.loc[bench.RANKS, "minus best part"].value > 0.1, "many weak ones are stronger together"
 
 
 def test_correlations_are_of_chosen_settings_on_the_reported_half() -> None:
