@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from memlib.datasets.roles import FREE, PLANTED, ROLES, in_role
+from memlib.datasets.roles import FLOW, FREE, PLANTED, ROLES, in_role, role_of
 from memlib.evaluation import bench
 from memlib.evaluation.bench import Case
 from memlib.evaluation.intervals import Estimate
@@ -20,7 +20,12 @@ from memlib.files import read_json, suggest
 from memlib.tables import parse_setting, read_detectors, setting_name
 
 PREFIX = "bench-"
-FAMILIES = {"results/models/": "pixel U-Net", "results/text/": "latent U-Net", "results/flow/": "flow transformer"}
+FAMILIES = {  # by the first of these that a model's path begins with
+    "results/models/": "pixel U-Net",
+    f"results/text/{FLOW}": "flow transformer",
+    "results/text/": "latent U-Net",
+}
+SAMPLES = "tables/scores/{}-samples"  # of a text-to-image model: tables of what its prompts draw
 NEVER_SAW = "results/models/reference"  # none of the pictures that exchange their roles
 TRAININGS = {
     "pair": "300 steps from the reference",
@@ -33,7 +38,12 @@ KINDS = {
     "seen": "membership",
     "repr": "memorisation",
 }  # of a contrast of pictures, by how its name begins; else by copies
-HEADLINES = ("reproduced or not, x16", f"planted against {FREE}")  # what is shown if nothing else is asked for
+HEADLINES = (  # what is shown if nothing else is asked for
+    "seen once against kept out",
+    "reproduced or not, x16",
+    f"planted against {FREE}",
+)
+CEILING = 0.99  # AUROC of a plain baseline on the half that is chosen by, from which a contrast ranks nothing
 SHOWN = ("detector", "setting", "evaluations", "seconds", "AUROC", "FPR", "TPR", "FPR reached")
 READINGS = (
     "p",
@@ -53,7 +63,10 @@ COPIED = 0.5  # least share of a prompt's samples that copy its picture where it
 
 
 def entries(root: Path = Path()) -> dict[str, dict[str, Any]]:
-    """The bench's entries of params.yaml by the name of the model; further keys: `folder` of the tables, `training`, `guidance`.
+    """The bench's entries of params.yaml by the name of the model, with further keys.
+
+    These are `folder` of the tables, `drawn`, that of the tables of the samples of its prompts, `training`, and of the samples
+    the `guidance` and, in network evaluations, the `price`.
 
     Raises ValueError where there are none, or no tables of one.
     """
@@ -67,10 +80,16 @@ def entries(root: Path = Path()) -> dict[str, dict[str, Any]]:
     for key in found:
         if not list((root / "tables/scores" / key).glob("*.parquet")):
             raise ValueError(f"there are no tables in tables/scores/{key}; `dvc repro scores@{key}` makes them")
-    guidance = parameters["arm"]["guidance"]
+    arm = parameters["arm"]
     return {
         key.removeprefix(PREFIX): entry
-        | {"folder": root / "tables/scores" / key, "training": _training(key, entry, parameters), "guidance": guidance}
+        | {
+            "folder": root / "tables/scores" / key,
+            "drawn": root / SAMPLES.format(Path(entry["model"]).name),
+            "training": _training(key, entry, parameters),
+            "guidance": arm["guidance"],
+            "price": 2 * arm["sampling_steps"],
+        }
         for key, entry in found.items()
     }
 
@@ -80,9 +99,10 @@ def _training(key: str, entry: Mapping[str, Any], parameters: Mapping[str, Any])
     if entry["model"] == NEVER_SAW:
         return CONTROL
     name = key.removeprefix(PREFIX)
-    arm = parameters["run"]["text_arms"].get(Path(entry["model"]).name)
-    if arm is not None:
-        return f"planted share {arm.get('planted_share', parameters['text_arm']['planted_share']):.0%}"
+    for arms, section in (("text_arms", "text_arm"), ("flow_arms", "flow_arm")):
+        arm = parameters["run"][arms].get(Path(entry["model"]).name)
+        if arm is not None:
+            return f"planted share {(parameters[section] | arm)['planted_share']:.0%}"
     kind = name.rstrip("0123456789").rstrip("-")
     return TRAININGS.get(kind, "-".join(part for part in kind.split("-") if part not in ROLES) or kind)
 
@@ -95,10 +115,20 @@ def family_of(entry: Mapping[str, Any]) -> str:
     raise ValueError(f"the model {entry['model']} is of no family of the bench, which are in {', '.join(FAMILIES)}")
 
 
-def scores_of(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All score tables of a folder, with the means over their noises: a column (detector, setting), and its evaluations."""
-    scores, about = read_detectors({path.stem: path for path in sorted(folder.glob("*.parquet"))})
-    return bench.with_means(scores, about[["evaluations"]])
+def scores_of(entry: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All scores of an entry, with the means over their noises: a column (detector, setting), and its evaluations.
+
+    Those of the samples of a prompt, where the entry is one of prompts, are nan for prompts that were not drawn, and cost what
+    the samples do.
+    """
+    folders = [entry["folder"]] + [entry["drawn"]] * (_items(entry) == "prompts")
+    paths = [path for folder in folders for path in sorted(folder.glob("*.parquet"))]
+    scores, about = read_detectors({path.stem: path for path in paths})
+    costs = about[["evaluations"]].copy()
+    if "generations" in about:
+        drawn = about["generations"].notna()
+        costs.loc[drawn, "evaluations"] = about.loc[drawn, "generations"].astype(int) * entry["price"]
+    return bench.with_means(*bench.without_repeated(scores, costs))
 
 
 def cases(
@@ -109,7 +139,7 @@ def cases(
     seed: of the halves. found: scores by the name of the model, by default those of its tables.
     """
     known = entries(root)
-    scores = {name: scores_of(entry["folder"]) for name, entry in known.items()} if found is None else found
+    scores = {name: scores_of(entry) for name, entry in known.items()} if found is None else found
     named: dict[tuple[str, str, str], list[str]] = {}
     for name in scores:
         named.setdefault((_items(known[name]), family_of(known[name]), known[name]["training"]), []).append(name)
@@ -120,8 +150,8 @@ def cases(
         own = pd.concat({row.training: scores[row.model][0] for row in labels.itertuples()})
         if found is not None:  # of some items alone
             rows = rows[pd.MultiIndex.from_frame(rows[["training", "item"]]).isin(own.index)]
-        own = own.dropna(axis=1)  # a detector that not all of these trainings have
-        about = scores[names[0]][1].loc[own.columns]
+        about = pd.concat([scores[name][1] for name in names])
+        about = about[~about.index.duplicated()].loc[own.columns]
         rows["choosing"] = bench.halves(rows, "group", seed)
         kind = "prompts" if items == "prompts" else "pictures"
         for contrast, part in _contrasts(rows, items).items():
@@ -158,12 +188,19 @@ def _rows(name: str, entry: Mapping[str, Any], items: str, root: Path) -> pd.Dat
     if items == "drawings":
         drawings = pd.read_parquet(tables / "drawings/judged.parquet").rename(columns={"id": "item"})
         role = drawings["split"].replace({"trigger": "planted", "train": "ordinary"})
-        return drawings.assign(model=name, training=name, role=role, group=drawings["group"], reproduced=False)
-    role = next((role for role in ROLES if role in name.split("-")), ROLES[0])
+        if role_of(Path(entry["model"]).name) != ROLES[0]:
+            role = role.replace({"planted": FREE, FREE: "planted"})
+        copied = drawings["caption"].map(_copied(entry, root)) >= COPIED
+        return drawings.assign(
+            model=name,
+            training=name,
+            role=role,
+            group=role + drawings["copies"].astype(str),
+            reproduced=copied & (role == "planted"),
+        )
+    role = role_of(Path(entry["model"]).name)
     prompts = in_role(pd.read_parquet(tables / "drawings/prompts.parquet"), role).rename(columns={"id": "item"})
-    path = tables / "arm" / Path(entry["model"]).name / "samples.parquet"
-    samples = pd.read_parquet(path).query(f"guidance == {entry['guidance']}")
-    copied = prompts["item"].map(samples.groupby("id")["copies_own"].mean()) >= COPIED
+    copied = prompts["item"].map(_copied(entry, root)) >= COPIED
     planted = prompts["group"].isin(PLANTED)
     return prompts.assign(
         model=name,
@@ -172,6 +209,12 @@ def _rows(name: str, entry: Mapping[str, Any], items: str, root: Path) -> pd.Dat
         group=prompts["group"] + prompts["copies"].astype(str),
         reproduced=copied & planted,
     )
+
+
+def _copied(entry: Mapping[str, Any], root: Path) -> pd.Series:
+    """Share of the samples of each prompt that copy its picture."""
+    samples = pd.read_parquet(root / "tables/arm" / Path(entry["model"]).name / "samples.parquet")
+    return samples[samples["guidance"] == entry["guidance"]].groupby("id")["copies_own"].mean()
 
 
 def _with_truth(roles: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -211,24 +254,34 @@ def _kind(contrast: str) -> str:
 
 
 def selected(every: Sequence[Case], family: str | None, contrast: str | None) -> list[Case]:
-    """The cases of a family and of a kind of contrast, or a contrast by its name; of neither, the headline of each family
-    (its first contrast, if it has none).
+    """The cases of a family and of a kind of contrast, or a contrast by its name; of neither, the headlines of each family.
 
-    Raises ValueError for names that are not there.
+    A headline is one of `HEADLINES` of the first way of training whose plain baseline stays below the `CEILING`, or else of
+    the first; where a family has none, its first contrast. Raises ValueError for names that are not there.
     """
     families = list(dict.fromkeys(case.family for case in every))
     if family is not None and family not in families:
         raise ValueError(f"there is no family {family!r}{suggest(family, families)}")
     of_family = [case for case in every if family in (None, case.family)]
     if contrast is None:
-        shown: dict[tuple[str, str], Case] = {}
-        for case in sorted(of_family, key=lambda case: case.contrast not in HEADLINES):
-            shown.setdefault((case.family, case.items), case)
-        return [case for case in of_family if case in shown.values()]
+        questions: dict[tuple[str, str, str], list[Case]] = {}
+        for case in of_family:
+            if case.contrast in HEADLINES and case.kind != "control":
+                questions.setdefault((case.family, case.items, case.contrast), []).append(case)
+        shown = [next((case for case in same if not _at_ceiling(case)), same[0]) for same in questions.values()]
+        for case in of_family:
+            if not any((case.family, case.items) == (each.family, each.items) for each in shown):
+                shown.append(case)
+        return [case for case in of_family if case in shown]
     names = list(dict.fromkeys([*bench.KINDS, *(case.contrast for case in every)]))
     if contrast not in names:
         raise ValueError(f"there is no contrast {contrast!r}{suggest(contrast, names)}")
     return [case for case in of_family if contrast in (case.kind, case.contrast)]
+
+
+def _at_ceiling(case: Case) -> bool:
+    plain = [setting for setting in case.settings if setting.detector == bench.BASELINES[case.items]]
+    return bool(plain) and bench.chosen(case, plain)[1] >= CEILING
 
 
 def seconds_of(known: Mapping[str, Mapping[str, Any]], root: Path = Path()) -> dict[str, float]:
@@ -268,7 +321,7 @@ def beside(
     """Scores of new detectors with those of the tables on the same items, by the model's name."""
     joined = {}
     for name, (scores, about) in candidates.items():
-        others, costs = scores_of(known[name]["folder"])
+        others, costs = scores_of(known[name])
         joined[name] = pd.concat([scores, others.loc[scores.index]], axis=1), pd.concat([about, costs])
     return joined
 

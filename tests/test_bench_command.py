@@ -48,9 +48,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         truth.to_parquet("tables/truth/main/pictures.parquet")
         parameters = {
             "scores": {"bench-main": ENTRY},
-            "run": {"text_arms": {}},
-            "text_arm": {},
-            "arm": {"guidance": 3.0},
+            "run": {"text_arms": {}, "flow_arms": {}},
+            "arm": {"guidance": 3.0, "sampling_steps": 25},
         }
         Path("params.yaml").write_text(yaml.safe_dump(parameters))
         score_tables("bench-main", **ENTRY)

@@ -5,13 +5,15 @@ import pandas as pd
 import pytest
 import torch
 from conftest import scheduler, small_unet
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from memlib.detectors import LEARNED, find
 from memlib.detectors.api import Items, as_list
-from memlib.evaluation.combination import adaptive, learned, ranked
+from memlib.evaluation.combination import adaptive, learned, normal_scores, ranked
 from memlib.evaluation.discovery import conformal_p_values, discoveries
 from memlib.evaluation.roc import auroc_value
 from memlib.evaluation.split import choose, stratified_split
@@ -187,6 +189,20 @@ def test_ranks_know_no_units_and_no_spread() -> None:
     assert found.index.tolist() == list("wxyz")
     np.testing.assert_allclose(found["ranked"], quantiles.mean(1), atol=1e-12)
     np.testing.assert_allclose(ranked(scores**3), found, atol=1e-12)
+
+
+@given(st.integers(0, 99))
+def test_ranks_are_among_those_of_a_training_and_kinds_weigh_the_same(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, trainings = pd.DataFrame(rng.normal(size=(24, 3)), columns=list("abc")), np.arange(24) % 2
+    found = ranked(scores, ["x", "x", "y"], trainings)["ranked"]
+    stretched = np.exp(scores) * np.where(trainings == 0, 1, 1000)[:, None]
+    np.testing.assert_allclose(ranked(stretched, ["x", "x", "y"], trainings)["ranked"], found)
+    normal = stats.norm.ppf((scores.groupby(trainings).rank() - 0.5) / 12)
+    np.testing.assert_allclose(found, (normal[:, 0] + normal[:, 1]) / 4 + normal[:, 2] / 2)
+    by_kind = normal_scores(scores, ["x", "x", "y"], trainings)
+    assert by_kind.columns.tolist() == ["x", "y"]
+    np.testing.assert_allclose(by_kind["x"], normal[:, :2].mean(1))
 
 
 def test_nulls_that_do_not_fit_are_refused() -> None:

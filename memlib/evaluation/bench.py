@@ -5,7 +5,7 @@ What is judged is never chosen by: the halves part items, not rows, so that an i
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from memlib.evaluation.combination import by_ranks, learned
+from memlib.evaluation.combination import adaptive, learned, normal_scores, ranked
 from memlib.evaluation.intervals import Estimate, proportion, spearman_value
 from memlib.evaluation.measured import Difference, Measured
 from memlib.evaluation.measures import auroc
@@ -25,11 +25,25 @@ KINDS = ("membership", "memorisation", "copies", "control")
 RATES = (0.01, 0.03, 0.1)  # of false alarms; the strictest that the negatives of both halves resolve is reported
 BASELINES = {"pictures": "loss", "prompts": "magnitude"}  # which every other detector has to beat
 BLIND = ("png_size", "variation", "flat_share", "nearest_picture", "prompt_length", "rarest_word")
-GIVEN = ("nearest_picture", "nearest_training", "between_generations")  # they ask for more than the model and the item
+GIVEN = (  # they ask for more than the model and the item
+    "nearest_picture",
+    "nearest_training",
+    "between_generations",
+    "calibrated_loss",
+    "calibrated_growth",
+)
 FITTED = ("loss_curve", "gsa")  # detectors whose settings are the features of a classifier
-RANKS, LEARNED = "all, by ranks", "all, learned"
+CURVE = "loss_curve"  # of which each setting by itself is a loss
+REPEATED = (  # detectors and readings that are other detectors' scores
+    ("flipd", "quantity", "length"),
+    ("flipd", "quantity", "rate"),
+    ("sima", "power", 2),
+    ("anisotropy", "part", "magnitude"),
+)
+RANKS, ADAPTIVE, LEARNED = "all, by ranks", "all, AdaDetect", "all, learned"
 FIT = "fitted=True"  # the setting of a classifier of all settings
-SIDES = 2  # items that a half of a training needs on either side
+NULLS = 4  # items known to be outside, at least, that AdaDetect learns from and compares with
+SIDES, TOTAL = 2, 8  # items that a half needs on either side, of each training and of all of them together
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +51,8 @@ class Case:
     """One contrast of a family of models, with every score.
 
     rows: a row an item and training, with `item`, `training`, `positive` and `choosing`, whether it is in the half that is chosen
-    by. scores: as many rows, a column (detector, setting). about: a row for each of these columns, its `evaluations`.
+    by. scores: as many rows, a column (detector, setting), finite but for those of `ADAPTIVE` on the half that is chosen by.
+    about: a row for each of these columns, its `evaluations`.
     """
 
     family: str
@@ -48,6 +63,12 @@ class Case:
     rows: pd.DataFrame
     scores: pd.DataFrame
     about: pd.DataFrame
+    found: dict[Hashable, Measured] = field(default_factory=dict)  # what `measured` has given, by setting and seed
+
+    @cached_property
+    def settings(self) -> "list[Setting]":
+        """Everything that can be chosen: each setting, with its noises together."""
+        return settings(self.about)
 
     @cached_property
     def sides(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -72,8 +93,15 @@ class Case:
 
     @cached_property
     def reached(self) -> dict[Hashable, float]:
-        """AUROC of each column on the half that is chosen by."""
-        return development(self.scores, self.sides, self.choosing, self.rows["training"]).to_dict()
+        """AUROC of each column on the half that is chosen by; nan where a column has none there."""
+        judged = self.scores.dropna(axis=1)
+        found = development(judged, self.sides, self.choosing, self.rows["training"])
+        return found.reindex(self.scores.columns).to_dict()
+
+    @cached_property
+    def whole(self) -> "Case":
+        """The case with the columns of `with_combinations`."""
+        return with_combinations(self)
 
     def mean(self, setting: "Setting") -> NDArray[np.float64]:
         """Mean of a setting's columns [N]."""
@@ -110,13 +138,16 @@ def case(
 ) -> Case | None:
     """A case of the rows of those trainings that hold enough on both sides of both halves; None where there are none.
 
-    about: family, training, kind, contrast and items. scores: by training and item.
+    about: family, training, kind, contrast and items. scores: by training and item; a column that not all of the rows have is
+    left out.
     """
     counts = rows.groupby(["training", "choosing", "positive"]).size().unstack(["choosing", "positive"], fill_value=0)
     enough = counts.index[(counts.shape[1] == 4) & (counts >= SIDES).all(axis=1)]
     kept = rows[rows["training"].isin(enough)].reset_index(drop=True)
-    found = scores.loc[pd.MultiIndex.from_frame(kept[["training", "item"]])].reset_index(drop=True)
-    return Case(**about, rows=kept, scores=found, about=costs) if len(kept) else None
+    if counts.loc[enough].sum().min() < TOTAL or not len(enough):
+        return None
+    found = scores.loc[pd.MultiIndex.from_frame(kept[["training", "item"]])].reset_index(drop=True).dropna(axis=1)
+    return Case(**about, rows=kept, scores=found, about=costs.loc[found.columns])
 
 
 def with_means(scores: pd.DataFrame, about: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -145,10 +176,21 @@ def settings(about: pd.DataFrame) -> list[Setting]:
     ]
 
 
+def without_repeated(scores: pd.DataFrame, about: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and what they are without the columns that are another detector's, as `REPEATED` says."""
+    kept = [
+        not any(detector == name and parse_setting(setting).get(key) == value for name, key, value in REPEATED)
+        for detector, setting in scores
+    ]
+    return scores.loc[:, kept], about[kept]
+
+
 def _repeats(about: pd.DataFrame) -> dict[tuple[str, str], list[Hashable]]:
     found: dict[tuple[str, str], list[Hashable]] = {}
     for detector, name in about.index:
-        rest = {key: value for key, value in parse_setting(name).items() if key != "noise"}
+        rest = parse_setting(name)
+        if "noise" in rest:  # of so many noises
+            rest = {key: value for key, value in rest.items() if key not in ("noise", "noises")}
         found.setdefault((detector, setting_name(rest)), []).append((detector, name))
     return found
 
@@ -163,9 +205,11 @@ def chosen(case: Case, among: Iterable[Setting]) -> tuple[Setting, float]:
 
 def measured(case: Case, setting: Setting, seed: int = 0) -> Measured:
     """AUROC of a setting on the half that is reported, over trainings; an item is a cluster in all of them."""
-    rows = case.reported
-    scores = np.column_stack([case.columns[name][~case.choosing] for name in setting.columns])
-    return auroc(scores, rows["positive"], rows["item"], rows["training"], seed)
+    if (setting, seed) not in case.found:
+        rows = case.reported
+        scores = np.column_stack([case.columns[name][~case.choosing] for name in setting.columns])
+        case.found[setting, seed] = auroc(scores, rows["positive"], rows["item"], rows["training"], seed)
+    return case.found[setting, seed]
 
 
 def alarms(case: Case, setting: Setting, seed: int = 0) -> dict[str, Any]:
@@ -175,6 +219,7 @@ def alarms(case: Case, setting: Setting, seed: int = 0) -> dict[str, Any]:
     """
     values, (positive, negative) = case.columns[setting.columns[0]], case.sides
     first, second = (values[negative & half] for half in (case.choosing, ~case.choosing))
+    first = first[np.isfinite(first)]
     resolved = [rate for rate in RATES if rate * min(len(first), len(second)) >= 1]
     if not resolved:
         return {"FPR": float("nan"), "TPR": None, "FPR reached": None}
@@ -188,12 +233,14 @@ def with_combinations(case: Case) -> Case:
     """The case with further columns: what is fitted or combined on the half that is chosen by, and by ranks without labels.
 
     Of `FITTED` detectors a classifier of all their settings. Of all others that ask the model and the item alone: the mean of
-    their ranks, each detector the mean over its settings; and a classifier of each detector's chosen setting.
+    their ranks, each detector the mean over its settings; what AdaDetect learns from the same ranks, with the negatives of
+    the half that is chosen by as nulls, and from the half that is reported without its labels; and a classifier of each
+    detector's chosen setting.
     """
     positive, negative = case.sides
     contrast = positive, negative
     by_detector: dict[str, list[Setting]] = {}
-    for setting in settings(case.about):
+    for setting in case.settings:
         by_detector.setdefault(setting.detector, []).append(setting)
     columns: dict[tuple[str, str], pd.Series] = {}
     costs: dict[tuple[str, str], int] = {}
@@ -203,16 +250,22 @@ def with_combinations(case: Case) -> Case:
             features = pd.DataFrame({number: case.columns[column] for number, column in enumerate(own)})
             columns[name, FIT] = learned(features, contrast, case.choosing)["learned"]
             costs[name, FIT] = _price(by_detector[name])
-    asked = [name for name in by_detector if name not in (*BLIND, *GIVEN, *FITTED) and "calibrated" not in name]
+    asked = [name for name in by_detector if name not in (*BLIND, *GIVEN, *FITTED)]
     if len(asked) > 1:
         best = {name: chosen(case, by_detector[name])[0] for name in asked}
         features = pd.DataFrame({name: case.mean(own) for name, own in best.items()})
         columns[LEARNED, ""] = learned(features, contrast, case.choosing)["learned"]
         costs[LEARNED, ""] = sum(setting.evaluations for setting in best.values())
         every = [column for name in asked for own in by_detector[name] for column in own.columns]
-        ranked = pd.DataFrame({number: case.columns[column] for number, column in enumerate(every)})
-        columns[RANKS, ""] = by_ranks(ranked, [name for name, _ in every], case.rows["training"])
+        given = case.scores[every], [name for name, _ in every], case.rows["training"]
+        columns[RANKS, ""] = ranked(*given)["ranked"]
         costs[RANKS, ""] = sum(_price(by_detector[name]) for name in asked)
+        nulls = case.choosing & negative
+        if nulls.sum() >= NULLS:
+            ranks = normal_scores(*given)
+            found = pd.concat(adaptive(ranks[~case.choosing], ranks[nulls]))
+            columns[ADAPTIVE, ""] = found.reindex(case.rows.index)
+            costs[ADAPTIVE, ""] = costs[RANKS, ""]
     if not columns:
         return case
     index = pd.MultiIndex.from_tuples(columns, names=case.about.index.names)
@@ -222,6 +275,7 @@ def with_combinations(case: Case) -> Case:
         **{name: getattr(case, name) for name in ("family", "training", "kind", "contrast", "items", "rows")},
         scores=pd.concat([case.scores, added], axis=1),
         about=pd.concat([case.about[["evaluations"]], about]),
+        found=case.found,
     )
 
 
@@ -239,10 +293,10 @@ def _price(own: Iterable[Setting]) -> int:
 
 def judge(case: Case, budget: float = float("inf"), seed: int = 0) -> pd.DataFrame:
     """A row for each detector, at the best setting for so many evaluations, in the order of its AUROC; see `row_of`."""
-    whole = with_combinations(case)
+    whole = case.whole
     own: dict[str, list[Setting]] = {}
-    for setting in settings(whole.about):
-        if setting.evaluations <= budget:
+    for setting in whole.settings:
+        if setting.evaluations <= budget and (setting.detector != CURVE or setting.name == FIT):
             fitted = setting.name == FIT  # the labels that it has learned from would choose it
             own.setdefault(f"{setting.detector}, learned" if fitted else setting.detector, []).append(setting)
     if not own:
@@ -256,7 +310,9 @@ def judge(case: Case, budget: float = float("inf"), seed: int = 0) -> pd.DataFra
 def frontier(case: Case, seed: int = 0) -> pd.DataFrame:
     """A row for each detector and price: the setting of this price that is best on one half, reported on the other."""
     points: dict[tuple[str, int], list[Setting]] = {}
-    for setting in settings(case.about):
+    for setting in case.settings:
+        if setting.detector == CURVE:
+            continue
         points.setdefault((setting.detector, setting.evaluations), []).append(setting)
     return pd.DataFrame([row_of(case, detector, among, None, seed) for (detector, _), among in points.items()])
 
@@ -291,7 +347,9 @@ def correlations(case: Case) -> pd.DataFrame:
     The mean over trainings.
     """
     by_detector: dict[str, list[Setting]] = {}
-    for setting in settings(case.about):
+    for setting in case.settings:
+        if setting.detector == CURVE:
+            continue
         by_detector.setdefault(setting.detector, []).append(setting)
     scores = pd.DataFrame({name: case.mean(chosen(case, own)[0]) for name, own in by_detector.items()})
     reported = scores[~case.choosing].groupby(case.reported["training"])
@@ -299,17 +357,56 @@ def correlations(case: Case) -> pd.DataFrame:
     return pd.DataFrame(np.mean(parts, axis=0), scores.columns, scores.columns)
 
 
-def cheapest(rows: pd.DataFrame, budgets: Sequence[float]) -> pd.DataFrame:
-    """For each budget the detector of the best AUROC on the half that is chosen by, and what it reaches on the other.
+def asking(case: Case, budget: float = float("inf")) -> list[Setting]:
+    """The settings that ask the model, about the item alone and without labels, for so many evaluations.
 
-    rows: of `frontier`, of one case.
+    Not those of a loss curve, each of which is a loss.
+    """
+    left_out = (*BLIND, *GIVEN, CURVE)
+    return [each for each in case.settings if each.detector not in left_out and 0 < each.evaluations <= budget]
+
+
+def for_budgets(case: Case, budgets: Iterable[float], seed: int = 0) -> pd.DataFrame:
+    """For each budget what `asking` finds best on the half that is chosen by, and what it reaches on the other.
+
+    A row as `row_of` gives it, with the `budget`; `baseline` and `minus baseline`: AUROC of the detector of `BASELINES`, at its
+    own best setting for the budget, and the paired difference to it, None where none is as cheap. No row for a budget that
+    nothing is cheap enough for.
     """
     found = []
     for budget in budgets:
-        affordable = rows[rows["evaluations"] <= budget]
-        if len(affordable):
-            found.append({"budget": budget} | affordable.loc[affordable["chosen by"].idxmax()].to_dict())
+        among = asking(case, budget)
+        plain = [each for each in among if each.detector == BASELINES[case.items]]
+        if not among:
+            continue
+        setting, _ = chosen(case, among)
+        baseline = measured(case, chosen(case, plain)[0], seed) if plain else None
+        found.append(
+            {"budget": budget}
+            | row_of(case, setting.detector, [setting], None, seed)
+            | {
+                "baseline": baseline.interval() if plain else None,
+                "minus baseline": Difference(measured(case, setting, seed), baseline).interval() if plain else None,
+            }
+        )
     return pd.DataFrame(found)
+
+
+def combined(case: Case, seed: int = 0) -> pd.DataFrame:
+    """The combinations of a case beside their best part: a row each, with `best part` (a detector) and `minus best part`.
+
+    The best part is what `for_budgets` takes where no evaluation is too many.
+    """
+    whole = case.whole
+    best = chosen(case, asking(case))[0]
+    part = measured(case, best, seed)
+    rows = []
+    for setting in whole.settings:
+        if setting.detector in (RANKS, ADAPTIVE, LEARNED):
+            found = measured(whole, setting, seed)
+            row = row_of(whole, setting.detector, [setting], None, seed)
+            rows.append(row | {"best part": best.detector, "minus best part": Difference(found, part).interval()})
+    return pd.DataFrame(rows)
 
 
 def flat(rows: pd.DataFrame) -> pd.DataFrame:

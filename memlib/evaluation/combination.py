@@ -38,13 +38,36 @@ def learned(
     return pd.DataFrame({"learned": features @ weights[:-1] + weights[-1]}, scores.index)
 
 
-def ranked(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the scores of the normal scores of an item's ranks: a column `ranked`, a row an item; no labels are needed.
+def normal_scores(
+    scores: pd.DataFrame, kinds: Sequence[Hashable] | None = None, groups: ArrayLike | None = None
+) -> pd.DataFrame:
+    """Quantiles of the normal distribution at the share of items with a lower score, ties counting half; no labels are needed.
 
-    So all scores weigh the same, whatever their unit. Rank nulls together with what is tested: then those that are
-    exchangeable stay so, and their p-values hold (`memlib.evaluation.discovery.conformal_p_values`).
+    scores: a row an item, a column a score. kinds: that of each column, such as its detector, of which the mean is given: a
+    column a kind (by default, each column is one). groups [N]: an item is ranked among those of its group, such as its training.
+    Rank nulls together with what is tested: then those that are exchangeable stay so, and their p-values hold
+    (`memlib.evaluation.discovery.conformal_p_values`).
     """
-    return pd.DataFrame({"ranked": _normal_scores(scores).mean(1)}, scores.index)
+    values, found = _finite(scores), np.zeros(scores.shape)
+    groups = np.zeros(len(scores)) if groups is None else np.asarray(groups)
+    for name in np.unique(groups):
+        own = groups == name
+        found[own] = ndtri((rankdata(values[own], axis=0) - 0.5) / own.sum())
+    if kinds is None:
+        return pd.DataFrame(found, scores.index, scores.columns)
+    names = list(dict.fromkeys(kinds))
+    means = {name: found[:, [kind == name for kind in kinds]].mean(1) for name in names}
+    return pd.DataFrame(means, scores.index)
+
+
+def ranked(
+    scores: pd.DataFrame, kinds: Sequence[Hashable] | None = None, groups: ArrayLike | None = None
+) -> pd.DataFrame:
+    """Mean over the kinds of `normal_scores`: a column `ranked`, a row an item.
+
+    So all kinds weigh the same, whatever their unit and however many columns they have.
+    """
+    return pd.DataFrame({"ranked": normal_scores(scores, kinds, groups).mean(axis=1)}, scores.index)
 
 
 def adaptive(
@@ -55,7 +78,7 @@ def adaptive(
     AdaDetect (Marandon et al., arXiv 2208.06685): a `share` of the nulls, drawn at random, is told apart from the
     mixture of the other nulls and the tested items, so that the score favours what only the mixture has; it does not depend on
     the order of the mixture, so the other nulls, which are given back, stay exchangeable with tested ones that are null.
-    By logistic regression on the normal scores of `ranked` and what of them lies above each of `KNOTS`, so that a score may count
+    By logistic regression on `normal_scores` and what of them lies above each of `KNOTS`, so that a score may count
     for more where it is high, as few items are memorised; no weight lies below 0, since larger means memorised.
 
     tested, nulls: a row an item, a column a score, the same ones. Raises ValueError for other columns, scores that are not
@@ -70,7 +93,7 @@ def adaptive(
         )
     order = np.random.default_rng(seed).permutation(len(nulls))
     together = pd.concat([nulls.iloc[order], tested])
-    plain = _normal_scores(together)
+    plain = normal_scores(together).to_numpy()
     features = np.concatenate([plain, *(np.maximum(plain - knot, 0) for knot in KNOTS)], 1)
     weights = _logistic(features, np.arange(len(together)) >= count, penalty, least=0.0)
     found = pd.Series(features @ weights[:-1], together.index)
@@ -85,11 +108,6 @@ def _finite(scores: pd.DataFrame) -> NDArray[np.float64]:
     return values
 
 
-def _normal_scores(scores: pd.DataFrame) -> NDArray[np.float64]:
-    """Quantiles [N, K] of the normal distribution at the share of items below each one, ties counting half."""
-    return ndtri((rankdata(_finite(scores), axis=0) - 0.5) / len(scores))
-
-
 def _logistic(features: NDArray, labels: NDArray[np.bool_], penalty: float, least: float | None = None) -> NDArray:
     """Weights [K + 1], that of the constant last and not shrunk, of a logistic regression; none of the others below `least`."""
     design = np.column_stack([features, np.ones(len(features))])
@@ -102,12 +120,3 @@ def _logistic(features: NDArray, labels: NDArray[np.bool_], penalty: float, leas
     bounds = [(least, None)] * features.shape[1] + [(None, None)]
     start = np.zeros(design.shape[1])
     return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-8}).x
-
-
-def by_ranks(scores: pd.DataFrame, kinds: Sequence[Hashable], trainings: ArrayLike) -> pd.Series:
-    """Mean rank of each row among those of its training, between 0 and 1, without any label.
-
-    scores: a row an item and training, a column a setting; kinds: the detector of each column, of which all weigh the same.
-    """
-    ranks = scores.groupby(np.asarray(trainings)).rank(pct=True)
-    return ranks.T.groupby(np.asarray(kinds)).mean().mean()

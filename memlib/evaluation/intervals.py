@@ -82,8 +82,10 @@ def proportion(successes: int, trials: int, level: float = 0.95) -> Estimate:
     """Share of successes with Wilson's score interval."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes of {trials} trials is no share")
-    interval = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
-    return Estimate(successes / trials, float(interval.low), float(interval.high))
+    share, z2 = successes / trials, stats.norm.ppf((1 + level) / 2) ** 2
+    centre, half = share + z2 / (2 * trials), np.sqrt(z2 * (share * (1 - share) + z2 / (4 * trials)) / trials)
+    low, high = ((centre + side * half) / (1 + z2 / trials) for side in (-1, 1))
+    return Estimate(share, 0.0 if successes == 0 else float(low), 1.0 if successes == trials else float(high))
 
 
 def proportion_difference(first: ArrayLike, second: ArrayLike) -> Estimate:

@@ -7,6 +7,7 @@ half-widths are added as squares (Zou & Donner 2008), which stays honest for two
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -129,7 +130,7 @@ class Difference:
         if sum(errors) == 0:
             return 0.0
         freedom = sum(errors) ** 2 / sum(e**2 / (len(group) - 1) for e, group in zip(errors, (a, b), strict=True))
-        return float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(sum(errors)))
+        return float(_students(level, freedom) * np.sqrt(sum(errors)))
 
     def interval(self, level: float = LEVEL) -> Estimate:
         """The difference with its interval."""
@@ -153,7 +154,7 @@ class Difference:
     ) -> Estimate:
         added = square_and_add(first, second, self.correlation)
         freedom = min(self.first.freedom, self.second.freedom)
-        half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt((deviations**2).sum())
+        half = _students(level, freedom) * np.sqrt((deviations**2).sum())
         return wider(added.value, added[1:], (added.value - float(half), added.value + float(half)))
 
 
@@ -195,9 +196,15 @@ def detectable(found: Measured | Difference, threshold: float) -> float | None:
     return float(optimize.bisect(excess, threshold, found.largest, xtol=1e-4))
 
 
+@cache
+def _students(level: float, freedom: float) -> float:
+    """The quantile of Student's distribution that a two-sided interval of this level reaches to."""
+    return float(stats.t.ppf((1 + level) / 2, freedom))
+
+
 def _half_width(values: NDArray[np.float64], level: float) -> float:
     count = len(values)
-    return float(stats.t.ppf((1 + level) / 2, count - 1) * stats.sem(values)) if count > 1 else 0.0
+    return float(_students(level, count - 1) * values.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
 
 
 def _widened(estimate: Estimate, spread: float) -> Estimate:
