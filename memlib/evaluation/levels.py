@@ -18,9 +18,9 @@ ONE_FIELD: dict[str, Reading] = {  # the readings of pictures that one formula t
     "length": ("length", {}),
     "FLIPD": ("flipd", {"quantity": "flipd"}),
     "growth rate": ("rate", {}),
-    "2-Laplacian, flux": ("flux", {"p": 2}),
-    "1-Laplacian, flux": ("flux", {"p": 1}),
-    "1-Laplacian, derivatives": ("derivatives", {"p": 1}),
+    "p = 2 by flux": ("flux", {"p": 2}),
+    "p = 1 by flux": ("flux", {"p": 1}),
+    "p = 1 at the picture": ("derivatives", {"p": 1}),
 }
 
 
