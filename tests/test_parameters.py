@@ -455,6 +455,7 @@ UNFITTING = [
     ({"scores.pair-0": GONE}, "scores has no entry 'pair-0'"),
     ({"scores.bench-unseen": GONE}, "scores has no entry 'bench-unseen', which the chapters read"),
     ({"scores.bench-main.tables.loss": GONE}, "scores.bench-main.tables has no entry 'loss'"),
+    ({"scores.bench-drawings.tables.growth": GONE}, "scores.bench-drawings.tables has no entry 'growth'"),
     ({"scores.bench-planted.tables.magnitude": GONE}, "scores.bench-planted.tables has no entry 'magnitude'"),
     (
         {"scores.bench-pair-0.items.reference": "results/models/refrence"},

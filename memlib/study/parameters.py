@@ -576,6 +576,14 @@ def _bench(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
         _reads("bench", parameters, key, "magnitude" if prompts else "loss")
 
 
+def _one_laplacian(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all models of the bench that are asked about pictures have the readings of one field."""
+    for key, entry in parameters["scores"].items():
+        if key.startswith(BENCH) and entry["items"]["source"] not in PROMPTS:
+            for table in ("loss", "rate", "growth"):
+                _reads("one_laplacian", parameters, key, table)
+
+
 def _prompt_audit(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     steps = max(section["runs"], default=0)
     _at_most("prompt_audit.runs", steps, "prompt_audit.sampling_steps", section["sampling_steps"])
@@ -630,6 +638,7 @@ CHAPTERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
     "mitigation": _mitigation,
     "prompt_audit": _prompt_audit,
     "bench": _bench,
+    "one_laplacian": _one_laplacian,
 }
 
 

@@ -468,6 +468,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         seed=Seed,
     ),
     "bench": section(budgets=RisingCounts, seed=Seed),
+    "one_laplacian": section(seed=Seed),
     "audit": section(alarm=OpenShare, shown=Count, seed=Seed),
 }
 
