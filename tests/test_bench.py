@@ -32,10 +32,8 @@ def columns() -> pd.DataFrame:
     return pd.DataFrame({"evaluations": [*prices.values()]}, index)
 
 
-def made(seed: int = 0, n: int = 60, trainings: int = 3, signal: float = 0.0, positive: object = None) -> bench.Case:
-    """A case of pictures whose roles turn from training to training; scores of noise, in part the item's own, and a signal."""
-    rng = np.random.default_rng(seed)
-    about = columns()
+def roles(seed: int, n: int, trainings: int) -> pd.DataFrame:
+    """Pictures in roles that turn from training to training, and the half that each is in."""
     rows = pd.DataFrame(
         {
             "item": np.tile([f"i{k}" for k in range(n)], trainings),
@@ -45,12 +43,19 @@ def made(seed: int = 0, n: int = 60, trainings: int = 3, signal: float = 0.0, po
         }
     )
     rows["positive"] = rows["group"] == "1"
+    rows["choosing"] = bench.halves(rows, "group", seed)
+    return rows
+
+
+def made(seed: int = 0, n: int = 60, trainings: int = 3, signal: float = 0.0, positive: object = None) -> bench.Case:
+    """A case of pictures whose roles turn from training to training; scores of noise, in part the item's own, and a signal."""
+    rng = np.random.default_rng(seed)
+    about, rows = columns(), roles(seed, n, trainings)
     own = np.tile(rng.normal(size=(n, len(about))), (trainings, 1))
     values = own + rng.normal(size=own.shape) + signal * rows["positive"].to_numpy()[:, None]
     scores = pd.DataFrame(values, pd.MultiIndex.from_frame(rows[["training", "item"]]), about.index)
     if positive is not None:
         rows["positive"] = positive(rng, rows)
-    rows["choosing"] = bench.halves(rows, "group", seed)
     return bench.case(ABOUT, rows, *bench.with_means(scores, about))
 
 
@@ -120,7 +125,7 @@ def test_no_label_of_the_reported_half_reaches_a_combination() -> None:
 
 @given(st.integers(0, 99), st.integers(1, 4))
 def test_an_item_is_in_one_half_in_all_trainings(seed: int, trainings: int) -> None:
-    rows = made(seed, 40, trainings).rows
+    rows = roles(seed, 40, trainings)
     assert (rows.groupby("item")["choosing"].nunique() == 1).all()
     counts = rows.groupby(["training", "group", "choosing"]).size().unstack()
     assert (counts[True] - counts[False]).abs().max() <= 1

@@ -91,7 +91,17 @@ def table_bytes(path: Path, given: tuple[UNetField, Items], name: str, setting: 
     return path.read_bytes()
 
 
-@pytest.mark.parametrize(("kind", "name"), [*(("pixel", name) for name in PIXEL), *(("text", name) for name in TEXT)])
+DEAR = {  # seconds each, beside others that are computed in the same way
+    "pixel": ("axes", "rate", "flipd", "calibrated_loss", "rediffuse"),
+    "text": ("sail", "gsa", "clid", "flux", "rediffuse", "anisotropy", "gradient_difference", "sampled_entropy"),
+}
+EVERY = [("pixel", name) for name in PIXEL] + [("text", name) for name in TEXT]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [pytest.param(*each, marks=pytest.mark.ci if each[1] in DEAR[each[0]] else ()) for each in EVERY],
+)
 def test_equal_runs_give_equal_bytes(kind: str, name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Whatever the number of items in a batch, their order, their neighbours and the number of threads."""
     (field, items), setting = request.getfixturevalue(kind), (PIXEL if kind == "pixel" else TEXT)[name]

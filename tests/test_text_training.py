@@ -66,6 +66,7 @@ def test_what_a_prompt_stands_for_is_learnt(prediction_type: str, tmp_path) -> N
     assert not list(tmp_path.rglob("*.bin"))
 
 
+@pytest.mark.ci  # test_flow_training asks the same of the transformer, by the same loop
 def test_copies_decide_what_an_unconditional_sample_shows(tmp_path) -> None:
     pipe = small_pipeline()
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
