@@ -338,12 +338,13 @@ def evaluations_made(known: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         for path in sorted(entry["folder"].glob("*.parquet")):
             table = pd.read_parquet(path)
             said = {name: parse_setting(name) for name in table["setting"].unique()}
+            costs = table.groupby("setting")["evaluations"].sum()
             single = [name for name, own in said.items() if own.get("layer", "all") == "all" or "noise" in own]
-            alone += int(table.loc[table["setting"].isin(single), "evaluations"].sum())
+            alone += int(costs[single].sum())
             run = {
                 name: setting_name({k: v for k, v in own.items() if k not in READINGS}) for name, own in said.items()
             }
-            runs += int(table.groupby(["item", table["setting"].map(run)])["evaluations"].max().sum())
+            runs += int(costs.groupby(run).max().sum())
         made = sum(read_json(entry["folder"] / "evaluations.json").values())
         items = table["item"].nunique()
         about = {"model": name, "family": family_of(entry), "items": items}

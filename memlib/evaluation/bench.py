@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from memlib.evaluation.combination import adaptive, learned, normal_scores, ranked
-from memlib.evaluation.intervals import Estimate, proportion, spearman_value
+from memlib.evaluation.intervals import Estimate, proportion
 from memlib.evaluation.measured import Difference, Measured
 from memlib.evaluation.measures import auroc
 from memlib.evaluation.roc import tpr_at_fpr
@@ -354,7 +354,7 @@ def correlations(case: Case) -> pd.DataFrame:
         by_detector.setdefault(setting.detector, []).append(setting)
     scores = pd.DataFrame({name: case.mean(chosen(case, own)[0]) for name, own in by_detector.items()})
     reported = scores[~case.choosing].groupby(case.reported["training"])
-    parts = [[[spearman_value(part[a], part[b]) for b in scores] for a in scores] for _, part in reported]
+    parts = [part.rank().corr().fillna(0.0) for _, part in reported]  # of ranks; 0 where all are equal
     return pd.DataFrame(np.mean(parts, axis=0), scores.columns, scores.columns)
 
 
