@@ -113,8 +113,8 @@ def score_candidates(
     """Scores of detectors on models, as `memlib.bench.scores_of` gives those of tables, and a sentence for each model.
 
     known: the bench's entries by the models' names, in the order in which models are asked, while there is time; of the first
-    of them only as many items as there is time for. Raises ValueError as `check` does, and where no model has what a detector
-    needs.
+    of them only as many items as there is time for. Raises ValueError as `check` does on the first model that has what the
+    detectors need, and where none has; what a later one refuses is told.
     """
     found: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
     told: list[str] = []
@@ -142,8 +142,14 @@ def score_candidates(
             refused = str(error)
             continue
         probed = min(len(items.ids), field.rows)
-        with one_thread():
-            each = sum(check(detector, field, items) for detector in detectors) / probed
+        try:
+            with one_thread():
+                each = sum(check(detector, field, items) for detector in detectors) / probed
+        except ValueError as error:
+            if not found:
+                raise
+            told.append(f"{name}: not scored; {error}")
+            continue
         affordable = int(max(seconds - (time.monotonic() - begun), 0) / each) if each else len(items.ids)
         count = len(items.ids)
         if not found and affordable < count:

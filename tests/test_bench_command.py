@@ -11,7 +11,7 @@ from conftest import scheduler, small_unet
 from diffusers import DDPMPipeline
 from test_candidate import FILE
 
-from memlib import cli
+from memlib import candidate, cli
 from memlib.bench import cases, entries, evaluations_made
 from memlib.datasets import images
 from memlib.files import read_json
@@ -131,3 +131,21 @@ def test_a_model_that_is_not_there_is_named(here: Path, monkeypatch: pytest.Monk
             cli.main(["bench", "--with", "mine.py"])
     finally:
         Path("results/models/gone").rename("results/models/main")
+
+
+def test_a_further_model_that_a_detector_fails_on_is_told_of(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.py").write_text(FILE.format(name="mine"))
+    detectors, known, asked = candidate.read_candidates(Path("mine.py")), entries(), []
+
+    def fails_the_second_time(*given: object) -> float:
+        asked.append(given)
+        if len(asked) > 1:
+            raise ValueError("mine gave nan")
+        return 0.01
+
+    monkeypatch.setattr(candidate, "check", fails_the_second_time)
+    found, told = candidate.score_candidates(detectors, known | {"again": known["main"]}, 60)
+    assert list(found) == ["main"]
+    assert told[1] == "again: not scored; mine gave nan"
+    with pytest.raises(ValueError, match="mine gave nan"):
+        candidate.score_candidates(detectors, known, 60)

@@ -127,3 +127,12 @@ def test_detectors_are_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("")
     with pytest.raises(ValueError, match="is no file of Python; its name must end in .py"):
         read_candidates(tmp_path / "mine.txt")
+
+
+def test_the_example_of_the_book_runs_on_pixels_and_on_latents(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "book/add_yours.md").read_text()
+    path = tmp_path / "my_detector.py"
+    path.write_text(page.split("```python\n")[1].split("```")[0])
+    (detector,) = read_candidates(path)
+    for field in (pixel_field(), text_field()):
+        assert check(detector, field, items_for(field, 6)) > 0

@@ -77,7 +77,7 @@ def test_the_other_sentences_count_what_they_say() -> None:
     blind = [row("png_size", AUROC=estimate(0.52, 0.4, 0.64)), row("variation", AUROC=estimate(0.6, 0.51, 0.7))]
     upper = [row("nearest_training", AUROC=estimate(0.9, 0.8, 0.95), family="latent U-Net")]
     told = findings(found(combined=together, blind=blind, upper=upper))
-    assert told[2].endswith("reaches 0.900 [0.800, 0.950] (latent U-Net) on prompts: an upper bound.")
+    assert told[2].endswith("reaches 0.900 [0.800, 0.950] (latent U-Net) on prompts.")
     assert told[3].endswith(
         "the mean of all detectors' ranks is ahead in 2 of 3 questions and behind in 1 and AdaDetect is ahead in 0 of 1 "
         "questions and behind in 0."

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from memlib.evaluation.combination import adaptive, learned, normal_scores, ranked
-from memlib.evaluation.intervals import Estimate, proportion, spearman_value
+from memlib.evaluation.intervals import Estimate, proportion
 from memlib.evaluation.measured import Difference, Measured
 from memlib.evaluation.measures import auroc
 from memlib.evaluation.roc import tpr_at_fpr
@@ -28,10 +28,10 @@ BLIND = ("png_size", "variation", "flat_share", "nearest_picture", "prompt_lengt
 GIVEN = (  # they ask for more than the model and the item
     "nearest_picture",
     "nearest_training",
-    "between_generations",
     "calibrated_loss",
     "calibrated_growth",
 )
+SAMPLED = ("between_generations",)  # they draw whole samples, which costs more than all others together
 FITTED = ("loss_curve", "gsa")  # detectors whose settings are the features of a classifier
 CURVE = "loss_curve"  # of which each setting by itself is a loss
 REPEATED = (  # detectors and readings that are other detectors' scores
@@ -233,7 +233,8 @@ def with_combinations(case: Case) -> Case:
     """The case with further columns: what is fitted or combined on the half that is chosen by, and by ranks without labels.
 
     Of `FITTED` detectors a classifier of all their settings. Of all others that ask the model and the item alone: the mean of
-    their ranks, each detector the mean over its settings; what AdaDetect learns from the same ranks, with the negatives of
+    their ranks, each detector the mean over its settings (samples are not drawn for it); what AdaDetect learns from the
+    same ranks, with the negatives of
     the half that is chosen by as nulls, and from the half that is reported without its labels; and a classifier of each
     detector's chosen setting.
     """
@@ -250,7 +251,7 @@ def with_combinations(case: Case) -> Case:
             features = pd.DataFrame({number: case.columns[column] for number, column in enumerate(own)})
             columns[name, FIT] = learned(features, contrast, case.choosing)["learned"]
             costs[name, FIT] = _price(by_detector[name])
-    asked = [name for name in by_detector if name not in (*BLIND, *GIVEN, *FITTED)]
+    asked = [name for name in by_detector if name not in (*BLIND, *GIVEN, *SAMPLED, *FITTED)]
     if len(asked) > 1:
         best = {name: chosen(case, by_detector[name])[0] for name in asked}
         features = pd.DataFrame({name: case.mean(own) for name, own in best.items()})
@@ -353,7 +354,7 @@ def correlations(case: Case) -> pd.DataFrame:
         by_detector.setdefault(setting.detector, []).append(setting)
     scores = pd.DataFrame({name: case.mean(chosen(case, own)[0]) for name, own in by_detector.items()})
     reported = scores[~case.choosing].groupby(case.reported["training"])
-    parts = [[[spearman_value(part[a], part[b]) for b in scores] for a in scores] for _, part in reported]
+    parts = [part.rank().corr().fillna(0.0) for _, part in reported]  # of ranks; 0 where all are equal
     return pd.DataFrame(np.mean(parts, axis=0), scores.columns, scores.columns)
 
 
@@ -395,10 +396,10 @@ def for_budgets(case: Case, budgets: Iterable[float], seed: int = 0) -> pd.DataF
 def combined(case: Case, seed: int = 0) -> pd.DataFrame:
     """The combinations of a case beside their best part: a row each, with `best part` (a detector) and `minus best part`.
 
-    The best part is what `for_budgets` takes where no evaluation is too many.
+    The best part is that on the half that is chosen by, of what `asking` finds without drawing samples.
     """
     whole = case.whole
-    best = chosen(case, asking(case))[0]
+    best = chosen(case, [each for each in asking(case) if each.detector not in SAMPLED])[0]
     part = measured(case, best, seed)
     rows = []
     for setting in whole.settings:

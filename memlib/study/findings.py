@@ -29,7 +29,7 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def findings(found: Mapping[str, Any]) -> list[str]:
-    """Sentences on each family, the plain baselines, the upper bound, combinations, blind baselines and the control.
+    """Sentences on each family, the plain baselines, what the training set adds, combinations, blind baselines and the control.
 
     found: `for_a_budget`, rows of `memlib.evaluation.bench.for_budgets`; `combined`, those of `combined`; `upper` and `blind`,
     rows with family, items, detector and AUROC; `control`, its number of `intervals` and of those that `hold one half`.
@@ -89,9 +89,7 @@ def _upper(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     reached = _listed(f"{_estimate(row, 'AUROC')} ({row['family']})" for row in rows)
-    return [
-        f"Whoever may also see the training set and samples of each prompt reaches {reached} on prompts: an upper bound."
-    ]
+    return [f"Whoever may also compare a prompt's samples with the training set reaches {reached} on prompts."]
 
 
 def _combined(rows: Sequence[Mapping[str, Any]]) -> list[str]:
