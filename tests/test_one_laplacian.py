@@ -69,6 +69,10 @@ def test_the_identities_hold_to_the_precision_of_what_computes_them(pairs: dict)
     assert all(pair[0].std() > 0.01 for pair in pairs.values()), "nothing to agree about"
 
 
+def test_an_error_is_relative_to_the_largest_value() -> None:
+    assert relative_error(torch.tensor([1.0, 3.0, -4.0]), torch.tensor([1.0, 2.0, -4.0])) == 0.25
+
+
 def test_the_likelihood_of_a_growth_is_as_good_as_its_steps() -> None:
     x = plane().sample(4, torch.Generator().manual_seed(2))
     errors = [
