@@ -169,6 +169,7 @@ def test_the_graph_is_drawn_from_what_is_needed_to_what_needs_it() -> None:
     assert svg.count("<path") == 5, "what another line says is not drawn"
 
 
+@pytest.mark.ci
 def test_equal_runs_make_an_equal_stamp_and_a_broken_page_keeps_the_book(study: Path) -> None:
     book.build(READS, STAGES)
     stamp = (study / "book/_build/html/sources.txt").read_text()

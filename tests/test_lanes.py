@@ -172,6 +172,7 @@ def test_a_program_of_the_package_runs_in_a_fork_as_python_would_run_it(tmp_path
     assert not (tmp_path / "results/half").exists()
 
 
+@pytest.mark.ci
 def test_the_book_is_made_from_tables_that_are_there(tmp_path: Path) -> None:
     project(
         tmp_path,
@@ -200,6 +201,7 @@ def test_a_stage_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert errors.strip() == "there is no stage 'grow'; did you mean 'growth'? known: code, growth"
 
 
+@pytest.mark.ci
 def test_the_wall_time_is_that_of_runs_until_every_stage_had_run_once(tmp_path: Path) -> None:
     timed = (
         "mkdir -p results/times; sleep 0.5; echo '{\"seconds\": 1}' > results/times/%s.json; echo $RANDOM > results/%s"

@@ -33,7 +33,7 @@ def tables(kind: str, folder: Path, n: int = 5) -> tuple[object, list[Table]]:
     ]
 
 
-@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("kind", ["text", pytest.param("pixel", marks=pytest.mark.ci)])
 def test_scores_are_the_same_bytes_with_what_is_shared_and_without(kind: str, tmp_path: Path) -> None:
     made = {}
     for share in (False, True):

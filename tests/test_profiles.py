@@ -78,6 +78,7 @@ def test_a_profile_is_laid_over_a_copy_without_what_the_study_has_made(project: 
     assert parameters["prompt_audit"]["pipeline"] == "results/text/planted"
 
 
+@pytest.mark.ci
 def test_a_profile_runs_beside_the_default_study_without_an_activated_environment(project: Path) -> None:
     environment = os.environ | {"PATH": "/usr/bin:/bin", "PYTHONPATH": ""}
     command = [sys.executable, "-m", "memlib.study.profiles"]

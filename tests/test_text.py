@@ -154,7 +154,7 @@ def shifted_metric(
 
 
 @pytest.mark.parametrize("inputs", [False, True])
-@pytest.mark.parametrize("rows", [1, 1000])
+@pytest.mark.parametrize("rows", [1, pytest.param(1000, marks=pytest.mark.ci)])
 def test_token_significance_is_the_gradient_by_finite_differences(inputs: bool, rows: int) -> None:
     pipe = small_pipeline()
     start = noise(3)

@@ -23,6 +23,7 @@ from memlib.tensors import to_float, to_uint8
 from memlib.training import denoisers, loop, text_model, text_to_image
 
 
+@pytest.mark.ci
 def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) -> None:
     generator = torch.Generator().manual_seed(0)
     colours = torch.randint(0, 256, (32, 3, 2, 1), generator=generator, dtype=torch.uint8)
