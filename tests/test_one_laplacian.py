@@ -1,5 +1,7 @@
 """The identities of one field and where its readings disagree, against closed forms; levels of score tables, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -261,6 +263,8 @@ def test_along_the_path_every_level_is_measured_on_all_items() -> None:
     rows = case.rows
     expected = auroc(case.scores[column], rows["positive"], rows["item"], rows["training"], 5)
     assert found[0.2].interval() == expected.interval()
+    np.testing.assert_array_equal(found[0.2].resampled, expected.resampled)
+    assert [*levels.along_path(case, ["length", "loss"])] == [0.1, 0.2, 0.4], "length has the middle one alone"
     shares = levels.share_best(found)
     assert shares.sum() == pytest.approx(1)
     resampled = np.stack([each.resampled for each in found.values()])
@@ -272,6 +276,10 @@ def test_a_level_that_is_best_in_every_resample_has_all_of_the_share_and_equals_
     found = levels.along_path(case, ["loss"])
     one = found[0.1]
     assert levels.share_best({0.1: one, 0.2: one}).to_dict() == {0.1: 0.5, 0.2: 0.5}
+    better = replace(one, resampled=one.resampled + 0.1)
+    assert levels.share_best({0.1: one, 0.2: better}).to_dict() == {0.1: 0.0, 0.2: 1.0}
+    better.resampled[0] = np.nan  # a resample without positives
+    assert levels.share_best({0.1: one, 0.2: better}).to_dict() == {0.1: 0.0, 0.2: 1.0}
 
 
 @pytest.mark.parametrize(("sigma", "t"), [(0.0, 0.0), (1.0, 0.5), (3.0, 0.75)])
