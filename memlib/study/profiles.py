@@ -27,9 +27,6 @@ MADE = ("dvc.lock", "metrics/", "tables/")  # by the default study, and kept in 
 USER_PATHS = (  # parameters that name a user's files
     ("data", "root"),
     ("drawings", "root"),
-    ("prompt_audit", "pipeline"),
-    ("prompt_audit", "suspected"),
-    ("prompt_audit", "ordinary"),
 )
 
 
