@@ -203,7 +203,8 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
 def stopped_copies(training: str, false_alarms: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The share of each prompt's copies that is stopped, a column a window, `blind` (number of words) and how many copies.
 
-    And which further ordinary prompts are, by the same columns. Thresholds are those of the ordinary prompts set apart for it.
+    All samples count where fewer than two prompts draw a copy. And which further ordinary prompts are stopped, by the same
+    columns. Thresholds are those of the ordinary prompts set apart for it.
     """
     values = pd.read_parquet(f"tables/guarded/{training}/magnitudes.parquet")
     values = values.pivot(index=["part", "id", "noise"], columns="step", values="magnitude").sort_index()
@@ -220,8 +221,9 @@ def stopped_copies(training: str, false_alarms: float) -> tuple[pd.DataFrame, pd
         return asked.apply(lambda column: alarms.stopped(column, known[column.name], false_alarms))
 
     samples = pd.read_parquet(f"tables/guarded/{training}/samples.parquet")
-    copies = samples[(samples["action"] == "none") & samples["copies_own"]].set_index(["id", "noise"]).index
-    by_prompt = stop(planted).loc[copies].groupby("id")
+    drawn = samples[samples["action"] == "none"].set_index(["id", "noise"])["copies_own"]
+    copying = drawn[drawn] if drawn[drawn].index.get_level_values("id").nunique() >= 2 else drawn
+    by_prompt = stop(planted.loc[copying.index]).groupby("id")
     return by_prompt.mean().assign(copies=by_prompt.size()), stop(further)
 
 

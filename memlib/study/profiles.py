@@ -64,8 +64,7 @@ def project_copy(folder: str | Path, profiles: Sequence[dict[str, Any]], cache: 
         parameters = lay_over(parameters, profile)
     for section, name in USER_PATHS:
         path = parameters[section][name]
-        on_hub = name == "pipeline" and not Path(path).exists()
-        if path and not path.startswith("results/") and not on_hub:
+        if path and not path.startswith("results/"):
             parameters[section][name] = str(Path(path).resolve())
     with atomic_write(folder / PARAMS) as temporary:
         temporary.write_text(yaml.safe_dump(parameters, sort_keys=False))
