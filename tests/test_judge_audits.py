@@ -156,17 +156,20 @@ def test_steps_are_chosen_on_the_trainings_of_the_other_role() -> None:
         assert found["chosen"].tolist() == chosen
         assert found["first_step"].tolist() == first
         assert found["blind"].tolist() == [0.0, 0.0]
+    for training, together in (("planted", [0.0, 0.0]), ("flow-planted", [1.0, 0.5])):
+        found = pd.read_parquet(f"tables/audits/guard/{training}.parquet")
+        assert found["together"].tolist() == together, "weighed as the other role tells"
     alarms = pd.read_parquet("tables/audits/alarms.parquet")
     assert (alarms["of"] == 200).all()
-    assert alarms.loc[alarms["window"] != "blind", "stopped"].mean() <= 6, "1 % of 200, but for chance"
+    assert alarms["window"].unique().tolist() == ["first step", "first 2 steps", "all steps", "last step", "together"]
+    assert alarms["stopped"].mean() <= 6, "1 % of 200, but for chance"
 
 
 def test_where_nothing_is_copied_all_samples_count() -> None:
     write_guarded("planted", 0)
     table = pd.read_parquet("tables/guarded/planted/samples.parquet").assign(copies_own=False)
     write_table("tables/guarded/planted/samples.parquet", table)
-    found, _ = judge_audits.stopped_copies("planted", 0.01)
-    assert found["copies"].to_dict() == {"a": 2, "b": 2, "c": 2}
+    found = judge_audits.stopped_copies(judge_audits.read_followed("planted"), 0.01)
     assert found["first step"].to_dict() == {"a": 1.0, "b": 0.5, "c": 0.0}
 
 

@@ -100,3 +100,16 @@ def test_the_best_window_is_chosen_on_the_named_trainings_alone() -> None:
     assert alarms.best_window(shares, ["there"]) == "first step"
     assert alarms.best_window(shares, ["here"]) == "last step"
     assert alarms.best_window(shares, ["there", "also"]) == "first step"
+
+
+def test_all_steps_are_weighed_by_fishers_discriminant() -> None:
+    """Two groups of one covariance: the direction is its inverse times the difference of means, whatever their levels."""
+    covariance = np.array([[1.0, 0.6, 0.0], [0.6, 1.0, 0.3], [0.0, 0.3, 1.0]])
+    shift = np.array([1.0, 0.0, -0.5])
+    noise = RNG.multivariate_normal(np.zeros(3), covariance, 40_000)
+    copies, ordinary = np.exp(noise[:20_000] + shift), np.exp(noise[20_000:])
+    read = alarms.discriminant(copies, ordinary)
+    base = read(np.ones((1, 3)))[0]
+    weights = np.array([read(np.exp(np.eye(3)[[k]]))[0] - base for k in range(3)])
+    np.testing.assert_allclose(weights, np.linalg.solve(covariance, shift), atol=0.05)
+    assert read(copies).mean() > read(ordinary).mean()

@@ -3,7 +3,7 @@
 A reading is the magnitude |D_c - D_u| over some first or last steps. Its threshold is that of ordinary prompts alone.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,21 @@ def stopped(values: ArrayLike, ordinary: ArrayLike, false_alarms: float) -> NDAr
     The same as the threshold of `memlib.mitigation.guard`: a conformal p-value of at most the rate.
     """
     return conformal_p_values(values, ordinary) <= false_alarms
+
+
+def discriminant(
+    copies: NDArray[np.float64], ordinary: NDArray[np.float64]
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """A reading of samples [N, K] that weighs all steps together: Fisher's linear discriminant of the logarithms.
+
+    Fitted to the magnitudes of copies [M, K] and of ordinary samples [L, K], with the shrinkage of Ledoit and Wolf.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    labels = np.repeat([1, 0], [len(copies), len(ordinary)])
+    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5])
+    fitted.fit(np.log(np.r_[copies, ordinary]), labels)
+    return lambda magnitudes: fitted.decision_function(np.log(magnitudes))
 
 
 def best_window(shares: Mapping[str, pd.DataFrame], trainings: Collection[str]) -> str:

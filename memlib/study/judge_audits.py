@@ -5,7 +5,8 @@ All of it is rehearsed on tables of scores, whose items' truth is known. Writes 
 `found_blind`, the same by a score that asks no model), `curves.parquet` (their means by the number of nulls and of copies, and
 with nulls of another kind), `collections/TRAINING.parquet` (a row a random half: whether the test rejects), `sizes.parquet` (how
 often it does, by size and by the share that was trained on), `guard/TRAINING.parquet` (a row a prompt that draws copies:
-the share of them that is stopped) and `alarms.parquet` (how many further ordinary prompts are stopped).
+the share of them that is stopped by each window of steps, the `chosen` one, all steps `together` and the number of words) and
+`alarms.parquet` (how many further ordinary prompts are stopped).
 """
 
 from collections.abc import Mapping, Sequence
@@ -180,51 +181,67 @@ def judge_sizes(sizes: Sequence[int], shares: Sequence[float], repeats: int, see
 
 
 def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
-    """What guards of each training stop, by all windows of steps and by the one that the trainings of the other role choose."""
-    shares, rows = {}, []
-    for training in trainings:
-        shares[training], further = stopped_copies(training, false_alarms)
-        counts = further.sum()
-        rows += [
-            {"training": training, "window": name, "stopped": int(counts[name]), "of": len(further)}
-            for name in counts.index
-        ]
+    """What guards of each training stop, by all windows of steps and by what the trainings of the other role choose and weigh."""
+    followed = {name: read_followed(name) for name in trainings}
+    shares = {name: stopped_copies(each, false_alarms) for name, each in followed.items()}
+    rows = []
     for training in trainings:
         family, role = training.startswith(FLOW), role_of(training)
         others = [name for name in trainings if name.startswith(FLOW) == family and role_of(name) != role]
-        windows = shares[training].drop(columns=["blind", "copies"])
-        window = alarms.best_window({name: shares[name][windows.columns] for name in others}, others)
-        chosen = shares[training].assign(chosen=windows[window], window=window)
-        chosen = chosen.rename(columns={alarms.ONE: "first_step"})
-        write_table(TABLES / f"guard/{training}.parquet", chosen.rename_axis("id").reset_index())
+        window = alarms.best_window(shares, others)
+        known = [pd.concat([relative(followed[name], part) for name in others]) for part in ("copies", "calibration")]
+        weigh = alarms.discriminant(*(table.to_numpy() for table in known))
+        own = followed[training]
+        usual, copies, further = (
+            weigh(relative(own, part).to_numpy()) for part in ("calibration", "copies", "ordinary")
+        )
+        together = pd.Series(alarms.stopped(copies, usual, false_alarms), own["copies"].index).groupby("id").mean()
+        blind = [
+            [len(name.split()) for name in own[part].index.get_level_values("id")] for part in ("copies", "calibration")
+        ]
+        words = pd.Series(alarms.stopped(*blind, false_alarms), own["copies"].index).groupby("id").mean()
+        found = shares[training].assign(together=together, chosen=shares[training][window], window=window, blind=words)
+        found = found.assign(copies=own["copies"].groupby("id").size()).rename(columns={alarms.ONE: "first_step"})
+        write_table(TABLES / f"guard/{training}.parquet", found.rename_axis("id").reset_index())
+        readings = [
+            alarms.readings(own[part].to_numpy(), own["calibration"].to_numpy()) for part in ("ordinary", "calibration")
+        ]
+        counts = {
+            name: alarms.stopped(readings[0][name], readings[1][name], false_alarms).sum() for name in readings[0]
+        }
+        counts["together"] = alarms.stopped(further, usual, false_alarms).sum()
+        rows += [
+            {"training": training, "window": name, "stopped": int(count), "of": len(further)}
+            for name, count in counts.items()
+        ]
     write_table(TABLES / "alarms.parquet", pd.DataFrame(rows))
 
 
-def stopped_copies(training: str, false_alarms: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The share of each prompt's copies that is stopped, a column a window, `blind` (number of words) and how many copies.
+def read_followed(training: str) -> dict[str, pd.DataFrame]:
+    """Magnitudes at all steps [N, K] of ordinary prompts (`calibration`, and `ordinary` ones further) and of `copies`.
 
-    All samples count where fewer than two prompts draw a copy. And which further ordinary prompts are stopped, by the same
-    columns. Thresholds are those of the ordinary prompts set apart for it.
+    Rows have the index (id, noise). All samples of planted prompts count where fewer than two prompts draw a copy.
     """
     values = pd.read_parquet(f"tables/guarded/{training}/magnitudes.parquet")
     values = values.pivot(index=["part", "id", "noise"], columns="step", values="magnitude").sort_index()
-    usual, further, planted = (values.loc[part] for part in ("calibration", "ordinary", "planted"))
-
-    def read(rows: pd.DataFrame) -> pd.DataFrame:
-        found = alarms.readings(rows.to_numpy(), usual.to_numpy()).set_axis(rows.index)
-        return found.assign(blind=[len(name.split()) for name in rows.index.get_level_values("id")])
-
-    known = read(usual)
-
-    def stop(rows: pd.DataFrame) -> pd.DataFrame:
-        asked = read(rows)
-        return asked.apply(lambda column: alarms.stopped(column, known[column.name], false_alarms))
-
     samples = pd.read_parquet(f"tables/guarded/{training}/samples.parquet")
     drawn = samples[samples["action"] == "none"].set_index(["id", "noise"])["copies_own"]
     copying = drawn[drawn] if drawn[drawn].index.get_level_values("id").nunique() >= 2 else drawn
-    by_prompt = stop(planted.loc[copying.index]).groupby("id")
-    return by_prompt.mean().assign(copies=by_prompt.size()), stop(further)
+    parts = {part: values.loc[part] for part in ("calibration", "ordinary")}
+    return parts | {"copies": values.loc["planted"].loc[copying.index]}
+
+
+def relative(followed: Mapping[str, pd.DataFrame], part: str) -> pd.DataFrame:
+    """Magnitudes in units of their median over the ordinary prompts, so that those of several trainings go together."""
+    return followed[part] / followed["calibration"].median()
+
+
+def stopped_copies(followed: Mapping[str, pd.DataFrame], false_alarms: float) -> pd.DataFrame:
+    """The share of each prompt's copies that is stopped, a column a window."""
+    usual = followed["calibration"].to_numpy()
+    known, asked = alarms.readings(usual, usual), alarms.readings(followed["copies"].to_numpy(), usual)
+    found = asked.apply(lambda column: alarms.stopped(column, known[column.name], false_alarms))
+    return found.set_index(followed["copies"].index).groupby("id").mean()
 
 
 def pictures_of_split(name: str) -> list[str]:
