@@ -1,5 +1,6 @@
 """The stage `audits` on made-up tables whose truth is known: what is named, what is told, and what a guard stops."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,11 @@ def test_planted_pictures_are_found_by_the_model_and_not_blindly() -> None:
     assert curves["found"][0] == 0, "4 nulls name nothing"
 
 
+def test_numbers_above_what_there_is_count_once() -> None:
+    assert judge_audits.up_to(96, [24, 48, 96, 200, 400]) == [24, 48, 96]
+    assert judge_audits.up_to(5, [8, 9]) == [5]
+
+
 def test_a_collection_is_told_by_the_model_that_saw_it() -> None:
     write_pictures()
     judge_audits.judge_collections(["pair-0"], 12, 0)
@@ -126,7 +132,7 @@ def write_guarded(training: str, telling: int) -> None:
             "id": name,
             "noise": noise,
             "step": step,
-            "magnitude": 5.0 if step == telling and is_told else 1.0,
+            "magnitude": 5.0 if step == telling and is_told else 1.05,
         }
         for (name, noise), is_told in told.items()
         for step in range(3)
@@ -156,13 +162,31 @@ def test_steps_are_chosen_on_the_trainings_of_the_other_role() -> None:
         assert found["chosen"].tolist() == chosen
         assert found["first_step"].tolist() == first
         assert found["blind"].tolist() == [0.0, 0.0]
-    for training, together in (("planted", [0.0, 0.0]), ("flow-planted", [1.0, 0.5])):
-        found = pd.read_parquet(f"tables/audits/guard/{training}.parquet")
-        assert found["together"].tolist() == together, "weighed as the other role tells"
+    assert pd.read_parquet("tables/audits/guard/flow-planted.parquet")["together"].tolist() == [1.0, 0.5]
     alarms = pd.read_parquet("tables/audits/alarms.parquet")
     assert (alarms["of"] == 200).all()
     assert alarms["window"].unique().tolist() == ["first step", "first 2 steps", "all steps", "last step", "together"]
     assert alarms["stopped"].mean() <= 6, "1 % of 200, but for chance"
+
+
+def test_all_steps_are_weighed_as_the_trainings_of_the_other_role_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_guarded("planted", 2)
+    write_guarded("exchanged", 0)
+    seen = []
+
+    def fitted(copies: np.ndarray, ordinary: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        seen.append((copies, ordinary))
+        return lambda magnitudes: magnitudes[:, 2]
+
+    monkeypatch.setattr("memlib.evaluation.alarms.discriminant", fitted)
+    judge_audits.judge_guards(["planted", "exchanged"], 0.01)
+    told = [np.flatnonzero((copies > 2).any(0)).tolist() for copies, _ in seen]
+    assert told == [[0], [2]], "those of planted are weighed by the copies of exchanged, and the other way round"
+    for copies, ordinary in seen:
+        assert (len(copies), len(ordinary)) == (4, 200)
+        assert np.median(ordinary, axis=0) == pytest.approx(1, abs=1e-9), "in units of ordinary ones"
+    assert pd.read_parquet("tables/audits/guard/planted.parquet")["together"].tolist() == [1.0, 0.5]
+    assert pd.read_parquet("tables/audits/guard/exchanged.parquet")["together"].tolist() == [0.0, 0.0]
 
 
 def test_where_nothing_is_copied_all_samples_count() -> None:

@@ -71,8 +71,8 @@ def judge_pictures(
         blind = rehearse(size[planted], size[outside], half, rate, repeats, seed)
         _write(f"pictures/{training}", found.assign(found_blind=blind["found"]))
         asked = [
-            *({"nulls": min(count, len(outside) - half), "suspects": half} for count in nulls),
-            *({"nulls": half, "copies": min(count, len(given))} for count in copies),
+            *({"nulls": count, "suspects": half} for count in up_to(len(outside) - half, nulls)),
+            *({"nulls": half, "copies": count} for count in up_to(len(given), copies)),
             {"nulls": int(detailed.sum()), "apart": detailed},
         ]
         curves += [_curve("pictures", training, given, others, each, rate, curve_repeats, seed) for each in asked]
@@ -114,8 +114,8 @@ def judge_prompts(
         both = other[[*usual, *further.index[further == "shorter"]]].to_numpy()
         apart = np.arange(len(both)) >= len(usual)
         ways = [
-            *({"nulls": min(count, known)} for count in nulls),
-            *({"nulls": known, "copies": min(count, len(given))} for count in copies),
+            *({"nulls": count} for count in up_to(known, nulls)),
+            *({"nulls": known, "copies": count} for count in up_to(len(given), copies)),
         ]
         curves += [
             _curve("prompts", training, given, others, each | {"suspects": ordinary}, rate, curve_repeats, seed)
@@ -254,6 +254,11 @@ def in_training(training: str, role: str) -> list[str]:
     """Ids of the pictures that have a role in a training."""
     roles = pd.read_parquet("tables/pairs/roles.parquet")
     return roles.loc[(roles["training"] == training) & (roles["role"] == role), "item"].tolist()
+
+
+def up_to(most: int, counts: Sequence[int]) -> list[int]:
+    """The numbers, none of them above what there is, each once."""
+    return sorted({min(count, most) for count in counts})
 
 
 def _write(name: str, rows: pd.DataFrame) -> None:
