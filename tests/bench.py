@@ -4,7 +4,9 @@ import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from memlib.detectors.api import Items
 from memlib.detectors.p_laplacian import p_laplacian
 from memlib.detectors.volume import divergence
 from memlib.fields.unet import UNetField
+from memlib.mitigation.guard import calibrate
+from memlib.sampling.pipeline import quiet
 from memlib.score import one_thread, score
 from memlib.tensors import to_float
 from memlib.training import image_model, loop, text_model
@@ -133,6 +137,24 @@ def scoring(field: UNetField, items: Items) -> None:
         )
 
 
+def guarded(pipe: StableDiffusionPipeline, steps: int = 25) -> float:
+    """Seconds of a call of a pipeline under a guard over those without, the median of pairs that take turns."""
+    call = {"num_inference_steps": steps, "guidance_scale": 3.0}
+    guard = calibrate(pipe, ["one red apple", "a red one"], 0.5, **call)
+
+    def timed(watch: AbstractContextManager) -> float:
+        started = time.perf_counter()
+        with watch:
+            pipe(prompt=["one apple"] * 8, output_type="latent", **call)
+        return time.perf_counter() - started
+
+    with quiet(pipe), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        timed(nullcontext())
+        pairs = [(timed(guard.on(pipe, "warn")), timed(nullcontext())) for _ in range(9)]
+    return statistics.median(watched / alone for watched, alone in pairs)
+
+
 @torch.no_grad()
 def main() -> None:
     field = UNetField(image_model.build_network(3, 16, CONFIG), DDPMScheduler(1000))
@@ -156,6 +178,7 @@ def main() -> None:
     print(
         f"magnitudes at the first step, unconditional prediction once: {whole / first:.2f} times as fast as twice each"
     )
+    print(f"a call of the text-to-image pipeline under a guard takes {guarded(text.pipe):.3f} times as long as without")
     with torch.enable_grad():
         steps = 30
         plain = plain_loop_seconds(steps)

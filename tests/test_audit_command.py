@@ -78,6 +78,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "pictures" / "025.png", folder / "training" / "copied.png")
     (folder / "prompts.txt").write_text("\n".join([*PROMPTS, "", PROMPTS[0], "a " * 30 + "apple"]) + "\n")
     (folder / "null.txt").write_text("".join(f"a {word} tree {n}\n" for n in range(25) for word in ("green", "big")))
+    pd.DataFrame({"id": ["x", "y", "x"], "prompt": ["a", "b", "c"]}).to_parquet(folder / "twice.parquet")
     return folder
 
 
@@ -210,6 +211,7 @@ def test_prompts_are_coloured_by_the_gradients_of_the_magnitude(tmp_path: Path) 
     found, page, scores = audit(tmp_path, "text", "--prompts", "prompts.txt", "--rows", "8")
     assert found["items"] == 5
     assert "1 prompts that repeat an earlier one are counted once" in page.text
+    assert "" not in set(scores["item"]), "an empty line is no prompt"
     field = load_field("text")
     cut = cut_parts(field.pipe, read_prompts("prompts.txt"))
     assert f"Longer than the model takes: this part was cut: {len(cut)}" in page.text
@@ -344,7 +346,13 @@ REFUSED = (
     (["model", *PICTURES, "--splits", "train"], "the splits train are asked for, but pictures is no image set"),
     (["model", *PICTURES, "--null-splits", "x"], "the splits x are asked for, but no --null-images are given"),
     (["nowhere", *PICTURES], "nowhere is no folder of a model"),
+    (["someone/unreachable", *PICTURES], "someone/unreachable is no folder of a model"),
     (["model", "--images", "nowhere"], "nowhere is not a folder"),
+    (["text", "--prompts", "twice.parquet"], "twice.parquet has the id 'x' twice; every item needs an id of its own"),
+    (
+        ["text", "--prompts", "prompts.txt", "--null-prompts", "prompts.txt"],
+        "5 of the nulls in prompts.txt are suspects, too",
+    ),
     (["model", "--prompts", "prompts.txt"], "model takes no prompts; give --images"),
     (["text", "--prompts", "nowhere.txt"], "there is no prompt file nowhere.txt"),
     (["model", "--images", "pictures", "--detectors", "magnitude"], "the detector magnitude needs prompts"),

@@ -417,7 +417,7 @@ def test_every_claim_of_the_study_is_complete(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(ROOT)
     registry = criteria.read_claims()
     keys = {line.split("{")[1].rstrip(",\n") for line in (ROOT / "book/references.bib").open() if line.startswith("@")}
-    assert {claim.paper for claim in registry.values()} <= keys
+    assert {claim.paper for claim in registry.values() if claim.paper} <= keys
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["claims"]
     for name, claim in registry.items():
         asked = claim.criterion
@@ -447,10 +447,42 @@ def test_no_verdict_of_the_study_hangs_on_the_seed_of_the_bootstrap(seed: int, m
         read = read_study(name)
         seeded = replace(read, criterion=read.criterion.model_copy(update={"seed": seed}))
         found[name] = verdicts.settle(cases.measure(seeded)[0], read.criterion.above)
-    corrected = claims.holm([row["p_value"] for row in found.values()])
-    for (name, row), p in zip(found.items(), corrected, strict=True):
-        assert row["verdict"] == expected[name]["verdict"], name
-        assert verdicts.after_correction(row["verdict"], p) == expected[name]["holm_verdict"], name
+    registry = criteria.read_claims()
+    for of_papers in (True, False):
+        family = {name: row for name, row in found.items() if (registry[name].paper is not None) == of_papers}
+        corrected = claims.holm([row["p_value"] for row in family.values()])
+        for (name, row), p in zip(family.items(), corrected, strict=True):
+            assert row["verdict"] == expected[name]["verdict"], name
+            assert verdicts.after_correction(row["verdict"], p) == expected[name]["holm_verdict"], name
+
+
+def test_claims_of_this_study_are_a_family_of_their_own(project: pd.DataFrame) -> None:
+    def add(section: dict[str, Any]) -> None:
+        own = {key: value for key, value in section["grows"].items() if key != "paper"}
+        section["ours"] = own | {"claim": "Ours tells.", "criterion": section["grows"]["criterion"]}
+        section["open"] = own | {
+            "criterion": section["grows"]["criterion"] | {"at_least": {"positive": 99, "negative": 9}}
+        }
+
+    write_registry(add)
+    claims.judge_all()
+    grows, helps, ours, undecided = read_json(claims.FOUND)
+    corrected = multipletests([grows["p_value"], helps["p_value"]], method="holm")[1]
+    assert [grows["holm_p_value"], helps["holm_p_value"]] == pytest.approx(corrected, rel=0.01)
+    assert ours["holm_p_value"] == ours["p_value"] == grows["p_value"], "one claim, nothing to correct for"
+    assert undecided["verdict"] == "open"
+    page, plain = Path("book/generated/claims.md").read_text(), claims.findings([grows, helps, ours])
+    for text in (page, plain):
+        first, second = text.partition("**Claims of the papers**")[2].split("**Claims of this study**")
+        assert text.count("| Claim | Verdict |") == 2
+        assert "**reproduced**" in first
+        assert "Ours tells. |" in second
+        assert "**holds**" in second
+        assert "**reproduced**" not in second
+    assert page.count("{cite}`hasegawa2025`") == 2
+    assert "holds if its whole 95 % interval is above 0.5, does not if" in page
+    missed = ours | {"verdict": "not reproduced", "holm_verdict": "inconclusive"}
+    assert "**does not hold**, p" in claims.findings([missed])
 
 
 def test_a_verdict_that_the_correction_takes_back_says_so(judged: None) -> None:

@@ -11,7 +11,6 @@ from PIL import Image
 
 from memlib.datasets import images
 from memlib.datasets.judged import judged_prompts
-from memlib.datasets.prompts import read_prompts
 from memlib.files import read_json, read_pictures, write_table
 from memlib.study import make_data, make_drawings, make_sets
 
@@ -76,6 +75,7 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
         "followed": {"ordinary": 2, "unseen": 1},
         "prompts": {"ordinary": 4, "unseen": 3},
         "pictures": {"ordinary": 3, "unseen": 2},
+        "further": {"ordinary": 5, "shorter": 3},
         "seed": 0,
     }
     make_drawings.make_drawings(**section)
@@ -111,10 +111,14 @@ def test_drawings_write_prompts_pictures_and_what_a_chapter_shows(folder: str, t
     summary = read_json("tables/drawings/summary.json")
     assert (summary["pictures"], summary["to_choose_from"]) == (30, 30)
     assert summary["words"] == len({word for caption in drawn.items["caption"] for word in caption.split()})
-    suspected, ordinary = (read_prompts(f"results/drawings/{name}") for name in ("suspected.txt", "ordinary.jsonl"))
-    own = prompts["group"].isin(["planted", "trigger"]) & (prompts["planted_in"] == "planted")
-    assert suspected == prompts["prompt"][own].tolist()
-    assert ordinary == prompts["prompt"][prompts["group"] == "ordinary"].tolist()
+    further = pd.read_parquet("tables/drawings/further.parquet")
+    assert further["group"].tolist() == ["ordinary"] * 5 + ["shorter"] * 3
+    named = drawn.items.drop_duplicates("caption").set_index("caption")
+    assert named.loc[further["prompt"], "split"].eq("train").all()
+    assert named.loc[further["prompt"], "named"].str.split().str.len().tolist() == [2] * 5 + [1] * 3
+    assert not further["prompt"].isin(prompts["prompt"]).any(), "none that detectors are judged by"
+    assert further["prompt"].is_unique
+    assert (further["id"] == further["prompt"]).all()
     first = bytes_of("tables/drawings")
     make_drawings.make_drawings(**section)
     assert bytes_of("tables/drawings") == first

@@ -308,15 +308,11 @@ IMPOSSIBLE = [
     ("moved_prompts.targets", [0.8, 0.0], r"moved_prompts.targets\[1\] is 0.0; it must be a finite number above 0"),
     ("moved_prompts.learning_rate", INF, "moved_prompts.learning_rate is inf"),
     ("mitigation.arms", ["planted"], "mitigation.arms is .*; it must hold 'threshold'"),
-    (
-        "prompt_audit.precision",
-        "fp16",
-        "prompt_audit.precision is 'fp16'; it must be one of float32, float16, bfloat16",
-    ),
-    ("prompt_audit.runs", {1: 4}, "prompt_audit.runs has the name 1; it must be"),
-    ("prompt_audit.guidance", 1.0, "prompt_audit.guidance is 1.0; it must be a finite number above 1"),
-    ("prompt_audit.pipeline", "", "prompt_audit.pipeline is ''; it must not be empty"),
-    ("audit.alarm", 95, "audit.alarm is 95; it must be a finite number above 0 below 1"),
+    ("guarded.false_alarms", 1.0, "guarded.false_alarms is 1.0; it must be a finite number above 0 below 1"),
+    ("guarded.guidance", 1.0, "guarded.guidance is 1.0; it must be a finite number above 1"),
+    ("audits.rate", 10, "audits.rate is 10; it must be a finite number above 0 below 1"),
+    ("audits.nulls", [96, 48], "audits.nulls is .*; it must be in rising order"),
+    ("audits.guards", ["planted"], "audits.guards is .*; it must be a list with 2 to 100 entries"),
     # unknown, missing, of no use
     ("trian", {}, "unknown section 'trian'; did you mean 'train'"),
     ("train.step", 9, "unknown parameter 'train.step'; did you mean 'steps'"),
@@ -495,15 +491,24 @@ UNFITTING = [
     ({"mitigation.noises": 999}, "mitigation.noises is 999; it must be at most the noises of scores."),
     ({"tokens.guidance": 2.5}, "tokens.guidance is 2.5; it must be one of arm.guidances"),
     ({"captions.guidance": 2.5}, "captions.guidance is 2.5; it must be one of arm.guidances"),
-    ({"prompt_audit.runs": {60: 1}}, "prompt_audit.runs is 60; it must be at most prompt_audit.sampling_steps"),
+    (
+        {"guarded.ordinary": 600},
+        "guarded.calibration . guarded.ordinary is 1000; it must be at most drawings.further.ordinary",
+    ),
+    ({"guarded.calibration": 98}, "guarded.calibration is 98; a rate of 0.01 needs at least 99 prompts"),
+    (
+        {"guarded.arm": "plantd"},
+        "guarded.arm is 'plantd'; it must be one of run.text_arms and run.flow_arms; did you mean",
+    ),
+    ({"audits.guards": ["planted", "planted-2"]}, "audits.guards has 'planted' and none of the other role"),
+    ({"audits.text_arms": ["planted", "threshold"]}, "scores has no entry 'audit-threshold'"),
+    (
+        {"scores.audit-pair-3.tables.loss.settings.0.draws": [2]},
+        "scores.audit-pair-[0-5].tables.loss has no setting with sigma 0.2 and draws 4, which the chapter audit reads",
+    ),
     (
         {"mitigation.arms": ["planted", "threshold", "left-out-at-random", "random-words", "shar-5"]},
         "mitigation.arms is 'shar-5'; .* 'share-5'",
-    ),
-    ({"prompt_audit.suspected": "mine.txt"}, "there is no prompt file mine.txt"),
-    (
-        {"prompt_audit.pipeline": "results/text/plantd"},
-        "prompt_audit.pipeline is .*, which no stage writes; did you mean",
     ),
     (
         {"scores.reference.tables.loss.settings": [{"sigma": 0.4, "draws": [4]}]},
@@ -673,16 +678,9 @@ def test_the_parameters_of_the_study_are_good(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_profile_is_good_over_the_parameters_of_the_study(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_profile_is_good_over_the_parameters_of_the_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     laid = parameters.lay_over(ALL, parameters.read(path))
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red apple")
-    for name in ("suspected", "ordinary"):  # a profile may name files that its user makes
-        if not laid["prompt_audit"][name].startswith("results/"):
-            laid["prompt_audit"][name] = str(prompts)
     parameters.check_content(laid)
 
 

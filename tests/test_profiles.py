@@ -21,8 +21,7 @@ CODE = {
 }
 PARAMS = {
     "data": {"root": "", "size": 8},
-    "drawings": {"root": ""},
-    "prompt_audit": {"pipeline": "results/text/planted", "suspected": "mine.txt", "ordinary": ""},
+    "drawings": {"root": "mine.txt"},
     "growth": {"n": 1, "m": 2},
 }
 PYTHON = "import yaml, memlib; print(yaml.safe_load(open('params.yaml'))['growth']['n'], file=open('tables/n', 'w'))"
@@ -74,8 +73,8 @@ def test_a_profile_is_laid_over_a_copy_without_what_the_study_has_made(project: 
     }  # fmt: skip
     parameters = yaml.safe_load((folder / "params.yaml").read_text())
     assert parameters["growth"] == {"n": 100, "m": 2}
-    assert parameters["prompt_audit"]["suspected"] == str(project / "mine.txt"), "a user's file is where it was"
-    assert parameters["prompt_audit"]["pipeline"] == "results/text/planted"
+    assert parameters["drawings"]["root"] == str(project / "mine.txt"), "a user's file is where it was"
+    assert parameters["data"]["root"] == ""
 
 
 @pytest.mark.ci

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from memlib.evaluation.discovery import set_p_value
-from memlib.evaluation.whole_set import power_by_size, set_test
+from memlib.evaluation.whole_set import SetTest, rejections, set_test
 
 
 def scores(count: int, shift: float, seed: int, readings: int = 3) -> pd.DataFrame:
@@ -34,13 +34,35 @@ def test_its_size_is_the_level_however_many_readings_there_are() -> None:
 
 
 def test_power_grows_with_the_collection_and_is_the_level_without_a_difference() -> None:
-    sizes = [8, 30, 120]
-    power = power_by_size(scores(200, 0.7, 0), scores(200, 0.0, 1), sizes, repeats=60, resamples=99)
-    assert (np.diff(power) > 0).all()
-    assert power[-1] > 0.9
-    same = scores(400, 0.0, 3)
-    none = power_by_size(same[:200], same[200:], [40], repeats=200, resamples=99)
-    assert none[0] < 0.2
+    members, outside = scores(200, 0.7, 0), scores(400, 0.0, 1)
+
+    def power(size: int, share: float = 1.0) -> float:
+        return rejections(members, outside, size, share, repeats=60, resamples=99).mean()
+
+    sizes = [power(size) for size in (8, 30, 120)]
+    assert (np.diff(sizes) > 0).all()
+    assert sizes[-1] > 0.9
+    shares = [power(120, share) for share in (0.0, 0.4, 1.0)]
+    assert (np.diff(shares) > 0).all()
+    assert shares[0] < 0.2, "a collection of which nothing was in the training"
+
+
+def test_a_collection_holds_as_many_members_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def looked_at(suspects: pd.DataFrame, outside: pd.DataFrame, *_: int) -> SetTest:
+        seen.append((suspects, outside))
+        return SetTest("r0", 0.05, 0, 0, 0.5)
+
+    monkeypatch.setattr("memlib.evaluation.whole_set.set_test", looked_at)
+    members, outside = scores(20, 0.0, 0), scores(30, 0.0, 1).rename(index="o{}".format)
+    assert rejections(members, outside, 10, 0.3, repeats=3).all(), "a p-value of the level itself rejects"
+    for suspects, left in seen:
+        assert suspects.index.isin(members.index).sum() == 3
+        assert len(suspects) == 10
+        assert len(left) == 23
+        assert not left.index.isin(suspects.index).any()
+    assert not seen[0][0].equals(seen[1][0])
 
 
 def test_many_items_are_permuted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,5 +76,6 @@ def test_many_items_are_permuted_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
 def test_groups_that_are_too_small_are_refused() -> None:
     with pytest.raises(ValueError, match="there are 3 items in a group; a test of a whole set needs at least 4"):
         set_test(scores(3, 0.0, 0), scores(9, 0.0, 1))
-    with pytest.raises(ValueError, match="a collection of 12 is asked for; it must be from 4 to 9"):
-        power_by_size(scores(20, 0.0, 0), scores(9, 0.0, 1), [12])
+    for size, share, words in ((3, 1.0, "a collection of 3, 3 of"), (21, 1.0, "21, 21 of"), (12, 0.5, "12, 6 of")):
+        with pytest.raises(ValueError, match=words):
+            rejections(scores(20, 0.0, 0), scores(9, 0.0, 1), size, share)

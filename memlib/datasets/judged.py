@@ -71,6 +71,20 @@ def judged_prompts(subjects: ImageSet, drawn: ImageSet, ordinary: int, unseen: i
     return table[["id", "group", "prompt", *LOOK, *about]]
 
 
+def further_prompts(drawn: ImageSet, judged: pd.DataFrame, ordinary: int, shorter: int, seed: int) -> pd.DataFrame:
+    """Captions trained on that are none of the judged prompts, at random: what a threshold is calibrated on.
+
+    id (the words), group (`ordinary`, which name every attribute, or `shorter`, which name one), prompt; so many of each, or as
+    many as there are.
+    """
+    items = drawn.items[drawn.items["split"] == "train"].sample(frac=1, random_state=seed)
+    items = items[~items["caption"].isin(judged["prompt"])].drop_duplicates("caption")
+    named = items["named"].str.split().str.len()
+    parts = {"ordinary": items[named == len(ATTRIBUTES)][:ordinary], "shorter": items[named == 1][:shorter]}
+    table = pd.concat((rows.assign(group=group) for group, rows in parts.items()), ignore_index=True)
+    return table.assign(id=table["caption"], prompt=table["caption"])[["id", "group", "prompt"]]
+
+
 def drawings_named(prompt: pd.Series, drawn: pd.DataFrame) -> list[int]:
     """Rows of the drawings that a prompt of `judged_prompts` stands for: the planted one, or all of what it names.
 

@@ -4,7 +4,6 @@ What is compared is chosen on one half of both groups, and tested on the other b
 `memlib.evaluation.discovery.set_p_value`): exact where items of the collection and from outside of the training are exchangeable.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,38 +43,34 @@ def set_test(suspects: pd.DataFrame, outside: pd.DataFrame, seed: int = 0, resam
     return SetTest(reading, p_value, len(tested), len(nulls), float(order.mean() / 2 / len(nulls)))
 
 
-def power_by_size(
-    suspects: pd.DataFrame,
+def rejections(
+    members: pd.DataFrame,
     outside: pd.DataFrame,
-    sizes: Sequence[int],
+    size: int,
+    share: float = 1.0,
     level: float = 0.05,
     repeats: int = 200,
     seed: int = 0,
     resamples: int = 199,
-) -> NDArray[np.float64]:
-    """How often the test rejects at a level, for collections of each size [sizes], each a random part of the suspects.
+) -> NDArray[np.bool_]:
+    """Whether the test rejects at a level [repeats], for random collections of a size of which a share was in the training.
 
-    Each is compared with as many from outside. Raises ValueError for a size that is not there, or below four.
+    Their members, and what else they hold, are drawn at random, the latter from outside; what is left outside is what they are
+    compared with. Raises ValueError for a collection that is too small, or asks for more than there is of either.
     """
-    largest = min(len(suspects), len(outside))
-    for size in sizes:
-        if not LEAST <= size <= largest:
-            raise ValueError(f"a collection of {size} is asked for; it must be from {LEAST} to {largest}")
-    rng = np.random.default_rng(seed)
-    shares = []
-    for size in sizes:
-        rejected = [
-            set_test(
-                suspects.iloc[rng.permutation(len(suspects))[:size]],
-                outside.iloc[rng.permutation(len(outside))[:size]],
-                int(rng.integers(2**32)),
-                resamples,
-            ).p_value
-            <= level
-            for _ in range(repeats)
-        ]
-        shares.append(np.mean(rejected))
-    return np.array(shares)
+    inside = round(share * size)
+    if size < LEAST or inside > len(members) or size - inside > len(outside) - LEAST:
+        raise ValueError(
+            f"a collection of {size}, {inside} of them in the training, is asked for; it must hold at least {LEAST}, and there "
+            f"are {len(members)} in the training and {len(outside)} outside, of which {LEAST} must be left"
+        )
+    rng, rejected = np.random.default_rng(seed), []
+    for _ in range(repeats):
+        own, others = members.iloc[rng.permutation(len(members))[:inside]], outside.iloc[rng.permutation(len(outside))]
+        suspects = pd.concat([own, others[: size - inside]])
+        test = set_test(suspects, others[size - inside :], int(rng.integers(2**32)), resamples)
+        rejected.append(test.p_value <= level)
+    return np.array(rejected)
 
 
 def _halves(group: pd.DataFrame, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:

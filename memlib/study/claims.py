@@ -1,4 +1,4 @@
-"""The claims of the papers, judged on the tables by the criteria of book/claims.yml.
+"""The claims of the papers and of this study, judged on the tables by the criteria of book/claims.yml.
 
 Stage `claims` writes metrics/claims.json and the table of the book's first page; `python -m memlib.study.claims README.md` puts
 the same table, of results that are there, between two markers of a file. Chapters do not read them: a marker in their text,
@@ -7,7 +7,7 @@ filled when the book is built, stands for the criteria or the verdicts of some c
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from memlib.study.stages import reporting_errors, timed_stage
 FOUND = Path("metrics/claims.json")
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
 HEADER = ("Claim", "Verdict", "Found here", "Threshold", "Plain baseline", "Control", "Detectable")
+FAMILIES = ("Claims of the papers", "Claims of this study")  # p-values are corrected within each
+OWN = {"reproduced": "holds", "not reproduced": "does not hold"}  # verdicts on claims that no paper makes
 READING = Path("book/verdicts.md")  # how the table is read, and what it does not show
 BEGIN, END = "<!-- verdicts, written by `python -m memlib.study.claims README.md` -->", "<!-- end of verdicts -->"
 
@@ -49,11 +51,20 @@ def collect() -> list[dict[str, Any]]:
         {"id": name, "criterion": {"digest": criteria[name], "commit": commits[name]}} | _judged(claim, read[name])
         for name, claim in claims.items()
     ]
-    judged = [row for row in rows if row["verdict"] != "open"]
-    for row, p in zip(judged, holm([row["p_value"] for row in judged]), strict=True):
-        row["holm_p_value"] = p
-        row["holm_verdict"] = after_correction(row["verdict"], p)
+    for family in _families(rows, claims).values():
+        judged = [row for row in family if row["verdict"] != "open"]
+        for row, p in zip(judged, holm([row["p_value"] for row in judged]), strict=True):
+            row["holm_p_value"] = p
+            row["holm_verdict"] = after_correction(row["verdict"], p)
     return rows
+
+
+def _families(rows: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim]) -> dict[str, list[Any]]:
+    """The claims of the papers and this study's own by a heading, those families that there are."""
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        found.setdefault(FAMILIES[claims[row["id"]].paper is None], []).append(row)
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -78,24 +89,38 @@ def _judged(claim: Claim, read: cases.Cases | str) -> dict[str, Any]:
 def first_page(rows: Sequence[Mapping[str, Any]]) -> str:
     """The scale, all claims as a MyST table, each linked to its page, and how they are judged in a box to open."""
     claims = read_claims()
-    table = [
-        (f"{text} {{cite}}`{claims[row['id']].paper}`", f"[{verdict}]({claims[row['id']].page})", *others)
-        for row in rows
-        for text, verdict, *others in [_row(claims[row["id"]], row)]
-    ]
+
+    def line(row: Mapping[str, Any]) -> tuple[str, ...]:
+        claim = claims[row["id"]]
+        text, verdict, *others = _row(claim, row)
+        cited = f"{text} {{cite}}`{claim.paper}`" if claim.paper else text
+        return cited, f"[{verdict}]({claim.page})", *others
+
     criteria = [f"- *{claim.claim}* {criterion(claim)}" for claim in claims.values()]
-    return "\n".join([scale(), "", _table(table), "", ":::{dropdown} How each claim is judged", *criteria, ":::", ""])
+    judged = [":::{dropdown} How each claim is judged", *criteria, ":::", ""]
+    return "\n".join([scale(), "", *_tables(rows, claims, line), *judged])
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> str:
     """The scale, all claims as a plain Markdown table, and how it is read."""
     claims = read_claims()
-    table = [
-        (text, f"[{verdict}](notebooks/{Path(claims[row['id']].page).name})", *others)
-        for row in rows
-        for text, verdict, *others in [_row(claims[row["id"]], row)]
-    ]
-    return "\n".join([scale(), "", _table(table), "", READING.read_text().strip()])
+
+    def line(row: Mapping[str, Any]) -> tuple[str, ...]:
+        claim = claims[row["id"]]
+        text, verdict, *others = _row(claim, row)
+        return text, f"[{verdict}](notebooks/{Path(claim.page).name})", *others
+
+    return "\n".join([scale(), "", *_tables(rows, claims, line), READING.read_text().strip()])
+
+
+def _tables(
+    rows: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim], line: Callable[[Mapping[str, Any]], tuple[str, ...]]
+) -> Iterator[str]:
+    """The lines of a table for each family of claims, under its heading if there are two."""
+    families = _families(rows, claims)
+    for heading, family in families.items():
+        yield from (f"**{heading}**", "") if len(families) > 1 else ()
+        yield from (_table(map(line, family)), "")
 
 
 def scale() -> str:
@@ -123,10 +148,11 @@ def between_markers(text: str, content: str) -> str:
 def criterion(claim: Claim) -> str:
     """How a claim is judged, in words."""
     asked = claim.criterion
+    yes, no = ("holds", "does not") if claim.paper is None else ("reproduced", "not reproduced")
     items = " and ".join(f"{count} {kind}" for kind, count in asked.at_least.items())
     return (
-        f"{asked.says}; reproduced if its whole 95 % interval is above {asked.above:g}, not reproduced if the whole interval is "
-        f"below; needs at least {items}{'' if 'items' in asked.at_least else ' items'}."
+        f"{asked.says}; {yes} if its whole 95 % interval is above {asked.above:g}, {no} if the whole interval is below; needs "
+        f"at least {items}{'' if 'items' in asked.at_least else ' items'}."
     )
 
 
@@ -159,11 +185,12 @@ def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
     """Cells of a table, as `HEADER` names them."""
     if row["verdict"] == "open":
         return claim.claim, "open", *[""] * (len(HEADER) - 2)
-    p = row["holm_p_value"]
-    corrected = "" if row["holm_verdict"] == row["verdict"] else f", after Holm's correction {row['holm_verdict']}"
+    p, words = row["holm_p_value"], OWN if claim.paper is None else {}
+    verdict, kept = (words.get(row[key], row[key]) for key in ("verdict", "holm_verdict"))
+    corrected = "" if kept == verdict else f", after Holm's correction {kept}"
     return (
         claim.claim,
-        f"**{row['verdict']}**, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}{corrected}",
+        f"**{verdict}**, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}{corrected}",
         f"{claim.criterion.measure} {_estimate(row, '')}",
         f"above {claim.criterion.above:g}",
         _estimate(row, "baseline_"),

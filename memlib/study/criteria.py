@@ -1,4 +1,4 @@
-"""What book/claims.yml may hold: each claim of the papers, and the criterion by which the tables settle it.
+"""What book/claims.yml may hold: each claim of the papers or of this study, and the criterion by which the tables settle it.
 
 A criterion is all that the verdict depends on beside the tables: the statistic and its threshold, the items and how many are
 needed, the trainings, the scores that are compared, the split on which settings are chosen, and the seed.
@@ -136,9 +136,9 @@ class Criterion(Comparison):
 
 
 class Claim(_Strict):
-    """A claim of a paper, the page that discusses it, and its criterion."""
+    """A claim of a paper (None: one of this study's own), the page that discusses it, and its criterion."""
 
-    paper: Text
+    paper: Text | None = None
     claim: Text
     page: Text
     criterion: Criterion

@@ -1,24 +1,23 @@
 """Stage `drawings`: captioned drawings with planted copies, and the prompts and pictures that detectors are judged by.
 
 The subjects are pictures whose caption is one short word. Writes to `results/drawings` the image sets `subjects`, `drawn` and
-`judged` and, for an audit, the prompt files `suspected.txt` and `ordinary.jsonl`. For the chapters `tables/drawings`:
-`prompts.parquet` (what `judged_prompts` gives), `shown.parquet` (row in `drawn`, subject, split, slot, copies, trigger, caption)
+`judged`. For the chapters `tables/drawings`: `prompts.parquet` (what `judged_prompts` gives), `further.parquet` (what
+`further_prompts` gives), `shown.parquet` (row in `drawn`, subject, split, slot, copies, trigger, caption)
 and `pictures.png` with the same drawings (some of a few ordinary subjects, and the one that goes with each judged prompt),
 `followed.parquet` (those of the judged prompts whose whole sampling is followed), `judged.parquet` (the items of `judged`),
 `groups.parquet` (split, copies, drawings, subjects) and `summary.json` (pictures loaded, subjects to choose from, words).
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from memlib.datasets import drawings, images
 from memlib.datasets.attributes import named_in_a_word
-from memlib.datasets.judged import judged_pictures, judged_prompts
-from memlib.datasets.roles import PLANTED, ROLES, in_role
+from memlib.datasets.judged import further_prompts, judged_pictures, judged_prompts
+from memlib.datasets.roles import PLANTED
 from memlib.datasets.sources import load_pictures
-from memlib.files import atomic_write, write_json, write_pictures, write_table
+from memlib.files import write_json, write_pictures, write_table
 from memlib.study.sections import read_section
 from memlib.study.stages import reporting_errors, timed_stage
 
@@ -40,6 +39,7 @@ def make_drawings(
     prompts: dict[str, int],
     pictures: dict[str, int],
     followed: dict[str, int],
+    further: dict[str, int],
     seed: int,
 ) -> None:
     """Write the drawings and their tables, from the parameters of the section `drawings`."""
@@ -54,10 +54,10 @@ def make_drawings(
     images.save(drawn, RESULTS / "drawn")
     few = judged_pictures(drawn, **pictures, seed=seed)
     images.save(few, RESULTS / "judged")
-    _write_prompt_files(judged)
     items = drawn.items
     write_table(TABLES / "prompts.parquet", judged)
     write_table(TABLES / "judged.parquet", few.items)
+    write_table(TABLES / "further.parquet", further_prompts(drawn, judged, **further, seed=seed))
     limits = dict.fromkeys(PLANTED, len(judged)) | followed
     place = judged.groupby("group").cumcount()
     write_table(TABLES / "followed.parquet", judged[place < judged["group"].map(limits).fillna(0)])
@@ -77,20 +77,6 @@ def _shown_rows(items: pd.DataFrame, judged: pd.DataFrame) -> list[int]:
     few = train[train["subject"].isin(train["subject"].unique()[:SHOWN_SUBJECTS])].sample(frac=1, random_state=0)
     ordinary = few.groupby("subject").head(SHOWN_DRAWINGS).sort_values("subject", kind="stable").index
     return list(dict.fromkeys([*ordinary, *judged["drawing"]]))
-
-
-def _write_prompt_files(judged: pd.DataFrame) -> None:
-    """The planted prompts, one a line, and the ordinary ones, an object a line: the two forms that an audit reads."""
-    here = in_role(judged, ROLES[0])
-    suspected = here.loc[here["group"].isin(PLANTED), "prompt"]
-    ordinary = judged.loc[judged["group"] == "ordinary", "prompt"]
-    lines = {
-        "suspected.txt": suspected,
-        "ordinary.jsonl": [json.dumps({"caption": prompt}) for prompt in ordinary],
-    }
-    for name, content in lines.items():
-        with atomic_write(RESULTS / name) as temporary:
-            temporary.write_text("\n".join(content) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

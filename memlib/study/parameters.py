@@ -16,8 +16,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError, create_model
 
-from memlib.datasets.prompts import read_prompts
-from memlib.datasets.roles import FLOW, ROLES, controls_of
+from memlib.datasets.roles import FLOW, ROLES, controls_of, role_of
 from memlib.detectors import ALL as DETECTORS
 from memlib.files import suggest
 from memlib.study.digests import notebooks
@@ -35,7 +34,7 @@ from memlib.training.settings import (
 TRAININGS = ("pair-0", "pair-1", "pair-2", "scratch-0", "scratch-1", "small")  # that the chapters read
 ENTRIES = ("truth", "scores")  # sections of which every entry is a stage
 BENCH = "bench-"  # begins the names of the entries of `scores` that are models of the bench
-PROMPTS = ("tables/drawings/prompts.parquet", "tables/drawings/followed.parquet")
+PROMPTS = tuple(f"tables/drawings/{name}.parquet" for name in ("prompts", "followed", "further"))
 
 
 # The check
@@ -584,13 +583,43 @@ def _one_laplacian(section: Mapping[str, Any], parameters: Mapping[str, Any]) ->
                 _reads("one_laplacian", parameters, key, table)
 
 
-def _prompt_audit(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    steps = max(section["runs"], default=0)
-    _at_most("prompt_audit.runs", steps, "prompt_audit.sampling_steps", section["sampling_steps"])
-    _known("prompt_audit.pipeline", section["pipeline"], _models(parameters))
-    for name in ("suspected", "ordinary"):
-        if not section[name].startswith("results/"):
-            read_prompts(section[name])
+def _guarded(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    run = parameters["run"]
+    _one_of("guarded.arm", section["arm"], "run.text_arms and run.flow_arms", [*run["text_arms"], *run["flow_arms"]])
+    asked = section["calibration"] + section["ordinary"]
+    _at_most(
+        "guarded.calibration + guarded.ordinary",
+        asked,
+        "drawings.further.ordinary",
+        parameters["drawings"]["further"]["ordinary"],
+    )
+    least = math.ceil(round(1 / section["false_alarms"], 6)) - 1
+    if section["calibration"] < least:
+        raise ValueError(
+            f"guarded.calibration is {section['calibration']}; a rate of {section['false_alarms']:g} needs at least {least} "
+            "prompts"
+        )
+
+
+def _audits(parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all that audits are rehearsed on is scored, and every guard has one of the other role."""
+    audits, scores, run = parameters["audits"], parameters["scores"], parameters["run"]
+    pairs = [name for name in run["trainings"] if name.startswith("pair-")]
+    _entries("scores", scores, [f"audit-{name}" for name in (*pairs, "unseen", *audits["text_arms"])])
+    for name in (*pairs, "unseen"):
+        _reads("audit", parameters, f"audit-{name}", "loss", sigma=0.2, draws=4)
+    for training in audits["text_arms"]:
+        _reads("audit", parameters, f"audit-{training}", "magnitude")
+    for place in ("text_arms", "guards"):
+        for training in audits[place]:
+            known = [*run["text_arms"], *run["flow_arms"]]
+            _one_of(f"audits.{place}", training, "run.text_arms and run.flow_arms", known)
+    for training in audits["guards"]:
+        family = [name for name in audits["guards"] if name.startswith(FLOW) == training.startswith(FLOW)]
+        if len({role_of(name) for name in family}) < 2:
+            raise ValueError(
+                f"audits.guards has {training!r} and none of the other role, on which the steps that its guard reads are chosen"
+            )
 
 
 def _sampled(name: str, section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
@@ -636,7 +665,7 @@ CHAPTERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
     "captions": partial(_sampled, "captions"),
     "tokens": partial(_sampled, "tokens"),
     "mitigation": _mitigation,
-    "prompt_audit": _prompt_audit,
+    "guarded": _guarded,
     "bench": _bench,
     "one_laplacian": _one_laplacian,
 }
@@ -656,5 +685,6 @@ RULES: tuple[Callable[[Mapping[str, Any]], None], ...] = (
     _roles,
     _truth,
     _scores,
+    _audits,
     _chapters,
 )

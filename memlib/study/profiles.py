@@ -27,9 +27,6 @@ MADE = ("dvc.lock", "metrics/", "tables/")  # by the default study, and kept in 
 USER_PATHS = (  # parameters that name a user's files
     ("data", "root"),
     ("drawings", "root"),
-    ("prompt_audit", "pipeline"),
-    ("prompt_audit", "suspected"),
-    ("prompt_audit", "ordinary"),
 )
 
 
@@ -67,8 +64,7 @@ def project_copy(folder: str | Path, profiles: Sequence[dict[str, Any]], cache: 
         parameters = lay_over(parameters, profile)
     for section, name in USER_PATHS:
         path = parameters[section][name]
-        on_hub = name == "pipeline" and not Path(path).exists()
-        if path and not path.startswith("results/") and not on_hub:
+        if path and not path.startswith("results/"):
             parameters[section][name] = str(Path(path).resolve())
     with atomic_write(folder / PARAMS) as temporary:
         temporary.write_text(yaml.safe_dump(parameters, sort_keys=False))

@@ -144,7 +144,6 @@ AnyGuidance = Annotated[float, Ge(1), Le(100)]  # of classifier-free guidance; a
 Guidances = Annotated[list[AnyGuidance], Len(1, 100), AfterValidator(_rising)]
 Guidance = Annotated[float, Gt(1), Le(100)]  # without guidance there is no second prediction to compare
 SamplingSteps = Annotated[int, Ge(1), Le(1000)]
-Precision = Literal["float32", "float16", "bfloat16"]
 Pictures = Literal["openmoji", "fashion_mnist", "cifar10", "folder"]
 
 
@@ -305,6 +304,11 @@ class Judged(Section):
     unseen: Count
 
 
+class Further(Section):
+    ordinary: Several
+    shorter: Several
+
+
 class Control(Section):
     generations: Count
     sampling_steps: SamplingSteps
@@ -326,6 +330,7 @@ class Drawings(Section):
     prompts: Judged
     pictures: Judged
     followed: Judged
+    further: Further
     seed: Seed
 
 
@@ -422,19 +427,15 @@ NOTEBOOKS: dict[str, type[Section]] = {
         shown=Count,
         seed=Seed,
     ),
-    "prompt_audit": section(
-        pipeline=Text,
-        suspected=Text,
-        ordinary=Text,
-        precision=Precision,
-        rows=Count,
-        noises=Count,
-        runs=dict[Annotated[int, Ge(2), Le(1000)], Count],  # steps: generations; the first step is measured anyway
+    "guarded": section(
+        arm=Name,
+        generations=Count,
         sampling_steps=SamplingSteps,
         guidance=Guidance,
-        shown=Count,
-        iterations=Count,
-        learning_rate=Above,
+        calibration=Several,
+        ordinary=Several,
+        noises=Count,
+        false_alarms=OpenShare,
         seed=Seed,
     ),
     # Chapters
@@ -469,10 +470,33 @@ NOTEBOOKS: dict[str, type[Section]] = {
     ),
     "bench": section(budgets=RisingCounts, seed=Seed),
     "one_laplacian": section(seed=Seed),
-    "audit": section(alarm=OpenShare, shown=Count, seed=Seed),
+    "audit": section(seed=Seed),
+    "guard": section(shown=Count, seed=Seed),
 }
 
+
+class Audits(Section):
+    rate: OpenShare
+    repeats: Several
+    curve_repeats: Several
+    nulls: Annotated[RisingCounts, Len(2, 100)]
+    copies: Annotated[RisingCounts, Len(2, 100)]
+    ordinary: Count
+    prompt_nulls: Several
+    sizes: RisingCounts
+    shares: Annotated[list[Share], Len(1, 100), AfterValidator(_rising)]
+    text_arms: Annotated[list[Name], Len(1, 100), AfterValidator(_distinct)]
+    guards: Annotated[list[Name], Len(2, 100), AfterValidator(_distinct)]
+    seed: Seed
+
+
+class Report(Section):
+    shown: Count
+
+
 SECTIONS: dict[str, Any] = {
+    "audits": Audits,
+    "report": Report,
     "run": Run,
     "data": Data,
     "train": settings(TrainConfig),

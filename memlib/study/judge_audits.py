@@ -1,0 +1,270 @@
+"""Stage `audits`: what audits of the study's models name, what tests of whole collections reject and what a guard stops.
+
+All of it is rehearsed on tables of scores, whose items' truth is known. Writes to `tables/audits`:
+`pictures/TRAINING.parquet` and `prompts/TRAINING.parquet` (a row a rehearsal, see `memlib.evaluation.rehearsal`; further
+`found_blind`, the same by a score that asks no model), `curves.parquet` (their means by the number of nulls and of copies, and
+with nulls of another kind), `collections/TRAINING.parquet` (a row a random half: whether the test rejects), `sizes.parquet` (how
+often it does, by size and by the share that was trained on), `guard/TRAINING.parquet` (a row a prompt that draws copies:
+the share of them that is stopped by each window of steps, the `chosen` one, all steps `together` and the number of words) and
+`alarms.parquet` (how many further ordinary prompts are stopped).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from memlib.datasets.roles import FLOW, PLANTED, role_of
+from memlib.evaluation import alarms
+from memlib.evaluation.rehearsal import rehearse
+from memlib.evaluation.whole_set import rejections, set_test
+from memlib.files import write_table
+from memlib.progress import progress
+from memlib.study.sections import read_section
+from memlib.study.stages import reporting_errors, timed_stage
+from memlib.tables import read_scores
+
+TABLES = Path("tables/audits")
+LEVEL, RESAMPLES = 0.05, 199  # of the test of a collection
+PICTURE_SCORE = "draws=4 sigma=0.2"  # what `memlib audit` recommends
+MAGNITUDES = 4  # noises of the magnitude, as it recommends
+
+
+def main() -> None:
+    """Write the tables of the audits, from the parameters of the section `audits`."""
+    with reporting_errors("audits"), timed_stage("audits"):
+        section, pairs = read_section("audits"), read_section("run")["trainings"]
+        trainings = [name for name in pairs if name.startswith("pair-")]
+        nulls = {name: section[name] for name in ("rate", "repeats", "curve_repeats", "nulls", "copies", "seed")}
+        curves = [
+            *judge_pictures(trainings, **nulls),
+            *judge_prompts(section["text_arms"], section["ordinary"], section["prompt_nulls"], **nulls),
+        ]
+        write_table(TABLES / "curves.parquet", pd.DataFrame(curves))
+        judge_collections(trainings, section["curve_repeats"], section["seed"])
+        judge_sizes(section["sizes"], section["shares"], section["curve_repeats"], section["seed"])
+        judge_guards(section["guards"], read_section("guarded")["false_alarms"])
+
+
+def judge_pictures(
+    trainings: Sequence[str],
+    rate: float,
+    repeats: int,
+    curve_repeats: int,
+    nulls: Sequence[int],
+    copies: Sequence[int],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Audits of the planted pictures of each training among pictures kept out, half of which are the nulls; their curves."""
+    outside = pictures_of_split("heldout")
+    size = pd.concat([read_scores(f"tables/scores/{key}/png_size.parquet") for key in ("main-blind", "pairs-blind")])
+    size, curves = size.iloc[:, 0], []
+    detailed = (size[outside] > size[outside].median()).to_numpy()
+    for training in progress(trainings, "audits of pictures"):
+        scores = read_scores(f"tables/scores/audit-{training}/loss.parquet")[PICTURE_SCORE]
+        planted = in_training(training, "planted")
+        given, others = scores[planted].to_numpy(), scores[outside].to_numpy()
+        half = len(outside) // 2
+        found = rehearse(given, others, half, rate, repeats, seed)
+        blind = rehearse(size[planted], size[outside], half, rate, repeats, seed)
+        _write(f"pictures/{training}", found.assign(found_blind=blind["found"]))
+        asked = [
+            *({"nulls": count, "suspects": half} for count in up_to(len(outside) - half, nulls)),
+            *({"nulls": half, "copies": count} for count in up_to(len(given), copies)),
+            {"nulls": int(detailed.sum()), "apart": detailed},
+        ]
+        curves += [_curve("pictures", training, given, others, each, rate, curve_repeats, seed) for each in asked]
+    return curves
+
+
+def judge_prompts(
+    trainings: Sequence[str],
+    ordinary: int,
+    prompt_nulls: int,
+    rate: float,
+    repeats: int,
+    curve_repeats: int,
+    nulls: Sequence[int],
+    copies: Sequence[int],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Audits of the prompts of planted pictures among some ordinary ones, others of which are the nulls; their curves."""
+    asked_prompts = pd.read_parquet("tables/drawings/prompts.parquet").set_index("id")
+    further = pd.read_parquet("tables/drawings/further.parquet").set_index("id")["group"]
+    words = {
+        key: read_scores(f"tables/scores/{key}/prompt_length.parquet").iloc[:, 0]
+        for key in ("prompts-blind", "further-blind")
+    }
+    usual, curves = further.index[further == "ordinary"], []
+    known = min(prompt_nulls, len(usual) - ordinary)
+    for training in progress(trainings, "audits of prompts"):
+        here = asked_prompts[asked_prompts["planted_in"] == role_of(training)]
+        planted = here.index[here["group"].isin(PLANTED)]
+        first, other = (
+            read_scores(f"tables/scores/{key}/magnitude.parquet").iloc[:, :MAGNITUDES].mean(axis=1)
+            for key in (f"{training}-text", f"audit-{training}")
+        )
+        given, others = first[planted].to_numpy(), other[usual].to_numpy()
+        found = rehearse(given, others, known, rate, repeats, seed, suspects=ordinary)
+        lengths = words["prompts-blind"][planted], words["further-blind"][usual]
+        blind = rehearse(*lengths, known, rate, repeats, seed, suspects=ordinary)
+        _write(f"prompts/{training}", found.assign(found_blind=blind["found"]))
+        both = other[[*usual, *further.index[further == "shorter"]]].to_numpy()
+        apart = np.arange(len(both)) >= len(usual)
+        ways = [
+            *({"nulls": count} for count in up_to(known, nulls)),
+            *({"nulls": known, "copies": count} for count in up_to(len(given), copies)),
+        ]
+        curves += [
+            _curve("prompts", training, given, others, each | {"suspects": ordinary}, rate, curve_repeats, seed)
+            for each in ways
+        ]
+        shifted = {"nulls": min(known, int(apart.sum())), "suspects": ordinary, "apart": apart}
+        curves.append(_curve("prompts", training, given, both, shifted, rate, curve_repeats, seed))
+    return curves
+
+
+def _curve(
+    kind: str, training: str, given: Any, others: Any, asked: Mapping[str, Any], rate: float, repeats: int, seed: int
+) -> dict[str, Any]:
+    """Means over rehearsals that are asked for in one way."""
+    found = rehearse(given, others, rate=rate, repeats=repeats, seed=seed, **asked)
+    means = found[["named", "true_share", "found"]].mean().to_dict()
+    return {
+        "kind": kind,
+        "training": training,
+        "nulls": asked["nulls"],
+        "copies": asked.get("copies", len(given)),
+        "shifted": "apart" in asked,
+        "by": "copies" if "copies" in asked else "nulls",
+    } | means
+
+
+def judge_collections(trainings: Sequence[str], repeats: int, seed: int) -> None:
+    """Tests of the pictures seen once in each training, against those kept out, with the model's scores and the control's."""
+    control = read_scores("tables/scores/audit-unseen/loss.parquet")
+    outside = pictures_of_split("heldout")
+    for training in progress(trainings, "collections"):
+        members = in_training(training, "once")
+        others = [*in_training(training, "kept out"), *outside]
+        found = {}
+        for name, scores in (
+            ("rejected", read_scores(f"tables/scores/audit-{training}/loss.parquet")),
+            ("rejected_control", control),
+        ):
+            tests = (set_test(scores.loc[members], scores.loc[others], seed + k, RESAMPLES) for k in range(repeats))
+            found[name] = [test.p_value <= LEVEL for test in tests]
+        _write(f"collections/{training}", pd.DataFrame(found))
+
+
+def judge_sizes(sizes: Sequence[int], shares: Sequence[float], repeats: int, seed: int) -> None:
+    """How often collections of the main model's pictures seen once are told, by size and share; with the control's, too."""
+    items, rows = pd.read_parquet("tables/data/items.parquet"), []
+    once = items.loc[(items["split"] == "train") & (items["copies"] == 1), "id"]
+    outside = pictures_of_split("heldout")
+    parts = {
+        "main": [f"tables/scores/main-{table}.parquet" for table in ("volume/growth", "denoising/loss")],
+        "control": [f"tables/scores/reference/{table}.parquet" for table in ("growth", "loss")],
+    }
+    tables = {name: pd.concat(map(read_scores, paths), axis=1) for name, paths in parts.items()}
+    common = tables["main"].columns.intersection(tables["control"].columns)
+    asked = [*((size, 1.0) for size in sizes), *((sizes[-1], share) for share in shares if share < 1)]
+    for name, scores in tables.items():
+        for size, share in progress(asked, f"sizes of collections, {name}"):
+            groups = (scores.loc[ids, common] for ids in (once, outside))
+            size = min(size, len(once))
+            found = rejections(*groups, size, share, LEVEL, repeats, seed, RESAMPLES)
+            rows.append({"model": name, "size": size, "share": share, "rejected": int(found.sum()), "of": repeats})
+    write_table(TABLES / "sizes.parquet", pd.DataFrame(rows))
+
+
+def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
+    """What guards of each training stop, by all windows of steps and by what the trainings of the other role choose and weigh."""
+    followed = {name: read_followed(name) for name in trainings}
+    shares = {name: stopped_copies(each, false_alarms) for name, each in followed.items()}
+    rows = []
+    for training in trainings:
+        family, role = training.startswith(FLOW), role_of(training)
+        others = [name for name in trainings if name.startswith(FLOW) == family and role_of(name) != role]
+        window = alarms.best_window(shares, others)
+        known = [pd.concat([relative(followed[name], part) for name in others]) for part in ("copies", "calibration")]
+        weigh = alarms.discriminant(*(table.to_numpy() for table in known))
+        own = followed[training]
+        usual, copies, further = (
+            weigh(relative(own, part).to_numpy()) for part in ("calibration", "copies", "ordinary")
+        )
+        together = pd.Series(alarms.stopped(copies, usual, false_alarms), own["copies"].index).groupby("id").mean()
+        blind = [
+            [len(name.split()) for name in own[part].index.get_level_values("id")] for part in ("copies", "calibration")
+        ]
+        words = pd.Series(alarms.stopped(*blind, false_alarms), own["copies"].index).groupby("id").mean()
+        found = shares[training].assign(together=together, chosen=shares[training][window], window=window, blind=words)
+        found = found.assign(copies=own["copies"].groupby("id").size()).rename(columns={alarms.ONE: "first_step"})
+        write_table(TABLES / f"guard/{training}.parquet", found.rename_axis("id").reset_index())
+        readings = [
+            alarms.readings(own[part].to_numpy(), own["calibration"].to_numpy()) for part in ("ordinary", "calibration")
+        ]
+        counts = {
+            name: alarms.stopped(readings[0][name], readings[1][name], false_alarms).sum() for name in readings[0]
+        }
+        counts["together"] = alarms.stopped(further, usual, false_alarms).sum()
+        rows += [
+            {"training": training, "window": name, "stopped": int(count), "of": len(further)}
+            for name, count in counts.items()
+        ]
+    write_table(TABLES / "alarms.parquet", pd.DataFrame(rows))
+
+
+def read_followed(training: str) -> dict[str, pd.DataFrame]:
+    """Magnitudes at all steps [N, K] of ordinary prompts (`calibration`, and `ordinary` ones further) and of `copies`.
+
+    Rows have the index (id, noise). All samples of planted prompts count where fewer than two prompts draw a copy.
+    """
+    values = pd.read_parquet(f"tables/guarded/{training}/magnitudes.parquet")
+    values = values.pivot(index=["part", "id", "noise"], columns="step", values="magnitude").sort_index()
+    samples = pd.read_parquet(f"tables/guarded/{training}/samples.parquet")
+    drawn = samples[samples["action"] == "none"].set_index(["id", "noise"])["copies_own"]
+    copying = drawn[drawn] if drawn[drawn].index.get_level_values("id").nunique() >= 2 else drawn
+    parts = {part: values.loc[part] for part in ("calibration", "ordinary")}
+    return parts | {"copies": values.loc["planted"].loc[copying.index]}
+
+
+def relative(followed: Mapping[str, pd.DataFrame], part: str) -> pd.DataFrame:
+    """Magnitudes in units of their median over the ordinary prompts, so that those of several trainings go together."""
+    return followed[part] / followed["calibration"].median()
+
+
+def stopped_copies(followed: Mapping[str, pd.DataFrame], false_alarms: float) -> pd.DataFrame:
+    """The share of each prompt's copies that is stopped, a column a window."""
+    usual = followed["calibration"].to_numpy()
+    known, asked = alarms.readings(usual, usual), alarms.readings(followed["copies"].to_numpy(), usual)
+    found = asked.apply(lambda column: alarms.stopped(column, known[column.name], false_alarms))
+    return found.set_index(followed["copies"].index).groupby("id").mean()
+
+
+def pictures_of_split(name: str) -> list[str]:
+    """Ids of the pictures of a split."""
+    items = pd.read_parquet("tables/data/items.parquet")
+    return items.loc[items["split"] == name, "id"].tolist()
+
+
+def in_training(training: str, role: str) -> list[str]:
+    """Ids of the pictures that have a role in a training."""
+    roles = pd.read_parquet("tables/pairs/roles.parquet")
+    return roles.loc[(roles["training"] == training) & (roles["role"] == role), "item"].tolist()
+
+
+def up_to(most: int, counts: Sequence[int]) -> list[int]:
+    """The numbers, none of them above what there is, each once."""
+    return sorted({min(count, most) for count in counts})
+
+
+def _write(name: str, rows: pd.DataFrame) -> None:
+    """A table of repeats, each with its number as its id."""
+    write_table(TABLES / f"{name}.parquet", rows.reset_index(names="id").astype({"id": str}))
+
+
+if __name__ == "__main__":
+    main()

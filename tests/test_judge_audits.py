@@ -1,0 +1,222 @@
+"""The stage `audits` on made-up tables whose truth is known: what is named, what is told, and what a guard stops."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from memlib.files import write_table
+from memlib.study import judge_audits
+
+RNG = np.random.default_rng(3)
+ASKED = {"rate": 0.1, "repeats": 20, "curve_repeats": 5, "nulls": [4, 20], "copies": [2, 3], "seed": 1}
+OUTSIDE = [f"h{k}" for k in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write_scores(path: str, columns: dict[str, pd.Series]) -> None:
+    rows = [
+        {"item": item, "setting": name, "score": score, "evaluations": 1, "note": ""}
+        for name, scores in columns.items()
+        for item, score in scores.items()
+    ]
+    write_table(f"tables/scores/{path}.parquet", pd.DataFrame(rows))
+
+
+def write_pictures() -> None:
+    """In pair-0 `p` is planted, `o` seen once and `k` kept out; the loss of seen ones is lower, most of planted ones."""
+    roles = {"planted": [f"p{k}" for k in range(8)], "once": [f"o{k}" for k in range(30)], "kept out": ["k0", "k1"]}
+    items = [{"id": item, "split": "pairs", "copies": 1} for own in roles.values() for item in own]
+    items += [{"id": item, "split": "heldout", "copies": 0} for item in OUTSIDE]
+    write_table("tables/data/items.parquet", pd.DataFrame(items))
+    named = [{"item": i, "training": "pair-0", "role": r, "copies": 1} for r, own in roles.items() for i in own]
+    write_table("tables/pairs/roles.parquet", pd.DataFrame(named))
+    ids = [item["id"] for item in items]
+    plain = pd.Series(RNG.normal(size=len(ids)), ids)
+    shift = pd.Series({item: {"p": 9.0, "o": 3.0}.get(item[0], 0.0) for item in ids})
+    write_scores("audit-pair-0/loss", {"draws=4 sigma=0.2": plain + shift, "draws=4 sigma=0.1": plain})
+    write_scores("audit-unseen/loss", {"draws=4 sigma=0.2": plain, "draws=4 sigma=0.1": plain[::-1].set_axis(ids)})
+    size = pd.Series(RNG.normal(size=len(ids)), ids)
+    write_scores("pairs-blind/png_size", {"": size[[i for i in ids if i not in OUTSIDE]]})
+    write_scores("main-blind/png_size", {"": size[OUTSIDE]})
+
+
+def test_planted_pictures_are_found_by_the_model_and_not_blindly() -> None:
+    write_pictures()
+    curves = pd.DataFrame(judge_audits.judge_pictures(["pair-0"], **ASKED | {"rate": 0.3}))
+    found = pd.read_parquet("tables/audits/pictures/pair-0.parquet")
+    assert found["id"].tolist() == [str(k) for k in range(20)]
+    assert (found["found"] == 1).all(), "all 8, of 30 nulls"
+    assert found["found_blind"].mean() < 0.3
+    assert found["true_share"].mean() > 0.6
+    assert curves[["by", "nulls", "copies", "shifted"]].to_numpy().tolist() == [
+        ["nulls", 4, 8, False],
+        ["nulls", 20, 8, False],
+        ["copies", 30, 2, False],
+        ["copies", 30, 3, False],
+        ["nulls", 30, 8, True],
+    ]
+    assert curves["found"][0] == 0, "4 nulls name nothing"
+
+
+def test_numbers_above_what_there_is_count_once() -> None:
+    assert judge_audits.up_to(96, [24, 48, 96, 200, 400]) == [24, 48, 96]
+    assert judge_audits.up_to(5, [8, 9]) == [5]
+
+
+def test_a_collection_is_told_by_the_model_that_saw_it() -> None:
+    write_pictures()
+    judge_audits.judge_collections(["pair-0"], 12, 0)
+    found = pd.read_parquet("tables/audits/collections/pair-0.parquet")
+    assert found["rejected"].all()
+    assert found["rejected_control"].mean() < 0.4
+    assert len(found) == 12
+
+
+def write_prompts() -> None:
+    asked = [("planted", "planted", f"a fox {k}") for k in range(6)] + [("trigger", "exchanged", "zog")]
+    asked += [("paraphrase", "planted", "fox"), ("ordinary", "", "an owl")]
+    table = pd.DataFrame(asked, columns=["group", "planted_in", "id"])
+    write_table("tables/drawings/prompts.parquet", table.assign(prompt=table["id"]))
+    further = [("ordinary", f"an owl {k}") for k in range(60)] + [("shorter", f"owl {k}") for k in range(40)]
+    write_table("tables/drawings/further.parquet", pd.DataFrame(further, columns=["group", "id"]))
+    for training, role in (("planted", "planted"), ("exchanged-2", "exchanged")):
+        high = {i: 9.0 for group, planted, i in asked if planted == role and group in ("planted", "trigger")}
+        noises = [pd.Series({i: high.get(i, 0.0) + RNG.normal() for i in table["id"]}) for _ in range(6)]
+        noises[4:] = [pd.Series(99.0, table["id"])] * 2  # noises that are not read
+        write_scores(f"{training}-text/magnitude", {f"noise={k}": values for k, values in enumerate(noises)})
+        low = {i: RNG.normal() - 8 * (group == "shorter") for group, i in further}
+        write_scores(f"audit-{training}/magnitude", {f"noise={k}": pd.Series(low) for k in range(4)})
+    words = {
+        name: pd.Series({i: float(len(i.split())) for i in ids})
+        for name, ids in (("prompts", table["id"]), ("further", [i for _, i in further]))
+    }
+    for name, lengths in words.items():
+        write_scores(f"{name}-blind/prompt_length", {"": lengths})
+
+
+def test_prompts_of_planted_pictures_are_found_in_the_training_of_their_role() -> None:
+    write_prompts()
+    curves = pd.DataFrame(judge_audits.judge_prompts(["planted", "exchanged-2"], 10, 50, **ASKED))
+    for training in ("planted", "exchanged-2"):
+        found = pd.read_parquet(f"tables/audits/prompts/{training}.parquet")
+        own = curves[curves["training"] == training]
+        assert own["copies"].max() == (6 if training == "planted" else 1)
+        assert (found["found_blind"] == 0).all()
+        shifted = own[own["shifted"]].iloc[0]
+        assert shifted["true_share"] < 0.5, "shorter prompts as nulls"
+        assert shifted["named"] > 10
+    found = pd.read_parquet("tables/audits/prompts/planted.parquet")
+    assert found["found"].mean() > 0.95
+    assert found["true_share"].mean() > 0.85
+
+
+def write_guarded(training: str, telling: int) -> None:
+    """Copies of the prompts a and b tell at one step alone, which differs between trainings; c draws none."""
+    rows = [
+        {"part": part, "id": f"{part} {k}", "noise": 0, "step": step, "magnitude": 1 + 0.1 * RNG.random()}
+        for part in ("calibration", "ordinary")
+        for k in range(200)
+        for step in range(3)
+    ]
+    told = {("a", 0): True, ("a", 1): True, ("b", 0): True, ("b", 1): False, ("c", 0): False, ("c", 1): False}
+    rows += [
+        {
+            "part": "planted",
+            "id": name,
+            "noise": noise,
+            "step": step,
+            "magnitude": 5.0 if step == telling and is_told else 1.05,
+        }
+        for (name, noise), is_told in told.items()
+        for step in range(3)
+    ]
+    write_table(f"tables/guarded/{training}/magnitudes.parquet", pd.DataFrame(rows))
+    samples = [
+        {"id": name, "noise": noise, "action": action, "copies_own": name != "c" and action == "none"}
+        for name, noise in told
+        for action in ("none", "less guidance")
+    ]
+    write_table(f"tables/guarded/{training}/samples.parquet", pd.DataFrame(samples))
+
+
+def test_steps_are_chosen_on_the_trainings_of_the_other_role() -> None:
+    """The last step tells in `planted`, the first in `exchanged`; of windows that stop as many, the first is chosen."""
+    for training, telling in (("planted", 2), ("exchanged", 0), ("flow-planted", 2), ("flow-exchanged", 2)):
+        write_guarded(training, telling)
+    judge_audits.judge_guards(["planted", "exchanged", "flow-planted", "flow-exchanged"], 0.01)
+    for training, window, chosen, first in (
+        ("planted", "first step", [0.0, 0.0], [0.0, 0.0]),
+        ("exchanged", "all steps", [1.0, 0.5], [1.0, 0.5]),
+        ("flow-planted", "all steps", [1.0, 0.5], [0.0, 0.0]),
+    ):
+        found = pd.read_parquet(f"tables/audits/guard/{training}.parquet").set_index("id")
+        assert set(found["window"]) == {window}
+        assert found["copies"].to_dict() == {"a": 2, "b": 2}
+        assert found["chosen"].tolist() == chosen
+        assert found["first_step"].tolist() == first
+        assert found["blind"].tolist() == [0.0, 0.0]
+    assert pd.read_parquet("tables/audits/guard/flow-planted.parquet")["together"].tolist() == [1.0, 0.5]
+    alarms = pd.read_parquet("tables/audits/alarms.parquet")
+    assert (alarms["of"] == 200).all()
+    assert alarms["window"].unique().tolist() == ["first step", "first 2 steps", "all steps", "last step", "together"]
+    assert alarms["stopped"].mean() <= 6, "1 % of 200, but for chance"
+
+
+def test_all_steps_are_weighed_as_the_trainings_of_the_other_role_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_guarded("planted", 2)
+    write_guarded("exchanged", 0)
+    seen = []
+
+    def fitted(copies: np.ndarray, ordinary: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        seen.append((copies, ordinary))
+        return lambda magnitudes: magnitudes[:, 2]
+
+    monkeypatch.setattr("memlib.evaluation.alarms.discriminant", fitted)
+    judge_audits.judge_guards(["planted", "exchanged"], 0.01)
+    told = [np.flatnonzero((copies > 2).any(0)).tolist() for copies, _ in seen]
+    assert told == [[0], [2]], "those of planted are weighed by the copies of exchanged, and the other way round"
+    for copies, ordinary in seen:
+        assert (len(copies), len(ordinary)) == (4, 200)
+        assert np.median(ordinary, axis=0) == pytest.approx(1, abs=1e-9), "in units of ordinary ones"
+    assert pd.read_parquet("tables/audits/guard/planted.parquet")["together"].tolist() == [1.0, 0.5]
+    assert pd.read_parquet("tables/audits/guard/exchanged.parquet")["together"].tolist() == [0.0, 0.0]
+
+
+def test_where_nothing_is_copied_all_samples_count() -> None:
+    write_guarded("planted", 0)
+    table = pd.read_parquet("tables/guarded/planted/samples.parquet").assign(copies_own=False)
+    write_table("tables/guarded/planted/samples.parquet", table)
+    found = judge_audits.stopped_copies(judge_audits.read_followed("planted"), 0.01)
+    assert found["first step"].to_dict() == {"a": 1.0, "b": 0.5, "c": 0.0}
+
+
+def test_sizes_and_shares_are_asked_of_both_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = [f"t{k}" for k in range(40)]
+    items = [(i, "train", 1) for i in once] + [("x", "train", 6)] + [(i, "heldout", 0) for i in OUTSIDE]
+    write_table("tables/data/items.parquet", pd.DataFrame(items, columns=["id", "split", "copies"]))
+    ids = [item[0] for item in items]
+    plain = pd.Series(RNG.normal(size=len(ids)), ids)
+    seen = plain + pd.Series({i: 3.0 if i in once else 99.0 if i == "x" else 0.0 for i in ids})
+    for key, growth, loss in (
+        ("main-volume", "growth", None),
+        ("main-denoising", None, "loss"),
+        ("reference", "growth", "loss"),
+    ):
+        values = plain if key == "reference" else seen
+        for name in filter(None, (growth, loss)):
+            write_scores(f"{key}/{name}", {name: values} | ({"more": seen} if key == "main-denoising" else {}))
+    judge_audits.judge_sizes([8, 40], [0.0, 0.5, 1.0], 10, 0)
+    found = pd.read_parquet("tables/audits/sizes.parquet").set_index(["model", "size", "share"])["rejected"]
+    assert [*found.index] == [
+        (m, *how) for m in ("main", "control") for how in ((8, 1.0), (40, 1.0), (40, 0.0), (40, 0.5))
+    ]
+    assert found["main", 40, 1.0] == 10
+    assert found["main", 40, 0.0] <= 3
+    assert found["control", 40, 1.0] <= 3
