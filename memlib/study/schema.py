@@ -188,6 +188,7 @@ class Run(Section):
     arms: dict[Name, Arm]
     text_arms: dict[Name, settings(TextConfig, laid_over=True)]
     flow_arms: dict[Name, settings(FlowConfig, laid_over=True)]
+    template_arms: dict[Name, settings(TextConfig, laid_over=True)]
 
 
 class Splits(Section):
@@ -326,6 +327,12 @@ class Drawings(Section):
     prompts: Judged
     pictures: Judged
     followed: Judged
+    seed: Seed
+
+
+class Templates(Section):
+    views: Count
+    fresh: Count
     seed: Seed
 
 
@@ -486,6 +493,7 @@ SECTIONS: dict[str, Any] = {
     "scores": dict[Name, Scores],
     "sets": Sets,
     "drawings": Drawings,
+    "templates": Templates,
     "autoencoder": settings(AutoencoderConfig),
     "text": settings(TextConfig),
     "text_arm": settings(TextConfig, laid_over=True),
