@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.detectors.attention import prompt_layers
-from memlib.detectors.derivatives import directional_derivatives
+from memlib.detectors.derivatives import adjoint_derivative
 from memlib.fields import NoisePredictor, denoised
 from memlib.fields.network import NetworkField
 from memlib.tensors import average, check_seeds, generators, item_seeds, normal, signs, total
@@ -25,13 +25,14 @@ from memlib.tensors import average, check_seeds, generators, item_seeds, normal,
 def curvature(eps: NoisePredictor, y: Tensor, sigma: float, directions: int, seeds: Sequence[int]) -> Tensor:
     """sigma diag(d eps / dy) in the shape of y [N, ...]: 1 where the data do not vary, 0 where they vary far more than sigma.
 
-    -sigma^2 times the diagonal of the Hessian of log p_sigma. Hutchinson's estimate, the mean of v * (J v) over random signs v
-    (Bekas, Kokiopoulou & Saad 2007); an item's signs from its own seed. Two evaluations a direction.
+    -sigma^2 times the diagonal of the Hessian of log p_sigma. Hutchinson's estimate, the mean of v * (J' v) over random signs v
+    (Bekas, Kokiopoulou & Saad 2007): J' has the diagonal of J, and all signs share one forward pass. An item's signs from its
+    own seed; 1 + directions evaluations, a backward pass counting one.
     """
     tangents = signs(generators(check_seeds(seeds, y)), directions, y)
     with sdpa_kernel(SDPBackend.MATH):
-        pushed = directional_derivatives(lambda x: eps(x, sigma), y, tangents)[1]
-    return sigma * average(tangents * pushed, 0)
+        pulled = adjoint_derivative(eps, y, sigma)[1](tangents)
+    return sigma * average(tangents * pulled, 0)
 
 
 def curvature_difference(first: Tensor, second: Tensor) -> Tensor:
@@ -134,8 +135,8 @@ def copied_map(
 ) -> Tensor:
     """Map [N, H, W], 0 and above, of what a text-to-image model holds fixed in pictures [N, 3, H, W] under their prompts.
 
-    The `curvature_difference` with the prompt and without, after noise of level sigma; H and W are the picture's. 4 evaluations a
-    direction.
+    The `curvature_difference` with the prompt and without, after noise of level sigma; H and W are the picture's. Evaluations:
+    2 + 2 directions.
     """
     y = noised(field.to_latents(pictures), sigma, item_seeds(seeds, 1))
     under = field.encode_prompts(prompts), field.unconditional()

@@ -444,6 +444,18 @@ NOTEBOOKS: dict[str, type[Section]] = {
         learning_rate=Above,
         seed=Seed,
     ),
+    "localise": section(
+        arm=Name,
+        sigmas=Annotated[LatentLevels, _holding(0.04, 1.0)],
+        directions=Several,
+        nulls=Count,
+        alarm=OpenShare,
+        generations=Count,
+        sampling_steps=SamplingSteps,
+        guidance=Guidance,
+        shown=Several,
+        seed=Seed,
+    ),
     # Chapters
     "mixtures": section(repeats=Several, directions=Several, seed=Seed),
     "growth": section(sensitivity=OpenShare, shown=Count, seed=Seed),
@@ -474,6 +486,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         noises=Count,
         seed=Seed,
     ),
+    "localisation": section(shown=LatentLevel, seed=Seed),
     "bench": section(budgets=RisingCounts, seed=Seed),
     "audit": section(alarm=OpenShare, shown=Count, seed=Seed),
 }
