@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from memlib.audit_report import Section, Suspect, as_page, lit
 from memlib.evaluation.localisation import best_levels, by_picture, reported
 
 
@@ -71,3 +72,21 @@ def test_what_is_reported_are_means_over_pictures_and_paired_differences(judged:
         stats.t.interval(0.95, 4, off.mean(), stats.sem(off))[0]
     )
     assert paired.loc[("edges", "subject"), "auroc"].high == 0
+
+
+def test_a_picture_is_lit_where_its_map_is_large() -> None:
+    picture = np.full((2, 2, 3), 200, np.uint8)
+    values = np.array([[0.0, 1.0], [2.0, 4.0]])
+    assert lit(picture, values)[..., 0].tolist() == [[30, 72], [115, 200]]  # 0.15 + 0.85 times the share of the largest
+    assert (lit(picture, 0 * values) == 30).all(), "nothing is held fixed"
+
+
+def test_a_report_shows_the_map_of_a_suspect_that_has_one() -> None:
+    picture, values = np.full((4, 4, 3), 200, np.uint8), np.eye(4)
+    plain = Suspect("a", "a red apple", picture, False, None, [], None)
+    pages = [
+        as_page([Section("pictures", "x", None, [], [own], {}, {}, [], 0.1, 0.1, None)], {}, [])
+        for own in (plain, plain._replace(copied=values), plain._replace(picture=None, copied=values))
+    ]
+    assert ["the more its prompt holds it fixed" in page for page in pages] == [False, True, False]
+    assert [page.count("<img") for page in pages] == [1, 2, 0]
