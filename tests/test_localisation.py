@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from memlib.audit_report import Section, Suspect, as_page, lit
+from memlib.audit_report import Finding, Section, Suspect, as_page, lit
 from memlib.evaluation.localisation import best_levels, by_picture, reported
 
 
@@ -84,8 +84,9 @@ def test_a_picture_is_lit_where_its_map_is_large() -> None:
 def test_a_report_shows_the_map_of_a_suspect_that_has_one() -> None:
     picture, values = np.full((4, 4, 3), 200, np.uint8), np.eye(4)
     plain = Suspect("a", "a red apple", picture, False, None, [], None)
+    findings = [Finding("loss", "", 1, pd.DataFrame({"score": [1.0, 2.0]}, ["a", "b"]), None, 0.1)]
     pages = [
-        as_page([Section("pictures", "x", None, [], [own], {}, {}, [], 0.1, 0.1, None)], {}, [])
+        as_page([Section("pictures", "x", None, findings, [own], {}, {}, [], 0.1, 0.1, None)], {}, [])
         for own in (plain, plain._replace(copied=values), plain._replace(picture=None, copied=values))
     ]
     assert ["the more its prompt holds it fixed" in page for page in pages] == [False, True, False]
