@@ -16,6 +16,7 @@ from memlib.evaluation.whole_set import SetTest
 LONGEST = 192  # side of a shown picture, in pixels
 SHARP = 64  # up to this side a picture is shown pixel by pixel, losslessly
 BINS = 30
+DARK = 0.15  # light of a place of a picture where its map is 0
 LISTED = 200  # notes that are listed; the table has all
 
 
@@ -62,7 +63,8 @@ class Suspect(NamedTuple):
     """An item with its evidence.
 
     prompt: its own or its caption. picture: [H, W, C], its own or one drawn for its prompt. tokens: with weights from 0 to
-    1. readings: detector, rank and row of its table. match: the training picture nearest to `picture`.
+    1. readings: detector, rank and row of its table. match: the training picture nearest to `picture`. copied: a map [H, W], 0
+    and above, of what of the picture the model holds fixed.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Suspect(NamedTuple):
     tokens: Sequence[tuple[str, float]] | None
     readings: Sequence[tuple[str, int, pd.Series]]
     match: Match | None
+    copied: NDArray[np.float64] | None = None
 
 
 class Section(NamedTuple):
@@ -259,6 +262,10 @@ def _card(suspect: Suspect) -> str:
     pictures = []
     if suspect.picture is not None:
         pictures.append(_figure(suspect.picture, "drawn for this prompt" if suspect.drawn else "the item"))
+    if suspect.picture is not None and suspect.copied is not None:
+        pictures.append(
+            _figure(lit(suspect.picture, suspect.copied), "the brighter, the more its prompt holds it fixed")
+        )
     if suspect.match is not None:
         near = f"nearest in training: {suspect.match.name}, distance {suspect.match.distance:.3f}"
         pictures.append(_figure(suspect.match.picture, near))
@@ -289,6 +296,13 @@ def _figure(picture: NDArray[np.uint8], caption: str) -> str:
         f'<figure><img{sharp} alt="{_text(caption)}" src="data:image/{kind};base64,{data}">'
         f"<figcaption>{_text(caption)}</figcaption></figure>"
     )
+
+
+def lit(picture: NDArray[np.uint8], values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """A picture [H, W, C] lit where a map [H, W], 0 and above, is large; where it is 0, nearly black."""
+    largest = values.max()
+    share = values / largest if largest > 0 else np.zeros_like(values)
+    return (picture * (DARK + (1 - DARK) * share)[..., None]).round().astype(np.uint8)
 
 
 def encoded(picture: NDArray[np.uint8]) -> tuple[str, str]:

@@ -421,6 +421,14 @@ UNFITTING = [
         {"run.flow_arms.flow-planted": {"steps": 3}},
         "run.flow_arms.flow-planted .laid over flow_text and flow_arm.: flow_text.warmup_steps is ",
     ),
+    ({"run.template_arms.exchanged": {}}, "run.template_arms has an arm 'exchanged', which another model is called"),
+    (
+        {"run.template_arms.templates": {"steps": 3}},
+        "run.template_arms.templates .laid over text and text_arm.: text.warmup_steps is ",
+    ),
+    ({"localise.arm": "planted"}, "localise.arm is 'planted'"),
+    ({"localise.sigmas": [0.2, 1.0]}, "localise.sigmas is .* must hold 0.04"),
+    ({"localisation.shown": 0.5}, "localisation.shown is 0.5"),
     ({"flow_text.patch": 3}, "flow_text.patch is 3; it must divide 8, a side of the latents"),
     (
         {"scores.flow-planted-text.model": "results/text/flow-plantd"},

@@ -267,7 +267,12 @@ def _range(part: dict[str, Any]) -> str:
 
 def _trainings(parameters: Mapping[str, Any]) -> None:
     """Settings of every training, some of them laid over others."""
-    train, families = parameters["train"], (("text", TextConfig), ("flow", FlowConfig))
+    train = parameters["train"]
+    families = (
+        ("text", "text_arms", TextConfig),
+        ("flow", "flow_arms", FlowConfig),
+        ("text", "template_arms", TextConfig),
+    )
     trainings = {
         "train": (TrainConfig, train),
         "retrain (laid over train)": (TrainConfig, train | parameters["retrain"]),
@@ -277,15 +282,15 @@ def _trainings(parameters: Mapping[str, Any]) -> None:
         "autoencoder": (AutoencoderConfig, parameters["autoencoder"]),
         "judge": (JudgeConfig, parameters["judge"]),
     }
-    for family, config in families:
+    for family, arms, config in families:
         base, laid_over = parameters[config.section], parameters[f"{family}_arm"]
         trainings[config.section] = config, base
         trainings |= {
-            f"run.{family}_arms.{arm} (laid over {config.section} and {family}_arm)": (
+            f"run.{arms}.{arm} (laid over {config.section} and {family}_arm)": (
                 config,
                 base | laid_over | changes,
             )
-            for arm, changes in parameters["run"][f"{family}_arms"].items()
+            for arm, changes in parameters["run"][arms].items()
         }
     for where, (config, content) in trainings.items():
         try:
@@ -505,6 +510,17 @@ def _arm(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     _one_of("arm.arm", section["arm"], "run.text_arms and run.flow_arms", [*run["text_arms"], *run["flow_arms"]])
 
 
+def _localise(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    run = parameters["run"]
+    _one_of("localise.arm", section["arm"], "run.template_arms", run["template_arms"])
+    for name in run["template_arms"].keys() & {"base", *run["text_arms"], *run["flow_arms"]}:
+        raise ValueError(f"run.template_arms has an arm {name!r}, which another model is called; give it another name")
+
+
+def _localisation(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _one_of("localisation.shown", section["shown"], "localise.sigmas", parameters["localise"]["sigmas"])
+
+
 def _late_steps(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     _at_most("late_steps.levels", section["levels"], "late_steps.sampling_steps", section["sampling_steps"])
 
@@ -658,6 +674,8 @@ CHAPTERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
     "solver": _solver,
     "arm": _arm,
     "late_steps": _late_steps,
+    "localise": _localise,
+    "localisation": _localisation,
     "growth": _growth,
     "frontier": _frontier,
     "peaks": _peaks,

@@ -187,6 +187,7 @@ class Run(Section):
     arms: dict[Name, Arm]
     text_arms: dict[Name, settings(TextConfig, laid_over=True)]
     flow_arms: dict[Name, settings(FlowConfig, laid_over=True)]
+    template_arms: dict[Name, settings(TextConfig, laid_over=True)]
 
 
 class Splits(Section):
@@ -334,6 +335,12 @@ class Drawings(Section):
     seed: Seed
 
 
+class Templates(Section):
+    views: Count
+    fresh: Count
+    seed: Seed
+
+
 # Of experiments and chapters; each is needed where there is the notebook of its name.
 NOTEBOOKS: dict[str, type[Section]] = {
     # Experiments
@@ -438,6 +445,18 @@ NOTEBOOKS: dict[str, type[Section]] = {
         false_alarms=OpenShare,
         seed=Seed,
     ),
+    "localise": section(
+        arm=Name,
+        sigmas=Annotated[LatentLevels, _holding(0.04, 1.0)],
+        directions=Several,
+        nulls=Count,
+        alarm=OpenShare,
+        generations=Count,
+        sampling_steps=SamplingSteps,
+        guidance=Guidance,
+        shown=Several,
+        seed=Seed,
+    ),
     # Chapters
     "mixtures": section(repeats=Several, directions=Several, seed=Seed),
     "growth": section(sensitivity=OpenShare, shown=Count, seed=Seed),
@@ -468,6 +487,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         noises=Count,
         seed=Seed,
     ),
+    "localisation": section(shown=LatentLevel, seed=Seed),
     "bench": section(budgets=RisingCounts, seed=Seed),
     "one_laplacian": section(seed=Seed),
     "audit": section(seed=Seed),
@@ -511,6 +531,7 @@ SECTIONS: dict[str, Any] = {
     "scores": dict[Name, Scores],
     "sets": Sets,
     "drawings": Drawings,
+    "templates": Templates,
     "autoencoder": settings(AutoencoderConfig),
     "text": settings(TextConfig),
     "text_arm": settings(TextConfig, laid_over=True),
