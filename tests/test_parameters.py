@@ -295,6 +295,7 @@ IMPOSSIBLE = [
         "fp16",
         "prompt_audit.precision is 'fp16'; it must be one of float32, float16, bfloat16",
     ),
+    ("fine_tuning.half", "third", "fine_tuning.half is 'third'; it must be one of first, second"),
     ("prompt_audit.runs", {1: 4}, "prompt_audit.runs has the name 1; it must be"),
     ("prompt_audit.guidance", 1.0, "prompt_audit.guidance is 1.0; it must be a finite number above 1"),
     ("prompt_audit.pipeline", "", "prompt_audit.pipeline is ''; it must not be empty"),
@@ -476,6 +477,9 @@ UNFITTING = [
     ({"mitigation.noises": 999}, "mitigation.noises is 999; it must be at most the noises of scores."),
     ({"tokens.guidance": 2.5}, "tokens.guidance is 2.5; it must be one of arm.guidances"),
     ({"captions.guidance": 2.5}, "captions.guidance is 2.5; it must be one of arm.guidances"),
+    ({"fine_tuning.every": 301}, "fine_tuning.every is 301; it must be at most fine_tuning.steps, 300"),
+    ({"fine_tuning.steps": 10, "fine_tuning.every": 5}, "fine_tuning .laid over train and retrain.: retrain.warmup_steps"),
+    ({"fine_tuning.sigma": 200.0}, "fine_tuning.sigma is 200.0; it must be a noise level"),
     ({"prompt_audit.runs": {60: 1}}, "prompt_audit.runs is 60; it must be at most prompt_audit.sampling_steps"),
     (
         {"mitigation.arms": ["planted", "threshold", "left-out-at-random", "random-words", "shar-5"]},

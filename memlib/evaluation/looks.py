@@ -13,7 +13,7 @@ from scipy import stats
 
 from memlib.evaluation.discovery import conformal_p_values, discoveries
 from memlib.evaluation.intervals import Estimate
-from memlib.evaluation.roc import auroc
+from memlib.evaluation.measures import newcombe
 
 
 class Look(NamedTuple):
@@ -50,16 +50,17 @@ def look_p_values(trained: ArrayLike, heldout: ArrayLike) -> NDArray[np.float64]
     return np.asarray(stats.mannwhitneyu(trained, heldout, axis=-1, alternative="greater").pvalue)
 
 
-def judge(trained: ArrayLike, heldout: ArrayLike, look: int, alpha: float, rate: float, seed: int = 0) -> Look:
+def judge(trained: ArrayLike, heldout: ArrayLike, look: int, alpha: float, rate: float) -> Look:
     """Judge the changes of scores since the first look, of N trained and M held-out items; larger means more memorised.
 
     look: its number after the first one. alpha: rate of false alarms of all looks together. rate: share of false discoveries
-    among the items that are named, on average and at this look alone. Changes that are not finite, of a training that has
-    diverged, tell nothing apart.
+    among the items that are named, on average and at this look alone. The AUROC's interval is Newcombe's. Changes that are not
+    finite, of a training that has diverged, tell nothing apart.
     """
     trained, heldout = (np.asarray(changes, dtype=np.float64) for changes in (trained, heldout))
-    level = level_at(look, alpha)
+    n, m, level = len(trained), len(heldout), level_at(look, alpha)
     if not (np.isfinite(trained).all() and np.isfinite(heldout).all()):
-        return Look(Estimate(np.nan, np.nan, np.nan), 1.0, level, np.zeros(len(trained), dtype=bool))
+        return Look(Estimate(np.nan, np.nan, np.nan), 1.0, level, np.zeros(n, dtype=bool))
+    auroc = float(stats.mannwhitneyu(trained, heldout).statistic) / (n * m)
     named = discoveries(conformal_p_values(trained, heldout), rate)
-    return Look(auroc(trained, heldout, seed), float(look_p_values(trained, heldout)), level, named)
+    return Look(Estimate(auroc, *newcombe(auroc, n, m)), float(look_p_values(trained, heldout)), level, named)

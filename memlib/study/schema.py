@@ -437,6 +437,17 @@ NOTEBOOKS: dict[str, type[Section]] = {
         learning_rate=Above,
         seed=Seed,
     ),
+    "fine_tuning": section(
+        half=Literal["first", "second"],
+        steps=Count,
+        every=Count,
+        samples=Count,
+        sampling_steps=SamplingSteps,
+        sigma=Level,
+        draws=Count,
+        rate=OpenShare,
+        seed=Seed,
+    ),
     # Chapters
     "mixtures": section(repeats=Several, directions=Several, seed=Seed),
     "growth": section(sensitivity=OpenShare, shown=Count, seed=Seed),
@@ -468,6 +479,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         seed=Seed,
     ),
     "bench": section(budgets=RisingCounts, seed=Seed),
+    "monitor": section(shuffles=Count, seed=Seed),
     "audit": section(alarm=OpenShare, shown=Count, seed=Seed),
 }
 
