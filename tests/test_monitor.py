@@ -85,12 +85,11 @@ def trained(
 
 
 @pytest.mark.parametrize(
-    "detector", [{"loss": {"sigma": 0.2, "draws": [2]}}, {"rate": {"sigma": 0.2, "directions": [1]}}, {"gsa": {}}]
+    "detector", [{"loss": {"sigma": 0.2, "draws": [2]}}, {"rate": {"sigma": 0.2, "directions": [1]}}]
 )
 def test_the_training_is_the_same_with_and_without_to_the_bit(tmp_path: Path, detector: dict) -> None:
-    setting = detector if "gsa" not in detector else {"gsa": dict(find("gsa").settings[0])}
     alone = trained(4, lambda network, ema: lambda step: None)
-    watched = trained(4, lambda network, ema: made(tmp_path, network, ema=ema, every=1, detectors=setting).step)
+    watched = trained(4, lambda network, ema: made(tmp_path, network, ema=ema, every=1, detectors=detector).step)
     assert watched == alone
     assert sorted(pd.read_csv(tmp_path / LOOKS)["step"]) == [1, 2, 3, 4]
 

@@ -478,7 +478,10 @@ UNFITTING = [
     ({"tokens.guidance": 2.5}, "tokens.guidance is 2.5; it must be one of arm.guidances"),
     ({"captions.guidance": 2.5}, "captions.guidance is 2.5; it must be one of arm.guidances"),
     ({"fine_tuning.every": 301}, "fine_tuning.every is 301; it must be at most fine_tuning.steps, 300"),
-    ({"fine_tuning.steps": 10, "fine_tuning.every": 5}, "fine_tuning .laid over train and retrain.: retrain.warmup_steps"),
+    (
+        {"fine_tuning.steps": 10, "fine_tuning.every": 5},
+        "fine_tuning .laid over train and retrain.: train.warmup_steps",
+    ),
     ({"fine_tuning.sigma": 200.0}, "fine_tuning.sigma is 200.0; it must be a noise level"),
     ({"prompt_audit.runs": {60: 1}}, "prompt_audit.runs is 60; it must be at most prompt_audit.sampling_steps"),
     (
