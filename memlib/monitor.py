@@ -81,12 +81,12 @@ class Monitor:
         """Watch a pipeline that is made of the very modules that are trained, unwrapped.
 
         training, heldout: pictures [N, C, H, W] and [M, C, H, W], uint8 or in [-1, 1], with a prompt each for a text-to-image
-        model. detectors: a setting of each by its name; those that take derivatives need a training in full
-        precision. ema: moving average of the network's weights, which is scored in their
-        place. report: is given the figures of a look by their names and the step, such as `accelerator.log`. alpha: chance of a
-        false alarm in the whole run, by any detector. rate: share of false discoveries among the pictures named, on average.
-        rows: pictures in one call of the network. Of processes started together each makes a monitor and calls its `step`; they
-        share the pictures, and the first one writes. Weights that are spread over processes (FSDP, ZeRO-3) are not supported.
+        model. detectors: a setting of each by its name; those that take derivatives need a training in full precision. ema:
+        moving average of the network's weights, which is scored in their place. report: is given the figures of a look by their
+        names and the step, such as `accelerator.log`. alpha: chance of a false alarm in the whole run, by any detector. rate:
+        share of false discoveries among the pictures named, on average. rows: pictures in one call of the network. Of processes
+        started together each makes a monitor and calls its `step`; they share the pictures, and the first one writes. Weights
+        that are spread over processes (FSDP, ZeRO-3) are not supported.
 
         A log of the same monitor is gone on with. Raises ValueError for that of another one, for a pipeline, detectors or
         pictures that do not fit, for a picture on both sides, and for too few of them to alarm at all.
