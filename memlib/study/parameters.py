@@ -33,6 +33,7 @@ from memlib.training.settings import (
 
 TRAININGS = ("pair-0", "pair-1", "pair-2", "scratch-0", "scratch-1", "small")  # that the chapters read
 ENTRIES = ("truth", "scores")  # sections of which every entry is a stage
+LEAST_WATCHED = 5  # pictures of either half that a monitor of two detectors can alarm by: 1 / (10 over 5) < 0.025 / 2
 BENCH = "bench-"  # begins the names of the entries of `scores` that are models of the bench
 PROMPTS = tuple(f"tables/drawings/{name}.parquet" for name in ("prompts", "followed", "further"))
 
@@ -282,6 +283,9 @@ def _trainings(parameters: Mapping[str, Any]) -> None:
         "autoencoder": (AutoencoderConfig, parameters["autoencoder"]),
         "judge": (JudgeConfig, parameters["judge"]),
     }
+    if "fine_tuning" in parameters:
+        own = {"steps": parameters["fine_tuning"]["steps"]}
+        trainings["fine_tuning (laid over train and retrain)"] = TrainConfig, train | parameters["retrain"] | own
     for family, arms, config in families:
         base, laid_over = parameters[config.section], parameters[f"{family}_arm"]
         trainings[config.section] = config, base
@@ -638,6 +642,15 @@ def _audits(parameters: Mapping[str, Any]) -> None:
             )
 
 
+def _fine_tuning(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    _at_most("fine_tuning.every", section["every"], "fine_tuning.steps", section["steps"])
+    pictures = parameters["data"]["splits"]["pairs"]
+    if pictures < 2 * LEAST_WATCHED:
+        raise ValueError(
+            f"data.splits.pairs is {pictures}; it must be at least {2 * LEAST_WATCHED}, since fewer in either half cannot alarm"
+        )
+
+
 def _sampled(name: str, section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     """Raise ValueError where arms are not sampled at the guidance of a chapter."""
     if "arm" in parameters:
@@ -684,6 +697,7 @@ CHAPTERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
     "tokens": partial(_sampled, "tokens"),
     "mitigation": _mitigation,
     "guarded": _guarded,
+    "fine_tuning": _fine_tuning,
     "bench": _bench,
     "one_laplacian": _one_laplacian,
 }

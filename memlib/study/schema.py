@@ -457,6 +457,17 @@ NOTEBOOKS: dict[str, type[Section]] = {
         shown=Several,
         seed=Seed,
     ),
+    "fine_tuning": section(
+        half=Literal["first", "second"],
+        steps=Count,
+        every=Count,
+        samples=Count,
+        sampling_steps=SamplingSteps,
+        sigma=Level,
+        draws=Count,
+        rate=OpenShare,
+        seed=Seed,
+    ),
     # Chapters
     "mixtures": section(repeats=Several, directions=Several, seed=Seed),
     "growth": section(sensitivity=OpenShare, shown=Count, seed=Seed),
@@ -492,6 +503,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
     "one_laplacian": section(seed=Seed),
     "audit": section(seed=Seed),
     "guard": section(shown=Count, seed=Seed),
+    "monitor": section(shuffles=Count, seed=Seed),
 }
 
 

@@ -50,7 +50,7 @@ def training_batch(
     return clean, noise, torch.randint(0, timesteps, (config.batch,), generator=generator)
 
 
-def _target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def training_target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """What the network is to predict, by the scheduler's prediction type."""
     kind = scheduler.config.prediction_type
     if kind == "v_prediction":
@@ -84,7 +84,7 @@ def train(
         batch = training_batch(images, copies, step, config, scheduler.config.num_train_timesteps)
         clean, noise, t = (part[shard].to(device) for part in batch)
         prediction = model(scheduler.add_noise(clean, noise, t), t).sample
-        return (prediction.float() - _target(scheduler, clean, noise, t)).square().mean()
+        return (prediction.float() - training_target(scheduler, clean, noise, t)).square().mean()
 
     run = optimise(network, loss_at, config, checkpoint, [images, copies])
     run.save(DDPMPipeline(network, scheduler), output, checkpoint)

@@ -1,0 +1,93 @@
+"""Repeated looks: the levels, the test's p-values, false alarms of a whole run by simulation, and that a memoriser is told."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from memlib.evaluation.looks import judge, level_at, look_p_values
+
+
+def test_the_levels_sum_to_alpha() -> None:
+    levels = [level_at(look, 0.05) for look in range(1, 10**5)]
+    assert sum(levels) == pytest.approx(0.05, abs=1e-6)
+    assert sum(levels) < 0.05
+    assert levels[0] == 0.025
+
+
+def exact(trained: np.ndarray, heldout: np.ndarray) -> float:
+    """The share of all ways to choose the trained items whose rank sum is as large."""
+    ranks = np.concatenate([trained, heldout]).argsort().argsort()
+    chosen = np.array([*combinations(range(len(ranks)), len(trained))])
+    return float(np.mean(ranks[chosen].sum(1) >= ranks[: len(trained)].sum()))
+
+
+def test_p_values_of_small_groups_are_those_of_all_permutations() -> None:
+    rng = np.random.default_rng(0)
+    trained, heldout = rng.normal(0.8, 1, (20, 5)), rng.normal(0, 1, (20, 6))
+    found = look_p_values(trained, heldout)
+    assert found == pytest.approx([exact(a, b) for a, b in zip(trained, heldout, strict=True)])
+
+
+def test_p_values_of_larger_groups_are_no_smaller_where_an_alarm_is_decided() -> None:
+    rng = np.random.default_rng(1)
+    trained, heldout = rng.normal(1.1, 1, (40, 9)), rng.normal(0, 1, (40, 9))
+    truth = np.array([exact(a, b) for a, b in zip(trained, heldout, strict=True)])
+    decided = truth < 0.025
+    assert decided.sum() > 10
+    assert (look_p_values(trained, heldout) >= truth)[decided].all()
+
+
+RUNS, LOOKS, EACH = 3000, 20, 24
+
+
+def paths(drift: float, seed: int) -> np.ndarray:
+    """Changes [RUNS, LOOKS, 2 EACH] of a training that moves all items together and each by itself, trained ones by a drift."""
+    rng = np.random.default_rng(seed)
+    own = rng.standard_t(3, (RUNS, LOOKS, 2 * EACH)).cumsum(1)
+    common = rng.normal(0, 5, (RUNS, LOOKS, 1)).cumsum(1)
+    own[..., :EACH] += drift * np.arange(1, LOOKS + 1)[:, None]
+    return own + common
+
+
+def alarms(changes: np.ndarray, levels: np.ndarray) -> float:
+    return float((look_p_values(changes[..., :EACH], changes[..., EACH:]) <= levels).any(1).mean())
+
+
+def test_without_memorisation_a_whole_run_alarms_at_most_at_the_stated_rate() -> None:
+    alpha = 0.05
+    levels = np.array([level_at(look, alpha) for look in range(1, LOOKS + 1)])
+    changes = paths(0.0, 2)
+    error = 3 * (alpha * (1 - alpha) / RUNS) ** 0.5
+    assert alarms(changes, levels) <= alpha + error
+    assert alarms(changes, np.full(LOOKS, alpha)) > 2 * alpha  # which each look by itself would not hold
+
+
+def test_independent_looks_alarm_at_the_stated_rate_too() -> None:
+    rng = np.random.default_rng(3)
+    levels = np.array([level_at(look, 0.2) for look in range(1, LOOKS + 1)])
+    found = alarms(rng.normal(size=(RUNS, LOOKS, 2 * EACH)), levels)
+    assert 0.12 < found <= 0.2 + 3 * (0.16 / RUNS) ** 0.5
+
+
+def test_trained_items_that_drift_are_told() -> None:
+    levels = np.array([level_at(look, 0.05) for look in range(1, LOOKS + 1)])
+    assert alarms(paths(2.0, 4), levels) > 0.99
+
+
+def test_a_look_names_the_items_beyond_the_held_out_ones() -> None:
+    heldout = np.linspace(-1, 1, 60)
+    trained = np.concatenate([np.full(12, 5.0), np.linspace(-1, 1, 28)])
+    look = judge(trained, heldout, 2, 0.05, 0.1)
+    assert look.named[:12].all()
+    assert look.named.sum() < 16
+    assert look.level == level_at(2, 0.05)
+    assert look.told_apart == (look.p_value <= look.level)
+    assert judge(trained + 5, heldout, 2, 0.05, 0.1).told_apart
+    assert not judge(-trained - 5, heldout, 2, 0.05, 0.1).told_apart
+
+
+def test_a_training_that_has_diverged_is_no_alarm() -> None:
+    look = judge([1.0, np.nan, 3.0], [0.0, 0.0, 0.0], 1, 0.05, 0.1)
+    assert (look.p_value, look.told_apart, look.named.sum()) == (1.0, False, 0)
+    assert np.isnan(look.auroc.value)
