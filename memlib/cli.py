@@ -122,7 +122,7 @@ def _score(options: argparse.Namespace) -> None:
     from memlib.score import Table, write_tables
 
     workers = None
-    if options.ray:
+    if options.ray is not None:
         from memlib.cluster import Source, connect, located, score_batches
 
         needed = [path for path in (options.model, options.reference, options.images) if path is not None]
@@ -143,7 +143,7 @@ def _score(options: argparse.Namespace) -> None:
     )
     tables = [Table(items, each, setting, options.output / f"{each.name}.parquet", notes) for each in detectors]
     digest = weights_digest(field)
-    if options.ray:
+    if options.ray is not None:
         reference = None if options.reference is None else located(options.reference)
         source = Source(located(options.model), options.dtype, options.rows, digest, reference)
         workers = partial(score_batches, source)

@@ -5,6 +5,7 @@ may round by the size of a call, and by the place of an item in it. Items have s
 bytes on machines of one kind. Pictures in files are read by the workers; what they have scored is written by this process.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -78,7 +79,7 @@ def connect(address: str, needed: Sequence[str | Path] = ()) -> None:
 
 def _look(paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """What of some paths is not on this machine, and what decides how it computes."""
-    versions = {name: metadata.version(name) for name in VERSIONS} | {"memlib": package_digest()}
+    versions = {name: metadata.version(name).partition("+")[0] for name in VERSIONS} | {"memlib": package_digest()}
     return [path for path in paths if not Path(path).exists()], versions
 
 
@@ -170,6 +171,7 @@ def score_batches(source: Source, batches: Sequence[Sequence[Job]], share: bool)
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     kind, count = _processors()
     for start in range(0, len(batches), WINDOW):
         window = batches[start : start + WINDOW]
@@ -187,11 +189,12 @@ def score_batches(source: Source, batches: Sequence[Sequence[Job]], share: bool)
             **{f"num_{kind.lower()}s": 1},
         )
         try:
-            for row in found.iter_rows():
-                if row["refusal"]:
-                    raise ValueError(row["refusal"])
-                paths = [job.path for job in window[row["number"]]]
-                yield list(zip(paths, row["scores"], strict=True))
+            for block in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for row in block.to_pylist():
+                    if row["refusal"]:
+                        raise ValueError(row["refusal"])
+                    paths = [job.path for job in window[row["number"]]]
+                    yield list(zip(paths, row["scores"], strict=True))
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"workers of the Ray cluster were lost ({reason}); {GOES_ON}") from error
