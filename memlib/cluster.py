@@ -202,14 +202,16 @@ def score_batches(source: Source, batches: Sequence[Sequence[Job]], share: bool)
 
 def _sent(jobs: Sequence[Job]) -> list[Job]:
     """Jobs as they are sent: pictures in files by their paths, and nothing that a worker has of its own."""
-    sent: dict[int, Items] = {}
-    for job in jobs:
-        parts: dict[str, Any] = {"training": None, "captions": None, "reference": None}
-        for name in ("pictures", "samples"):
-            value = getattr(job.items, name)
-            if isinstance(value, Tensor):
-                parts[name] = value.clone()  # the rows alone, not all that they are a view of
-            elif isinstance(value, PictureFiles):
-                parts[name] = replace(value, folder=value.folder.resolve())
-        sent.setdefault(id(job.items), replace(job.items, **parts))
+    sent = {key: _bare(items) for key, items in {id(job.items): job.items for job in jobs}.items()}
     return [job._replace(items=sent[id(job.items)]) for job in jobs]
+
+
+def _bare(items: Items) -> Items:
+    parts: dict[str, Any] = {"training": None, "captions": None, "reference": None}
+    for name in ("pictures", "samples"):
+        value = getattr(items, name)
+        if isinstance(value, Tensor):
+            parts[name] = value.clone()  # the rows alone, not all that they are a view of
+        elif isinstance(value, PictureFiles):
+            parts[name] = replace(value, folder=value.folder.resolve())
+    return replace(items, **parts)
