@@ -1,15 +1,19 @@
 """Scores by the workers of a Ray cluster: the bytes of a single process, workers that are killed, and what is refused."""
 
 import os
+import pickle
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 import torch
 from conftest import scheduler, small_pipeline, small_unet
@@ -17,13 +21,16 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from memlib import cli
-from memlib.cluster import _sent
+from memlib.cluster import Source, Worker, _sent
 from memlib.datasets.items import PictureFiles, load_items
 from memlib.detectors import find
-from memlib.detectors.api import Items
-from memlib.score import Job
+from memlib.detectors.api import Detector, Items, Scores
+from memlib.fields.digest import weights_digest
+from memlib.fields.load import load_field
+from memlib.score import Job, Made, Table, Workers, write_tables
 
 PICTURES = 40
+USUAL = {"sigma": 0.2, "draws": [1]}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +79,68 @@ def test_of_tensors_only_the_rows_of_a_batch_are_sent() -> None:
     assert first.items.training is None
     assert first.items.ids == ["2", "3"]
     assert first.items.pictures.untyped_storage().nbytes() == 2 * 48 * 4
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
+    """A worker in this process, with nothing of Ray but its names."""
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda given: given, cloudpickle=pickle))
+
+    def made(model: str = "model", digest: str | None = None) -> Worker:
+        digest = weights_digest(load_field("model", rows=3)) if digest is None else digest
+        return Worker(Source(str(Path(model).resolve()), "float32", 3, digest, "reference"), None, None)
+
+    return made
+
+
+def asked(worker: Worker, jobs: Sequence[Job]) -> dict:
+    """What a worker gives for a batch that went to it as bytes."""
+    return worker(pa.table({"number": [0], "jobs": [pickle.dumps((_sent(jobs), True))]})).to_pylist()[0]
+
+
+def test_batches_that_workers_do_in_any_order_give_the_same_bytes(
+    worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """Those that were done before all was killed are not done again."""
+    field, done = load_field("model", rows=3), []
+    items, notes = load_items(images="pictures", reference=load_field("reference", rows=3))
+
+    def write(folder: str, workers: Workers | None = None) -> dict[str, bytes]:
+        names = ("loss", "calibrated_loss")
+        tables = [Table(items, find(name), [USUAL], tmp_path / folder / f"{name}.parquet", notes) for name in names]
+        write_tables(field, tables, "model", 4, workers=workers)
+        return {path.name: path.read_bytes() for path in sorted((tmp_path / folder).iterdir())}
+
+    def others(stop: int | None, batches: Sequence[Sequence[Job]], share: bool) -> Iterator[list[Made]]:
+        assert share
+        mine = worker()
+        for jobs in list(reversed(batches))[:stop]:
+            done.append(jobs[0].items.ids[0])
+            assert isinstance(jobs[0].items.pictures, PictureFiles), "nothing is read here"
+            yield list(zip([job.path for job in jobs], asked(mine, jobs)["scores"], strict=True))
+        if stop is not None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write("together", partial(others, 4))
+    assert write("together", partial(others, None)) == write("alone")
+    assert len(done) == len(set(done)) == 10
+
+
+def test_a_worker_that_sees_another_model_or_none_says_so(worker: Callable[..., Worker]) -> None:
+    items, _ = load_items(images="pictures")
+    jobs = [Job(items.part(0, 2), find("loss"), [USUAL], Path("a"))]
+    assert asked(worker(), jobs)["refusal"] == ""
+    for other, message in ((worker(digest="0"), "is another model than here"), (worker("pictures"), "pictures")):
+        found = asked(other, jobs)
+        assert message in found["refusal"]
+        assert found["scores"] == []
+    unfit = [jobs[0]._replace(detector=Detector("zero", {"picture"}, ({},), zero), settings=[{}])]
+    assert "the detector zero gave nan for the item '00.png'" in asked(worker(), unfit)["refusal"]
+
+
+def zero(field: object, items: Items) -> Scores:
+    return Scores(torch.zeros(len(items.ids)) / 0, 0)
 
 
 @pytest.mark.parametrize("command", ["score", "audit"])
