@@ -1,12 +1,13 @@
 # make study: the whole study and its book; make book: the book from the tables in git, without training;
 # make test: the tests; make smoke: every stage at toy size in a scratch copy; make bench: what things cost;
+# make scale: seconds and memory against the number of items, for the page of that name;
 # make audit MODEL=folder ARGS="--prompts file": what a model of yours has memorised, as a report;
 # make profile NAME=edges STAGES=estimators: a profile of profiles/ beside the default study.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: study book test audit profile smoke bench lint
+.PHONY: study book test audit profile smoke bench scale lint
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 study: $(READY)
@@ -32,6 +33,9 @@ smoke: $(READY)
 
 bench: $(READY)
 	python tests/bench.py
+
+scale: $(READY)
+	python tests/scale.py
 
 lint: $(READY)
 	ruff check --fix .

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from memlib.audit_report import Finding, Match, Section, Suspect, as_page
+from memlib.cluster import Source, connect, located, score_batches
 from memlib.datasets.collection import Collection, content_digests, picture_collection, prompt_collection
 from memlib.datasets.items import training_pictures
 from memlib.detectors import find
@@ -80,6 +82,7 @@ class Options:
     rows: int = 64
     dtype: str = "float32"
     device: str | None = None
+    ray: str | None = None
     replace: bool = False
     command: str = ""
 
@@ -154,6 +157,11 @@ def audit(options: Options) -> Path:
     check_options(options)
     choose_device(options.device)
     started = time.monotonic()
+    if options.ray is not None:
+        connect(
+            options.ray,
+            [path for path in (options.model, options.reference, options.images, options.null_images) if path],
+        )
     dtype = getattr(torch, options.dtype)
     field = load_field(options.model, dtype, options.rows)
     reference = load_field(options.reference, dtype, options.rows) if options.reference else None
@@ -229,6 +237,8 @@ def check_options(options: Options) -> None:
         raise ValueError(f"--show is {options.show}; it must be at least 0")
     if options.detectors and options.budget is not None:
         raise ValueError("give --detectors or --budget: with a budget the detector is chosen for you")
+    if options.ray is not None and options.device is not None:
+        raise ValueError("give --device or --ray: the workers of a cluster use the GPUs that they have")
     if options.setting and not options.detectors:
         raise ValueError("--setting is of named detectors; give --detectors, too")
     for name in options.detectors:
@@ -406,7 +416,10 @@ def score_all(
     choices: Mapping[str, Sequence[Choice]],
     beside: Mapping[str, Any],
 ) -> None:
-    """Score all collections, nulls first, a part at a time: a table a part and detector; those that are there stay."""
+    """Score all collections, nulls first, a part at a time: a table a part and detector; those that are there stay.
+
+    The workers of a cluster are given all parts at once.
+    """
     sizes = {kind: calls * options.rows * processes().num_processes for kind, calls in CALLS.items()}
     parts = [
         (collection, start)
@@ -419,18 +432,24 @@ def score_all(
         f"{len(suspects.ids)} {suspects.kind}" + (f" and {len(nulls.ids)} nulls" if nulls is not None else "")
         for suspects, nulls in pairs
     )
-    for collection, start in progress(parts, f"parts of {counted}") if processes().is_main_process else parts:
-        items = replace(collection.read(collection.ids[start : start + sizes[collection.kind]]), **beside)
-        tables = [
-            Table(
-                items,
-                choice.detector,
-                choice.settings,
-                table_folder(options.output, collection, choice) / f"{start:08d}.parquet",
-            )
+
+    def tables(collection: Collection, start: int) -> list[Table]:
+        take = collection.read if options.ray is None else collection.refer
+        items = replace(take(collection.ids[start : start + sizes[collection.kind]]), **beside)
+        folder = partial(table_folder, options.output, collection)
+        return [
+            Table(items, choice.detector, choice.settings, folder(choice) / f"{start:08d}.parquet")
             for choice in choices[collection.kind]
         ]
-        write_tables(field, tables, digest, tell=False)
+
+    if options.ray is not None:
+        reference = None if options.reference is None else located(options.reference)
+        source = Source(located(options.model), options.dtype, options.rows, digest, reference)
+        every = [table for part in parts for table in tables(*part)]
+        write_tables(field, every, digest, workers=partial(score_batches, source))
+        return
+    for part in progress(parts, f"parts of {counted}") if processes().is_main_process else parts:
+        write_tables(field, tables(*part), digest, tell=False)
 
 
 def table_folder(output: Path, collection: Collection, choice: Choice) -> Path:

@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=64, help="items in one call of the network")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--replace", action="store_true", help="replace a table of another model, setting or items")
+    _ray_option(parser)
+
+
+def _ray_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ray",
+        metavar="auto|HOST:PORT",
+        help="score by the workers of a Ray cluster: of this machine, started if there is none, or at an address",
+    )
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +121,13 @@ def _score(options: argparse.Namespace) -> None:
     from memlib.processes import processes
     from memlib.score import Table, write_tables
 
+    workers = None
+    if options.ray is not None:
+        from memlib.cluster import Source, connect, located, score_batches
+
+        needed = [path for path in (options.model, options.reference, options.images) if path is not None]
+        connect(options.ray, needed)
+        processes().device = torch.device("cpu")  # the GPUs are the workers'
     dtype = getattr(torch, options.dtype)
     field = load_field(options.model, dtype, options.rows)
     items, notes = load_items(
@@ -125,7 +142,12 @@ def _score(options: argparse.Namespace) -> None:
         reference=load_field(options.reference, dtype, options.rows) if options.reference else None,
     )
     tables = [Table(items, each, setting, options.output / f"{each.name}.parquet", notes) for each in detectors]
-    write_tables(field, tables, weights_digest(field), options.batch, options.replace)
+    digest = weights_digest(field)
+    if options.ray is not None:
+        reference = None if options.reference is None else located(options.reference)
+        source = Source(located(options.model), options.dtype, options.rows, digest, reference)
+        workers = partial(score_batches, source)
+    write_tables(field, tables, digest, options.batch, options.replace, workers=workers)
     first = processes().is_main_process
     for table in tables if first else ():
         print(table.output)
@@ -166,6 +188,7 @@ def _audit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--device", help="such as cpu, cuda, cuda:1 or mps (default: the one that is there)")
     parser.add_argument("--replace", action="store_true", help="replace another audit at the output")
+    _ray_option(parser)
 
 
 def _audit(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ larger for what is more likely memorised), `evaluations` (of the network, for th
 Its metadata says of which model, detector, settings and items it is. Equal runs give equal bytes, whatever the number of items
 in a batch, their order, or the number of processes: an item's randomness depends on its id and the seed, every call of a
 network has the same number of rows, and on a processor it has one thread (more of them round by how they share the rows: start
-more processes instead).
+more processes instead). Workers of a Ray cluster are given the batches of a single process (see `memlib.cluster`).
 """
 
 import dataclasses
@@ -17,10 +17,11 @@ import marshal
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from memlib.datasets.items import PictureFiles
 from memlib.detectors.api import Detector, Items, Scores, as_list
 from memlib.fields.digest import weights_digest
 from memlib.fields.memory import counting
@@ -47,6 +49,7 @@ DIFFERENT = {
     "seed": "with another seed",
     "items": "of other items",
 }
+READ = 64  # pictures that are read at a time
 FORGOTTEN_SECONDS = 24 * 3600  # after which nobody goes on with the batches that a killed run has left
 
 
@@ -62,6 +65,20 @@ class Table:
     settings: Sequence[Mapping[str, Any]]
     output: Path
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Job(NamedTuple):
+    """A batch of items that a detector is to score at some settings, and where the file of its scores is to lie."""
+
+    items: Items
+    detector: Detector
+    settings: Sequence[Mapping[str, Any]]
+    path: Path
+
+
+Made = tuple[Path, bytes]  # the file of a job's scores
+# Who does the jobs of batches, sharing what is computed or not, in any order
+Workers = Callable[[Sequence[Sequence[Job]], bool], Iterator[Sequence[Made]]]
 
 
 class Cost(NamedTuple):
@@ -97,6 +114,7 @@ def write_tables(
     replace: bool = False,
     share: bool = True,
     tell: bool = True,
+    workers: Workers | None = None,
 ) -> dict[Path, Cost]:
     """Write tables of scores of one model; give what each that was written has cost, in the first of several processes.
 
@@ -104,8 +122,9 @@ def write_tables(
     computed without them) are scored at a time, by all detectors in turn: with `share`, what one has asked the network is not
     computed again for another (see `memlib.fields.memory`). Batches are kept in a folder beside the output until all tables
     are there, from which a run that was killed goes on. Processes started together (by accelerate or torchrun) share the
-    batches. `model` names the weights (see `weights_digest`). A table that is there, of the same model, detector, settings and
-    items, stays as it is, unless `replace`. With `tell` it is told how far each is.
+    batches; `workers` do all of them in place of this process. `model` names the weights (see `weights_digest`). A table that
+    is there, of the same model, detector, settings and items, stays as it is, unless `replace`. With `tell` it is told how far
+    each is.
 
     Raises ValueError, before any work, for settings that a detector does not know, items that lack what it needs, ids that
     are there twice, no items at all, and an output that holds another table (unless `replace`); and for scores that are not
@@ -122,9 +141,12 @@ def write_tables(
     loops: dict[tuple[int, tuple[str, ...]], list[tuple[Table, dict[str, Any], Path]]] = {}
     for table, about in todo:
         size = batch or _usual_batch(table, rows)
-        code = [_package_digest(), _source(table.detector)]
+        code = [package_digest(), _source(table.detector)]
         parts = table.output.with_name(f"{table.output.stem}.{_digest([about, size, rows, code])[:12]}.parts")
         loops.setdefault((size, tuple(table.items.ids)), []).append((table, about, parts))
+    if workers is not None:
+        asked = [_batches([(table, parts) for table, _, parts in loop], size) for (size, _), loop in loops.items()]
+        _collect([batch for batches in asked for batch in batches], workers, share)
     for (size, _), loop in loops.items():
         _score_batches(field, [(table, parts) for table, _, parts in loop], size, share, tell)
         state.wait_for_everyone()
@@ -142,7 +164,7 @@ def _write_whole(table: Table, about: Mapping[str, Any], parts: Path, size: int)
     paths = [parts / f"{start}.parquet" for start in range(0, len(table.items.ids), size)]
     found = [pd.read_parquet(path) for path in paths]
     whole = pd.concat([*found, _unread(table.notes, found)], ignore_index=True)
-    _write(table.output, whole.sort_values(["setting", "item"], ignore_index=True), about)
+    _write(table.output, _as_parquet(whole.sort_values(["setting", "item"], ignore_index=True), about))
     return Cost(*map(sum, zip(*(_metadata(path)["cost"] for path in paths), strict=True)))
 
 
@@ -178,13 +200,15 @@ def _planned(
 
 
 def _sorted(items: Items) -> Items:
-    """The items by their ids; raises ValueError where there are none, or two of an id."""
+    """The items by their ids, read only where they are not in order; raises ValueError for none, and for two of an id."""
     ids = sorted(items.ids)
     doubled = next((first for first, second in pairwise(ids) if first == second), None)
     if doubled is not None:
         raise ValueError(f"the item {doubled!r} is there twice; every item needs an id of its own")
     if not ids:
         raise ValueError("there are no items to be scored")
+    if ids == list(items.ids):
+        return items
     return items.rows(sorted(range(len(ids)), key=items.ids.__getitem__))
 
 
@@ -209,32 +233,59 @@ def _is_there(output: Path, about: Mapping[str, Any], replace: bool) -> bool:
     return True
 
 
-def _score_batches(
-    field: NetworkField | None, tables: Sequence[tuple[Table, Path]], size: int, share: bool, tell: bool
-) -> None:
-    """Score this process's share of the batches of the tables' items, but what is there, and keep each in its folder.
+def _batches(tables: Sequence[tuple[Table, Path]], size: int) -> list[list[Job]]:
+    """The batches of the tables' items, each with the jobs whose scores do not yet lie in the table's folder.
 
     tables: of the same ids, each with its folder.
     """
-    state, ids = processes(), tables[0][0].items.ids
-    starts = list(range(0, len(ids), size))[state.process_index :: state.num_processes]
-    missing = {
-        start: [(table, path) for table, parts in tables if not (path := parts / f"{start}.parquet").exists()]
-        for start in starts
-    }
-    todo = [start for start in starts if missing[start]]
-    what = f"{tables[0][0].detector.name if len(tables) == 1 else f'{len(tables)} tables'} of {len(ids)} items"
-    for start in progress(todo, what, len(starts) - len(todo)) if tell and state.is_main_process else todo:
-        given = [each for table, _ in missing[start] for each in (field, table.items.reference) if each is not None]
-        with one_thread(), counting(*{each.network for each in given}) as count:
-            own = {id(each): _of_batch(each, given[0].rows, share) for each in given}
-            for table, path in missing[start]:
-                items = table.items.rows(range(len(ids))[start : start + size])
-                items = dataclasses.replace(items, reference=own.get(id(items.reference)))
-                made, begun = count.made, time.perf_counter()
-                scores = _scores(own.get(id(field)), items, table.detector, table.settings)
-                cost = Cost(count.made - made, round(time.perf_counter() - begun, 3))
-                _write(path, scores, {"cost": cost})
+    found = []
+    for start in range(0, len(tables[0][0].items.ids), size):
+        parts = {id(table.items): table.items.part(start, start + size) for table, _ in tables}
+        jobs = [
+            Job(parts[id(table.items)], table.detector, table.settings, folder / f"{start}.parquet")
+            for table, folder in tables
+        ]
+        found.append([job for job in jobs if not job.path.exists()])
+    return found
+
+
+def _score_batches(
+    field: NetworkField | None, tables: Sequence[tuple[Table, Path]], size: int, share: bool, tell: bool
+) -> None:
+    """Score this process's share of the batches of the tables' items, but what is there, and keep each in its folder."""
+    state = processes()
+    own = _batches(tables, size)[state.process_index :: state.num_processes]
+    todo = [jobs for jobs in own if jobs]
+    count = len(tables[0][0].items.ids)
+    what = f"{tables[0][0].detector.name if len(tables) == 1 else f'{len(tables)} tables'} of {count} items"
+    for jobs in progress(todo, what, len(own) - len(todo)) if tell and state.is_main_process else todo:
+        for path, content in score_jobs(field, jobs, share):
+            _write(path, content)
+
+
+def _collect(batches: Sequence[Sequence[Job]], workers: Workers, share: bool) -> None:
+    """Have workers do the jobs of batches, and keep the scores as they come."""
+    todo = [jobs for jobs in batches if jobs]
+    told = progress(todo, f"{len(batches)} batches", len(batches) - len(todo))
+    for _, made in zip(told, workers(todo, share), strict=True):
+        for path, content in made:
+            _write(path, content)
+
+
+def score_jobs(field: NetworkField | None, jobs: Sequence[Job], share: bool) -> Iterator[Made]:
+    """The files of the scores of a batch, one job after the other; its pictures are read here."""
+    given = [each for job in jobs for each in (field, job.items.reference) if each is not None]
+    parts = {id(job.items): job.items for job in jobs}
+    read = {key: items.rows(range(len(items.ids))) for key, items in parts.items()}
+    with one_thread(), counting(*{each.network for each in given}) as count:
+        own = {id(each): _of_batch(each, given[0].rows, share) for each in given}
+        for job in jobs:
+            items = read[id(job.items)]
+            items = dataclasses.replace(items, reference=own.get(id(items.reference)))
+            made, begun = count.made, time.perf_counter()
+            scores = _scores(own.get(id(field)), items, job.detector, job.settings)
+            cost = Cost(count.made - made, round(time.perf_counter() - begun, 3))
+            yield job.path, _as_parquet(scores, {"cost": cost})
 
 
 def _of_batch(field: NetworkField, rows: int, share: bool) -> NetworkField:
@@ -252,7 +303,7 @@ def _remove_parts(output: Path, parts: Path) -> None:
 
 
 @cache
-def _package_digest() -> str:
+def package_digest() -> str:
     """Digest of this package's code: batches scored by other code are not gone on with."""
     package = Path(__file__).parent
     return _digest([path.read_text() for path in sorted(package.rglob("*.py"))])
@@ -330,11 +381,18 @@ def _unread(notes: Mapping[str, str], scored: list[pd.DataFrame]) -> pd.DataFram
     return pd.DataFrame(rows, columns=SCHEMA.names)
 
 
-def _write(path: Path, table: pd.DataFrame, about: Mapping[str, Any]) -> None:
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _as_parquet(table: pd.DataFrame, about: Mapping[str, Any]) -> bytes:
+    """The file of a table; equal tables give equal bytes."""
     metadata = {KEY: json.dumps(about, sort_keys=True).encode()}
     arrow = pa.Table.from_pandas(table, SCHEMA, preserve_index=False).replace_schema_metadata(metadata)
-    with atomic_write(path) as temporary:
-        pq.write_table(arrow, temporary, compression="zstd")
+    file = BytesIO()
+    pq.write_table(arrow, file, compression="zstd")
+    return file.getvalue()
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -360,6 +418,11 @@ def _items_digest(items: Items, needs: set[str]) -> str:
 
 
 def _content(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).hexdigest()
+    if isinstance(value, Tensor | PictureFiles):
+        digest = hashlib.sha256()
+        for start in range(0, value.shape[0], READ):
+            part = value[start : start + READ]
+            rows = part if isinstance(part, Tensor) else part[range(part.shape[0])]
+            digest.update(rows.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
     return weights_digest(value) if isinstance(value, NetworkField) else list(value)

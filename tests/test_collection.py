@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
 def test_parts_of_a_folder_are_the_items_of_the_whole(folder: Path) -> None:
     found = picture_collection(folder, [], SIZE, 7)
     whole, _ = load_items(images=folder, size=SIZE, seed=7)
+    whole = whole.rows(range(4))
     assert found.ids == whole.ids == ["a.png", "b.png", "c.png", "d.png"]
     part = found.read(["c.png", "b.png"])
     assert torch.equal(part.pictures, whole.pictures[[2, 1]])

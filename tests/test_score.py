@@ -265,6 +265,7 @@ def test_tables_of_the_same_items_share_one_sorted_copy(
     pixel: tuple[UNetField, Items], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field, items = pixel
+    items = items.rows([1, 0, *range(2, N)])
     copies, rows = [], Items.rows
     monkeypatch.setattr(Items, "rows", lambda items, chosen: copies.append(len(chosen)) or rows(items, chosen))
     tables = [Table(items, find(name), [], tmp_path / f"{name}.parquet") for name in ("length", "pia", "png_size")]
@@ -293,7 +294,7 @@ def test_batches_of_other_code_are_not_gone_on_with(
         score(field, items, typed(2), [], path, batch=2)
     handle.remove()
     if edited == "package":
-        monkeypatch.setattr("memlib.score._package_digest", lambda: "other")
+        monkeypatch.setattr("memlib.score.package_digest", lambda: "other")
     seen = Counted(field)
     found = score(field, items, typed(2 if edited == "package" else 3), [], path, batch=2)
     assert seen.evaluations == 3 * 8

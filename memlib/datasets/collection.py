@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memlib.datasets import folders
 from memlib.datasets import images as image_sets
-from memlib.datasets.items import is_image_set, open_pictures
+from memlib.datasets.items import PictureFiles, is_image_set, open_pictures
 from memlib.datasets.prompts import read_prompts
 from memlib.detectors.api import Items
 from memlib.progress import progress
@@ -24,7 +24,8 @@ Kind = Literal["pictures", "prompts"]
 class Collection:
     """N items of a kind, each once, with what is known of them before any is scored.
 
-    ids and digests (of their content): of the items that can be scored. read: the items of some ids. notes: why the others
+    ids and digests (of their content): of the items that can be scored. refer: the items of some ids, whose pictures stay in
+    their files. notes: why the others
     cannot be scored, by id. remarks: what else was found. source: where they come from.
     """
 
@@ -32,7 +33,7 @@ class Collection:
     source: str
     ids: list[str]
     digests: list[str]
-    read: Callable[[Sequence[str]], Items]
+    refer: Callable[[Sequence[str]], Items]
     notes: dict[str, str]
     remarks: list[str]
 
@@ -40,6 +41,10 @@ class Collection:
     def digest(self) -> str:
         """Of the ids, in their order."""
         return _digest("\0".join(self.ids).encode())
+
+    def read(self, ids: Sequence[str]) -> Items:
+        """The items of some ids."""
+        return self.refer(ids).rows(range(len(ids)))
 
 
 def picture_collection(
@@ -63,16 +68,13 @@ def picture_collection(
         notes |= unread
     captioned = any(known.get(name) for name in digests)
 
-    def read(ids: Sequence[str]) -> Items:
-        pictures, unread = open_pictures([folder / name for name in ids], size)
-        if unread:
-            raise ValueError(f"{next(iter(unread.values()))}; it could be read when the work began")
+    def refer(ids: Sequence[str]) -> Items:
         prompts = [known.get(name, "") for name in ids] if captioned else None
-        return Items(list(ids), seed, to_float(torch.stack([pictures[name] for name in ids])), prompts)
+        return Items(list(ids), seed, PictureFiles(folder, list(ids), tuple(size)), prompts)
 
     if not digests:
         raise ValueError(f"none of the pictures in {folder} can be scored: {next(iter(notes.values()))}")
-    return _distinct("pictures", str(folder), digests, read, notes)
+    return _distinct("pictures", str(folder), digests, refer, notes)
 
 
 def _image_set(folder: Path, splits: Sequence[str], size: tuple[int, int, int], seed: int) -> Collection:
@@ -90,14 +92,14 @@ def _image_set(folder: Path, splits: Sequence[str], size: tuple[int, int, int], 
     rows = {name: row for row, name in enumerate(ids)}
     _check_ids(ids, rows, folder)
 
-    def read(names: Sequence[str]) -> Items:
+    def refer(names: Sequence[str]) -> Items:
         chosen = [rows[name] for name in names]
         prompts = [captions[row] for row in chosen] if any(captions) else None
         return Items(list(names), seed, to_float(images[chosen]), prompts)
 
     digests = dict(zip(ids, content_digests(images), strict=True))
     source = f"{folder} ({', '.join(splits)})" if splits else str(folder)
-    return _distinct("pictures", source, digests, read, {})
+    return _distinct("pictures", source, digests, refer, {})
 
 
 def prompt_collection(path: str | Path, seed: int = 0) -> Collection:
@@ -119,25 +121,25 @@ def prompt_collection(path: str | Path, seed: int = 0) -> Collection:
     if not given:
         raise ValueError(f"{path} holds only empty prompts; give at least one prompt")
 
-    def read(names: Sequence[str]) -> Items:
+    def refer(names: Sequence[str]) -> Items:
         return Items(list(names), seed, prompts=[given[name] for name in names])
 
     digests = dict(zip(given, content_digests(given.values()), strict=True))
-    found = _distinct("prompts", str(path), digests, read, {})
+    found = _distinct("prompts", str(path), digests, refer, {})
     empty = sum(not prompt.strip() for prompt in prompts)
     repeated = len(prompts) - empty - len(found.ids)
     remarks = [
         *([f"{empty} empty prompts are left out"] if empty else []),
         *([f"{repeated} prompts that repeat an earlier one are counted once"] if repeated else []),
     ]
-    return Collection("prompts", found.source, found.ids, found.digests, read, {}, remarks)
+    return Collection("prompts", found.source, found.ids, found.digests, refer, {}, remarks)
 
 
 def _distinct(
     kind: Kind,
     source: str,
     digests: dict[str, str],
-    read: Callable[[Sequence[str]], Items],
+    refer: Callable[[Sequence[str]], Items],
     notes: dict[str, str],
 ) -> Collection:
     """Every content once, under its first id in order: a repeated item would be tested twice."""
@@ -147,7 +149,7 @@ def _distinct(
         if first.setdefault(digests[name], name) != name:
             repeats[name] = f"the same as {first[digests[name]]}, counted once"
     ids = [name for name in sorted(digests) if name not in repeats]
-    return Collection(kind, source, ids, [digests[name] for name in ids], read, notes | repeats, [])
+    return Collection(kind, source, ids, [digests[name] for name in ids], refer, notes | repeats, [])
 
 
 def _check_ids(ids: Sequence[str], distinct: dict[str, int], where: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,32 @@ from memlib.detectors.api import Items
 from memlib.fields import Field
 from memlib.files import atomic_write, suggest
 from memlib.tensors import to_float
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Pictures [N, C, H, W] in [-1, 1] in files of a folder, read when they are asked for.
+
+    size: channels, height and width that they had when they were looked at. Raises ValueError for one that has changed since.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    size: tuple[int, int, int]
+
+    @property
+    def shape(self) -> torch.Size:
+        """As of the tensor of all of them."""
+        return torch.Size([len(self.names), *self.size])
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> "PictureFiles | Tensor":
+        if isinstance(rows, slice):
+            return replace(self, names=self.names[rows])
+        names = [self.names[row] for row in rows]
+        found, unread = open_pictures([self.folder / name for name in names], self.size)
+        if unread:
+            raise ValueError(f"{next(iter(unread.values()))}; it could be read when the work began")
+        return to_float(torch.stack([found[name] for name in names]))
 
 
 def load_items(
@@ -80,8 +107,11 @@ def load_items(
 
 def _pictures(
     folder: Path, splits: Sequence[str], size: tuple[int, int, int] | None
-) -> tuple[list[str], Tensor, list[str] | None, dict[str, str]]:
-    """Ids (none of an image set without), pictures in [-1, 1], captions (None without any), and why some could not be read."""
+) -> tuple[list[str], Tensor | PictureFiles, list[str] | None, dict[str, str]]:
+    """Ids (none of an image set without), pictures in [-1, 1], captions (None without any), and why some could not be read.
+
+    The pictures of a folder stay in their files.
+    """
     if is_image_set(folder):
         image_set = image_sets.load(folder)
         if splits:
@@ -102,14 +132,18 @@ def _pictures(
         raise ValueError(f"there is no folder {folder} with pictures")
     paths = folders.picture_paths(folder)
     known = folders.captions(folder)
-    found, notes = open_pictures(paths, size)
-    if not found:
+    names, shapes, notes = [], set(), {}
+    for path in paths:
+        found, unread = open_pictures([path], size)
+        names += found
+        shapes |= {tuple(picture.shape) for picture in found.values()}
+        notes |= unread
+    if not names:
         raise ValueError(f"none of the pictures in {folder} can be scored: {next(iter(notes.values()))}")
-    shapes = {tuple(picture.shape) for picture in found.values()}
     if len(shapes) > 1:
         raise ValueError(f"the pictures in {folder} differ in size; give all of them one size")
-    captions = [known.get(name, "") for name in found]
-    return list(found), to_float(torch.stack([*found.values()])), captions if any(captions) else None, notes
+    captions = [known.get(name, "") for name in names]
+    return names, PictureFiles(folder, names, *shapes), captions if any(captions) else None, notes
 
 
 def open_pictures(paths: Sequence[Path], size: tuple[int, int, int] | None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -139,7 +173,7 @@ def training_pictures(
     if unread:
         first = next(iter(unread.values()))
         raise ValueError(f"all training pictures are needed, and {len(unread)} of them cannot be used: {first}")
-    return ids, pictures, captions
+    return ids, pictures if isinstance(pictures, Tensor) else pictures[range(len(ids))], captions
 
 
 def is_image_set(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt
 from torch import Tensor
@@ -42,18 +42,27 @@ class Scores(NamedTuple):
     reading: dict[str, Any] = {}  # noqa: RUF012
 
 
+class Rows(Protocol):
+    """A tensor [N, ...] whose rows are read when they are asked for: by their numbers; a slice is again of this kind."""
+
+    shape: Sequence[int]
+
+    def __getitem__(self, rows: Any) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Items:
     """What is scored: N items by their ids, with what is known of each.
 
-    pictures: [N, C, H, W] in [-1, 1]. prompts: N texts. samples: [N, n, C, H, W], generations of each prompt, in [-1, 1].
+    pictures: [N, C, H, W] in [-1, 1]; a detector is given the tensor itself. prompts: N texts. samples: [N, n, C, H, W],
+    generations of each prompt, in [-1, 1].
     training: [M, C, H, W], the pictures that the model was trained on; captions: M texts, theirs. reference: a field trained
     without the items. seed: decides, with an item's id, the item's randomness.
     """
 
     ids: Sequence[str]
     seed: int = 0
-    pictures: Tensor | None = None
+    pictures: Tensor | Rows | None = None
     prompts: Sequence[str] | None = None
     samples: Tensor | None = None
     training: Tensor | None = None
@@ -65,8 +74,13 @@ class Items:
         """A seed an item, from its id and the common seed."""
         return item_seeds(self.ids, self.seed)
 
+    def part(self, start: int, stop: int) -> "Items":
+        """The items of some rows that follow one another; nothing is read or copied."""
+        parts = {name: getattr(self, name) for name in ("ids", "prompts", "pictures", "samples")}
+        return replace(self, **{name: None if part is None else part[start:stop] for name, part in parts.items()})
+
     def rows(self, rows: Sequence[int]) -> "Items":
-        """The items of these rows, in this order."""
+        """The items of these rows, in this order; pictures that are in files are read."""
         texts = {"ids": self.ids, "prompts": self.prompts}
         tensors = {"pictures": self.pictures, "samples": self.samples}
         return replace(

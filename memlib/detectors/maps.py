@@ -81,8 +81,8 @@ def _reading(layers: Sequence[torch.nn.Module]) -> Iterator[list[Tensor]]:
 def attention(field: NetworkField, prompts: Sequence[str], y: Tensor, sigma: float) -> dict[str, Tensor]:
     """Attention of each place of y [N, C, H, W] to its prompt [N, H, W], the mean over heads and layers, by kind of token.
 
-    `words`: to all tokens between start and end. `end`: to the end token, the bright ending of Chen et al. (arXiv 2410.21665), who
-    read it at the last step. Layers of a coarser grid are repeated. Raises ValueError for a network without a U-Net's
+    `words`: to all tokens between start and end. `end`: to the end token, the bright ending of Chen et al. (arXiv 2410.21665),
+    who read it at the last step. Layers of a coarser grid are repeated. Raises ValueError for a network without a U-Net's
     cross-attention.
     """
     if not hasattr(field.network, "down_blocks"):

@@ -1,0 +1,243 @@
+"""Scores by the workers of a Ray cluster: the bytes of a single process, workers that are killed, and what is refused."""
+
+import os
+import pickle
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+from conftest import scheduler, small_pipeline, small_unet
+from diffusers import DDPMPipeline
+from PIL import Image
+
+from memlib import cli
+from memlib.cluster import Source, Worker, _sent
+from memlib.datasets.items import PictureFiles, load_items
+from memlib.detectors import find
+from memlib.detectors.api import Detector, Items, Scores
+from memlib.fields.digest import weights_digest
+from memlib.fields.load import load_field
+from memlib.score import Job, Made, Table, Workers, write_tables
+
+PICTURES = 40
+USUAL = {"sigma": 0.2, "draws": [1]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, pictures of which one is broken, training pictures and prompts."""
+    folder = tmp_path_factory.mktemp("cluster")
+    DDPMPipeline(small_unet(), scheduler()).save_pretrained(folder / "model")
+    DDPMPipeline(small_unet(seed=1), scheduler()).save_pretrained(folder / "reference")
+    small_pipeline().save_pretrained(folder / "text")
+    for name, count in (("pictures", PICTURES), ("training", 3)):
+        (folder / name).mkdir()
+        rng = np.random.default_rng(count)
+        for number in range(count):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / name / f"{number:02}.png")
+    (folder / "pictures" / "02.png").write_bytes(b"\x89PNG broken")
+    (folder / "prompts.txt").write_text("a red apple\nthe whale\na green tree\nthe big blue whale\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def test_pictures_in_files_are_those_of_the_tensor(folder: Path) -> None:
+    """A part stays in its files, rows are read, and what has changed since is said."""
+    items, _ = load_items(images=folder / "training")
+    assert isinstance(items.pictures, PictureFiles)
+    whole = items.rows(range(3)).pictures
+    assert items.pictures.shape == whole.shape == (3, 3, 8, 8)
+    part = items.part(1, 3)
+    assert isinstance(part.pictures, PictureFiles)
+    assert torch.equal(part.rows([1, 0]).pictures, whole[[2, 1]])
+    sent = _sent([Job(part, find("loss"), [], Path("a"))])[0].items
+    assert sent.pictures.folder.is_absolute()
+    assert torch.equal(sent.rows([0]).pictures, whole[1:2])
+
+
+def test_of_tensors_only_the_rows_of_a_batch_are_sent() -> None:
+    items = Items(
+        [str(number) for number in range(9)], pictures=torch.zeros(9, 3, 4, 4), training=torch.zeros(5, 3, 4, 4)
+    )
+    part = items.part(2, 4)
+    first, second = _sent([Job(part, find(name), [], Path(name)) for name in ("loss", "pia")])
+    assert first.items is second.items
+    assert first.items.training is None
+    assert first.items.ids == ["2", "3"]
+    assert first.items.pictures.untyped_storage().nbytes() == 2 * 48 * 4
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
+    """A worker in this process, with nothing of Ray but its names."""
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda given: given, cloudpickle=pickle))
+
+    def made(model: str = "model", digest: str | None = None) -> Worker:
+        digest = weights_digest(load_field("model", rows=3)) if digest is None else digest
+        return Worker(Source(str(Path(model).resolve()), "float32", 3, digest, "reference"), None, None)
+
+    return made
+
+
+def asked(worker: Worker, jobs: Sequence[Job]) -> dict:
+    """What a worker gives for a batch that went to it as bytes."""
+    return worker(pa.table({"number": [0], "jobs": [pickle.dumps((_sent(jobs), True))]})).to_pylist()[0]
+
+
+def test_batches_that_workers_do_in_any_order_give_the_same_bytes(
+    worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """Those that were done before all was killed are not done again."""
+    field, done = load_field("model", rows=3), []
+    items, notes = load_items(images="pictures", reference=load_field("reference", rows=3))
+
+    def write(folder: str, workers: Workers | None = None) -> dict[str, bytes]:
+        names = ("loss", "calibrated_loss")
+        tables = [Table(items, find(name), [USUAL], tmp_path / folder / f"{name}.parquet", notes) for name in names]
+        write_tables(field, tables, "model", 4, workers=workers)
+        return {path.name: path.read_bytes() for path in sorted((tmp_path / folder).iterdir())}
+
+    def others(stop: int | None, batches: Sequence[Sequence[Job]], share: bool) -> Iterator[list[Made]]:
+        assert share
+        mine = worker()
+        for jobs in list(reversed(batches))[:stop]:
+            done.append(jobs[0].items.ids[0])
+            assert isinstance(jobs[0].items.pictures, PictureFiles), "nothing is read here"
+            yield list(zip([job.path for job in jobs], asked(mine, jobs)["scores"], strict=True))
+        if stop is not None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write("together", partial(others, 4))
+    assert write("together", partial(others, None)) == write("alone")
+    assert len(done) == len(set(done)) == 10
+
+
+def test_a_worker_that_sees_another_model_or_none_says_so(worker: Callable[..., Worker]) -> None:
+    items, _ = load_items(images="pictures")
+    jobs = [Job(items.part(0, 2), find("loss"), [USUAL], Path("a"))]
+    assert asked(worker(), jobs)["refusal"] == ""
+    for other, message in ((worker(digest="0"), "is another model than here"), (worker("pictures"), "pictures")):
+        found = asked(other, jobs)
+        assert message in found["refusal"]
+        assert found["scores"] == []
+    unfit = [jobs[0]._replace(detector=Detector("zero", {"picture"}, ({},), zero), settings=[{}])]
+    assert "the detector zero gave nan for the item '00.png'" in asked(worker(), unfit)["refusal"]
+
+
+def zero(field: object, items: Items) -> Scores:
+    return Scores(torch.zeros(len(items.ids)) / 0, 0)
+
+
+@pytest.mark.parametrize("command", ["score", "audit"])
+def test_without_ray_the_extra_is_named(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit, match=r'Ray is not installed; install it with: pip install "memlib\[ray\]"'):
+        cli.main(
+            [
+                command,
+                "model",
+                "--images",
+                "pictures",
+                "--detectors",
+                "loss",
+                "--ray",
+                "auto",
+                "--output",
+                f"{tmp_path}/x",
+            ]
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_audit_takes_a_device_or_a_cluster() -> None:
+    with pytest.raises(SystemExit, match="give --device or --ray"):
+        cli.main(["audit", "model", "--images", "pictures", "--ray", "auto", "--device", "cpu"])
+
+
+def test_an_address_that_nothing_answers_at_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    for address in (nobody, "nowhere"):
+        with pytest.raises(SystemExit, match=f"no Ray cluster is reached at {address} .*; start one with `ray start`"):
+            score(tmp_path / "x", "--ray", address)
+    assert not (tmp_path / "x").exists()
+
+
+def score(
+    output: Path, *more: str, model: str = "model", items: tuple[str, str] = ("--images", "pictures")
+) -> dict[str, bytes]:
+    """Tables of two detectors with a reference, in small batches."""
+    names = {"--images": ("loss", "pia", "calibrated_loss"), "--prompts": ("magnitude",)}[items[0]]
+    reference = ["--reference", "reference"] if model == "model" else []
+    arguments = [*items, *reference, "--detectors", *names, "--rows", "3", "--batch", "3", "--output", str(output)]
+    cli.main(["score", model, *arguments, *more])
+    return {path.name: path.read_bytes() for path in sorted(output.glob("*.parquet"))}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two nodes on this machine, each of which lends a single processor."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    where = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(cli.__file__).parent.parent), where])  # of the workers
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(**node)
+        yield cluster.address
+    finally:
+        import ray
+
+        ray.shutdown()
+        cluster.shutdown()
+        os.environ["PYTHONPATH"] = where
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of this test's cluster that score."""
+    return [each for each in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(each.cmdline())]
+
+
+@pytest.mark.ci
+def test_two_nodes_give_the_bytes_of_one_process_though_a_worker_is_killed(address: str, tmp_path: Path) -> None:
+    """No row is lost or there twice, whichever worker does what; nothing is left beside the tables."""
+    alone, killed = score(tmp_path / "alone"), []
+
+    def kill() -> None:
+        folder = tmp_path / "together"
+        while not killed:
+            there = len(list(folder.glob("*.parts/*.parquet")))
+            if there and (found := workers()):
+                found[0].kill()
+                killed.append(there)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    together = score(tmp_path / "together", "--ray", address)
+    assert killed[0] < 3 * (PICTURES - 1) / 3, "it was killed in the middle of the work"
+    assert together == alone
+    assert len(alone) == 3
+    assert {path.suffix for path in (tmp_path / "together").iterdir()} == {".parquet"}
+    prompts = {"model": "text", "items": ("--prompts", "prompts.txt")}
+    assert score(tmp_path / "b", "--ray", address, **prompts) == score(tmp_path / "a", **prompts)
