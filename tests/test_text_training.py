@@ -23,6 +23,13 @@ from memlib.tensors import to_float, to_uint8
 from memlib.training import denoisers, loop, text_model, text_to_image
 
 
+def test_a_tokenizer_is_the_same_at_every_training_and_has_a_token_for_every_word() -> None:
+    words = [f"{a}{b}" for a in ("ab", "cd", "ef", "gh") for b in ("ba", "dc", "fe", "hg")]
+    made = [text_model.train_tokenizer(words, 8) for _ in range(8)]
+    assert len({each.backend_tokenizer.to_str() for each in made}) == 1
+    assert all(len(made[0].tokenize(word)) == 1 for word in words)
+
+
 @pytest.mark.ci
 def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) -> None:
     generator = torch.Generator().manual_seed(0)

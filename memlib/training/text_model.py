@@ -26,16 +26,17 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def train_tokenizer(captions: Iterable[str], length: int) -> CLIPTokenizer:
     """CLIP tokenizer in whose vocabulary every word of the captions is one token; prompts are cut and padded to `length`."""
     tokenizer = CLIPTokenizer().backend_tokenizer
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [*alphabet, *(letter + "</w>" for letter in alphabet)]
     trainer = BpeTrainer(
         vocab_size=10**6,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=letters,  # in this order, on which it breaks ties
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [START, END, *alphabet, *(letter + "</w>" for letter in alphabet), *sorted(model["vocab"])]
+    tokens = [START, END, *letters, *sorted(model["vocab"])]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     merges = [tuple(merge) for merge in model["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
