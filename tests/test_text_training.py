@@ -29,7 +29,7 @@ def test_a_tokenizer_is_the_same_in_every_process() -> None:
     """Of words whose merges tie: the order of a hash table, which differs between processes, must not decide."""
     made = """if True:
         from memlib.training.text_model import train_tokenizer
-        words = [a + b for a in ("ab", "cd", "ef", "gh", "ij") for b in ("ba", "dc", "fe", "hg", "ji")]
+        words = "a red apple on green ground, large, and the small blue whale with yellow pen behind grey stones".split()
         print(train_tokenizer(words, 8).backend_tokenizer.to_str())
     """
     runs = [subprocess.Popen([sys.executable, "-c", made], stdout=subprocess.PIPE, text=True) for _ in range(4)]
