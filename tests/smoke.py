@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from memlib.detectors import ALL
 from memlib.files import read_json
 from memlib.study import profiles
 
@@ -99,7 +100,11 @@ def check_edits(pages: set[str]) -> None:
     """What `dvc status` says after each kind of edit; `pages` are the chapters."""
     scores = yaml.safe_load(Path("params.yaml").read_text())["scores"]
     arms = yaml.safe_load(Path("params.yaml").read_text())["run"]["text_arms"]
-    family = {f"scores@{key}" for key in scores if key.endswith("p_laplacian")}
+    family = {
+        f"scores@{key}"
+        for key, entry in scores.items()
+        if any(ALL[table["detector"]].startswith("memlib.detectors.p_laplacian:") for table in entry["tables"].values())
+    }
     for path in ("memlib/datasets/sources.py", "memlib/training/loop.py", "memlib/detectors/volume.py"):
         with edited(path, lambda text: re.sub(r'"""', '"""More: ', text, count=1) + "\n\n# A comment.\n") as found:
             assert found == set(), f"a comment and a docstring in {path} would run {found}"

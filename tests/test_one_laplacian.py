@@ -236,6 +236,12 @@ def test_the_dearest_column_of_a_reading_is_taken() -> None:
     scores = pd.DataFrame(np.arange(20.0).reshape(2, 10), ["a", "b"], about.index)
     found = levels.at_level(scores, about, 0.2)
     assert found.to_dict("list") == {"loss": [1.0, 11.0], "FLIPD": [4.0, 14.0]}
+    own = pd.Series([5.0, 7.0], ["b", "z"])
+    found = levels.one_field(scores, about, 0.2, own)
+    assert [*found] == ["loss", "FLIPD", "growth", "magnitude"]
+    assert found["growth"].tolist() == [8.0, 18.0]
+    assert found["magnitude"].fillna(0).tolist() == [0.0, 5.0]
+    assert [*levels.one_field(scores, about, 0.2)] == ["loss", "FLIPD", "growth"]
     assert levels.common_level(about) == 0.2, "two detectors, against one at 0.8, which lies nearer to the middle"
     assert levels.common_level(about, {"loss": ("loss", {})}) == 0.8
 

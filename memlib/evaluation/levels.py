@@ -57,6 +57,17 @@ def at_level(
     return pd.DataFrame({name: scores[column] for name, column in columns.items() if column is not None})
 
 
+def one_field(
+    scores: pd.DataFrame, about: pd.DataFrame, sigma: float, magnitude: pd.Series | None = None
+) -> pd.DataFrame:
+    """`at_level`, the growth over all levels, and the magnitude of an item's own prompt, by item, nan where none was asked."""
+    found = at_level(scores, about, sigma)
+    found["growth"] = scores[dearest(about, "growth", rate_at=None)]
+    if magnitude is not None:
+        found["magnitude"] = magnitude.reindex(scores.index)
+    return found
+
+
 def common_level(about: pd.DataFrame, readings: Mapping[str, Reading] = ONE_FIELD) -> float:
     """The noise level at which the most of the readings were taken, of several the one nearest to the middle of the path."""
     detectors = {detector for detector, _ in readings.values()}
