@@ -1,7 +1,6 @@
 """Scores by the workers of a Ray cluster: the bytes of a single process, workers that are killed, and what is refused."""
 
 import os
-import pickle
 import socket
 import sys
 import threading
@@ -11,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -84,7 +84,7 @@ def test_of_tensors_only_the_rows_of_a_batch_are_sent() -> None:
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
     """A worker in this process, with nothing of Ray but its names."""
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda given: given, cloudpickle=pickle))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda given: given, cloudpickle=cloudpickle))
 
     def made(model: str = "model", digest: str | None = None) -> Worker:
         digest = weights_digest(load_field("model", rows=3)) if digest is None else digest
@@ -95,7 +95,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
 
 def asked(worker: Worker, jobs: Sequence[Job]) -> dict:
     """What a worker gives for a batch that went to it as bytes."""
-    return worker(pa.table({"number": [0], "jobs": [pickle.dumps((_sent(jobs), True))]})).to_pylist()[0]
+    return worker(pa.table({"number": [0], "jobs": [cloudpickle.dumps((_sent(jobs), True))]})).to_pylist()[0]
 
 
 def test_batches_that_workers_do_in_any_order_give_the_same_bytes(
