@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from memlib.audit_report import Finding, Match, Section, Suspect, as_page
@@ -27,6 +28,7 @@ from memlib.datasets.collection import Collection, content_digests, picture_coll
 from memlib.datasets.items import training_pictures
 from memlib.detectors import find
 from memlib.detectors.api import Detector, Items
+from memlib.detectors.maps import copied_map
 from memlib.detectors.text import lost_without_words, token_significance
 from memlib.evaluation.discovery import conformal_p_values, discoveries, fewest_nulls, most_false
 from memlib.evaluation.whole_set import LEAST, SetTest, set_test
@@ -43,8 +45,9 @@ from memlib.tables import parse_setting, setting_name
 from memlib.tensors import to_uint8
 
 BOUND = 0.05  # chance that a post-hoc bound on the false discoveries does not hold
-DRAWN = 10  # suspected prompts of which a picture is drawn, where there are training pictures to compare it with
+DRAWN = 10  # suspects of which a map is made and, where there are training pictures to compare it with, a picture drawn
 DRAWING_STEPS = 25
+MAP_LEVEL, MAP_DIRECTIONS = 1.0, 8  # of the map of what is copied
 CALLS = {
     "pictures": 2,
     "prompts": 4,
@@ -631,6 +634,9 @@ def _evidence(
     matches: list[Match | None] = [None] * len(names)
     if training is not None and compared is not None:
         matches[: len(compared)] = [nearest(picture, training) for picture in compared]
+    maps: list[NDArray[np.float64] | None] = [None] * len(names)
+    if compared is not None and items.prompts is not None:
+        maps[:DRAWN] = _copied(field, compared[:DRAWN], items.prompts[:DRAWN], items.seeds[:DRAWN])
     rows = []
     for number, name in enumerate(names):
         readings = [
@@ -646,6 +652,7 @@ def _evidence(
                 tokens[number],
                 readings,
                 matches[number],
+                maps[number],
             )
         )
     return rows
@@ -681,6 +688,15 @@ def _drawn(field: NetworkField, items: Items, seed: int) -> Tensor | None:
         return generate(field.pipe, items.prompts[:DRAWN], noise, DRAWING_STEPS, guidance, 2 * field.rows)[:, 0]
     except ValueError:
         return None
+
+
+def _copied(
+    field: NetworkField, pictures: Tensor, prompts: Sequence[str], seeds: Sequence[int]
+) -> list[NDArray[np.float64] | None]:
+    """Maps of what each prompt holds fixed in its picture; None for an empty prompt."""
+    field = field.with_rows(max(1, field.rows // 8))  # a backward pass keeps what a forward pass does not
+    maps = copied_map(field, pictures, prompts, MAP_LEVEL, MAP_DIRECTIONS, seeds).double().cpu().numpy()
+    return [each if prompt.strip() else None for each, prompt in zip(maps, prompts, strict=True)]
 
 
 def nearest(picture: Tensor, training: Training) -> Match:

@@ -249,6 +249,7 @@ def test_copies_are_looked_up_in_the_training_pictures(tmp_path: Path) -> None:
     _, page, _ = audit(tmp_path / "text", "text", "--prompts", "prompts.txt", "--training", there, "--rows", "8")
     assert page.text.count("drawn for this prompt") == 5
     assert page.text.count("nearest in training: ") == 5
+    assert page.text.count("the more its prompt holds it fixed") == 5, "a map beside each picture that was drawn"
 
 
 def test_an_image_set_is_audited_by_its_splits(tmp_path: Path) -> None:
