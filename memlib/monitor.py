@@ -235,7 +235,7 @@ class Monitor:
             return
         self.scores, self.started = pd.read_parquet(self.log / SCORES), True
         with suppress(pd.errors.EmptyDataError):
-            self.looks = pd.read_csv(self.log / LOOKS, float_precision="round_trip")
+            self.looks = pd.read_csv(self.log / LOOKS)
         if len(self.looks):
             self.looks = self.looks[self.looks["step"].isin(self.scores["step"])]
 
