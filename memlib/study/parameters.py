@@ -590,7 +590,12 @@ def _prompt_audit(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> 
 
 
 def _fine_tuning(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    _at_most("fine_tuning.every", section["every"], "fine_tuning.steps", section["steps"])
+    _at_most("fine_tuning.samples_every", section["samples_every"], "fine_tuning.steps", section["steps"])
+    if section["samples_every"] % section["every"]:
+        raise ValueError(
+            f"fine_tuning.samples_every is {section['samples_every']}; it must be a multiple of fine_tuning.every, "
+            f"{section['every']}"
+        )
     pictures = parameters["data"]["splits"]["pairs"]
     if pictures < 2 * LEAST_WATCHED:
         raise ValueError(

@@ -438,9 +438,9 @@ NOTEBOOKS: dict[str, type[Section]] = {
         seed=Seed,
     ),
     "fine_tuning": section(
-        half=Literal["first", "second"],
         steps=Count,
         every=Count,
+        samples_every=Count,
         samples=Count,
         sampling_steps=SamplingSteps,
         sigma=Level,
