@@ -5,7 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from memlib.evaluation.looks import judge, level_at, look_p_values
+from memlib.evaluation.intervals import Estimate
+from memlib.evaluation.looks import Look, judge, level_at, look_p_values
 
 
 def test_the_levels_sum_to_alpha() -> None:
@@ -85,6 +86,11 @@ def test_a_look_names_the_items_beyond_the_held_out_ones() -> None:
     assert look.told_apart == (look.p_value <= look.level)
     assert judge(trained + 5, heldout, 2, 0.05, 0.1).told_apart
     assert not judge(-trained - 5, heldout, 2, 0.05, 0.1).told_apart
+
+
+def test_an_alarm_is_a_p_value_at_or_below_the_level() -> None:
+    estimate, named = Estimate(0.7, 0.6, 0.8), np.zeros(2, dtype=bool)
+    assert [Look(estimate, p, 0.01, named).told_apart for p in (0.005, 0.01, 0.0101)] == [True, True, False]
 
 
 def test_a_training_that_has_diverged_is_no_alarm() -> None:
