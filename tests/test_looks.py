@@ -7,6 +7,7 @@ import pytest
 
 from memlib.evaluation.intervals import Estimate
 from memlib.evaluation.looks import Look, judge, level_at, look_p_values
+from memlib.evaluation.roc import auroc, auroc_value
 
 
 def test_the_levels_sum_to_alpha() -> None:
@@ -83,6 +84,8 @@ def test_a_look_names_the_items_beyond_the_held_out_ones() -> None:
     assert look.named[:12].all()
     assert look.named.sum() < 16
     assert look.level == level_at(2, 0.05)
+    assert look.auroc.value == pytest.approx(auroc_value(trained, heldout))
+    assert look.auroc == pytest.approx(auroc(trained, heldout), abs=0.03)
     assert look.told_apart == (look.p_value <= look.level)
     assert judge(trained + 5, heldout, 2, 0.05, 0.1).told_apart
     assert not judge(-trained - 5, heldout, 2, 0.05, 0.1).told_apart

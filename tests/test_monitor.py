@@ -18,6 +18,7 @@ from diffusers.training_utils import EMAModel
 
 from memlib.detectors import find
 from memlib.detectors.api import Items
+from memlib.evaluation.looks import judge
 from memlib.fields.load import field_of
 from memlib.monitor import LOOKS, SCORES, Monitor
 
@@ -117,6 +118,27 @@ def test_without_a_step_of_training_nothing_changes(tmp_path: Path) -> None:
     assert look["p_value"].item() > 0.4
     assert look["auroc"].item() == 0.5
     assert monitor.onset is None
+
+
+def test_a_look_judges_the_changes_since_the_first_look(tmp_path: Path) -> None:
+    """By two detectors, which share the rate of false alarms."""
+    network = small_unet()
+    detectors = {"loss": {"sigma": 0.2, "draws": [2]}, "length": {"sigma": 0.2}}
+    monitor = made(tmp_path, network, detectors=detectors)
+    for step in (0, 2, 4):
+        with torch.no_grad():
+            for weights in network.parameters():
+                weights.mul_(1.02)
+        monitor.step(step)
+    for number, step in enumerate((2, 4), 1):
+        for name, row in monitor.looks[monitor.looks["step"] == step].set_index("detector").iterrows():
+            scores = monitor.scores[monitor.scores["detector"] == name].set_index(["step", "picture"])["score"]
+            changes = (scores[step] - scores[0])[monitor.items.ids].to_numpy()
+            look = judge(changes[:EACH], changes[EACH:], number, 0.025, 0.1)
+            assert row[["auroc", "low", "high"]].tolist() == pytest.approx(list(look.auroc))
+            assert (row["p_value"], row["level"], row["named"]) == (look.p_value, look.level, look.named.sum())
+            assert row["told_apart"] == look.told_apart
+            assert row["evaluations"] == 2 * EACH * (2 if name == "loss" else 1)
 
 
 def test_it_looks_at_its_times_alone(tmp_path: Path) -> None:

@@ -483,7 +483,10 @@ UNFITTING = [
         {"fine_tuning.steps": 10, "fine_tuning.samples_every": 10, "fine_tuning.every": 5},
         "fine_tuning .laid over train and retrain.: train.warmup_steps",
     ),
-    ({"data.splits.pairs": 9, "pairs.copies": {4: 3}}, "data.splits.pairs is 9; it must be at least 10, since fewer"),
+    (
+        {"data.splits.pairs": 9, "pairs.copies": {4: 3}, "sets.modified": 3},
+        "data.splits.pairs is 9; it must be at least 10, since fewer",
+    ),
     ({"fine_tuning.sigma": 200.0}, "fine_tuning.sigma is 200.0; it must be a noise level"),
     ({"prompt_audit.runs": {60: 1}}, "prompt_audit.runs is 60; it must be at most prompt_audit.sampling_steps"),
     (
