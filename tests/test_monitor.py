@@ -37,6 +37,7 @@ def with_dropout() -> UNet2DModel:
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
+    network.conv_in.register_forward_hook(lambda *_: torch.rand(1) and None)  # which draws in evaluation, too
     return network
 
 
@@ -79,7 +80,8 @@ def trained(
         optimizer.zero_grad()
     assert network.training
     assert not network.mid_block.training
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules()]
+    assert sum(hooks) == len(network.conv_in._forward_hooks) == 1
     assert all(weights.requires_grad for weights in network.parameters())
     assert ema.temp_stored_params is None
     return [[weights.detach().tolist() for weights in (*network.parameters(), *ema.shadow_params)], states()]
@@ -225,6 +227,9 @@ def test_two_processes_share_the_pictures_and_one_writes(tmp_path: Path) -> None
 def test_text_to_image_pipelines_are_scored_under_their_prompts(tmp_path: Path, make: Callable) -> None:
     pipe = make()
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    for module in pipe.text_encoder.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.5
     for part in parts:
         part.train(part is not pipe.vae)
     prompts = [f"{WORDS[row % 2]} {row}" for row in range(2 * EACH)]
