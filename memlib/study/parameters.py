@@ -280,7 +280,7 @@ def _trainings(parameters: Mapping[str, Any]) -> None:
         "judge": (JudgeConfig, parameters["judge"]),
     }
     if "fine_tuning" in parameters:
-        own = {"steps": parameters["fine_tuning"]["steps"]}
+        own = {name: parameters["fine_tuning"][name] for name in ("steps", "learning_rate")}
         trainings["fine_tuning (laid over train and retrain)"] = TrainConfig, train | parameters["retrain"] | own
     for family, config in families:
         base, laid_over = parameters[config.section], parameters[f"{family}_arm"]

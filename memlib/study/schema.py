@@ -442,6 +442,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         every=Count,
         samples_every=Count,
         samples=Count,
+        learning_rate=Above,
         sampling_steps=SamplingSteps,
         sigma=Level,
         draws=Count,
