@@ -3,10 +3,11 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from memlib.evaluation.intervals import Estimate
-from memlib.evaluation.looks import Look, judge, level_at, look_p_values
+from memlib.evaluation.looks import Look, first_named, judge, level_at, look_p_values
 from memlib.evaluation.roc import auroc, auroc_value
 
 
@@ -89,6 +90,22 @@ def test_a_look_names_the_items_beyond_the_held_out_ones() -> None:
     assert look.told_apart == (look.p_value <= look.level)
     assert judge(trained + 5, heldout, 2, 0.05, 0.1).told_apart
     assert not judge(-trained - 5, heldout, 2, 0.05, 0.1).told_apart
+
+
+def test_items_are_first_named_at_the_earliest_look_that_names_them() -> None:
+    rng = np.random.default_rng(5)
+    items = [*(f"t{i}" for i in range(20)), *(f"h{i}" for i in range(60))]
+    changes = pd.DataFrame(rng.normal(size=(4, 80)), [10, 20, 30, 40], items)
+    changes.iloc[1, :8] += 20
+    changes.iloc[2:, 4:12] += 20  # four of them a second time
+    first = first_named(changes, items[:20], 0.1)
+    assert first[[f"t{i}" for i in range(8)]].tolist() == [20.0] * 8
+    assert first[[f"t{i}" for i in range(8, 12)]].tolist() == [30.0] * 4
+    assert len(first) < 16
+    assert not {*first.index} & {*items[20:]}
+    for step in changes.index:
+        look = judge(changes.loc[step, items[:20]], changes.loc[step, items[20:]], 1, 0.05, 0.1)
+        assert (first[first == step].index.isin(np.array(items[:20])[look.named])).all()
 
 
 def test_an_alarm_is_a_p_value_at_or_below_the_level() -> None:
