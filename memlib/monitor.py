@@ -219,7 +219,7 @@ class Monitor:
         """Take up the log that is there: the looks whose scores and rows both were written."""
         pictures = self.items.pictures.contiguous().numpy().tobytes() + json.dumps(self.items.prompts).encode()
         about = {
-            "pictures": hashlib.sha256(pictures).hexdigest(),
+            "pictures or prompts": hashlib.sha256(pictures).hexdigest(),
             "detectors": self.detectors,
             "seed": self.items.seed,
             "alpha": self.alpha,

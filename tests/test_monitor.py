@@ -181,6 +181,8 @@ def test_a_log_is_gone_on_with_and_later_looks_are_dropped(tmp_path: Path) -> No
     for changes, message in (
         ({"heldout": pictures(seed=1)[:EACH]}, "other pictures"),
         ({"seed": 1}, "other seed"),
+        ({"alpha": 0.01}, "other alpha"),
+        ({"rate": 0.2}, "other rate"),
         ({"detectors": {"length": {"sigma": 0.2}}}, "other detectors"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -245,6 +247,10 @@ def test_text_to_image_pipelines_are_scored_under_their_prompts(tmp_path: Path, 
     (expected,) = find("loss").score(field, items, sigma=1.0, draws=[4], prompt=True)
     scores = monitor.scores.set_index("picture")["score"][monitor.items.ids]
     assert scores.tolist() == pytest.approx(expected.value.tolist(), rel=1e-3)
+    with pytest.raises(ValueError, match="other pictures or prompts"):
+        Monitor(
+            pipe, shown[:EACH], shown[EACH:], 2, tmp_path, training_prompts=["a"] * EACH, heldout_prompts=["b"] * EACH
+        )
     with pytest.raises(ValueError, match="needs prompts"):
         Monitor(pipe, shown[:EACH], shown[EACH:], 2, tmp_path / "none")
     with pytest.raises(ValueError, match="24 pictures need a prompt each; there are 12"):
