@@ -155,7 +155,7 @@ class Monitor:
         state, count, rows, evaluations = processes(), len(self.items.ids), [], {}
         own = range(count)[state.process_index :: state.num_processes]
         with undisturbed(self.pipe), averaged(self.ema, self.network):
-            field = field_of(self.pipe).with_rows(self.size, pad=True)
+            field = field_of(self.pipe).with_rows(self.size)
             for name, setting in self.detectors.items():
                 for start in range(0, len(own), self.size):
                     items = self.items.rows(own[start : start + self.size])

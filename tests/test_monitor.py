@@ -113,6 +113,12 @@ def test_scores_are_the_detectors_on_the_averaged_weights(tmp_path: Path, averag
     assert scores.tolist() == pytest.approx(expected.value.tolist(), rel=1e-4)
 
 
+def test_whole_numbers_are_pictures_from_0_to_255(tmp_path: Path) -> None:
+    whole = ((pictures() + 1) * 127.5).round().to(torch.uint8)
+    monitor = made(tmp_path, training=whole[:EACH], heldout=whole[EACH:])
+    assert (monitor.items.pictures - pictures()).abs().max() < 0.005
+
+
 def test_without_a_step_of_training_nothing_changes(tmp_path: Path) -> None:
     monitor = made(tmp_path)
     assert len(monitor.step(0)) == 0
