@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from memlib.evaluation.intervals import Estimate
-from memlib.evaluation.looks import Look, first_named, judge, level_at, look_p_values
+from memlib.evaluation.looks import Look, first_named, judge, level_at, look_p_values, named_at
 from memlib.evaluation.roc import auroc, auroc_value
 
 
@@ -106,6 +106,22 @@ def test_items_are_first_named_at_the_earliest_look_that_names_them() -> None:
     for step in changes.index:
         look = judge(changes.loc[step, items[:20]], changes.loc[step, items[20:]], 1, 0.05, 0.1)
         assert (first[first == step].index.isin(np.array(items[:20])[look.named])).all()
+
+
+def test_names_are_of_the_change_since_the_first_look_and_of_the_score_itself() -> None:
+    rng = np.random.default_rng(6)
+    trained, heldout = [f"t{i}" for i in range(20)], [f"h{i}" for i in range(60)]
+    start = pd.Series(rng.normal(0, 100, 80), [*trained, *heldout])  # what an item is by itself
+    wide = pd.DataFrame([start, start + rng.normal(size=80), start + rng.normal(size=80)], [0, 10, 20])
+    wide.loc[20, trained] += 30
+    rows = wide.rename_axis(index="step", columns="item").stack().rename("score").reset_index()
+    scores = rows.assign(detector="loss", trained=rows["item"].isin(trained))
+    found = named_at(scores)
+    assert found["loss_named_at"][trained].tolist() == [20.0] * 20
+    assert found["loss_itself_named_at"].isna().all()
+    other = pd.concat([scores, scores.assign(detector="pia", score=-scores["score"])])
+    assert list(named_at(other)) == ["loss_named_at", "loss_itself_named_at", "pia_named_at", "pia_itself_named_at"]
+    assert named_at(other)["pia_named_at"].isna().all()
 
 
 def test_an_alarm_is_a_p_value_at_or_below_the_level() -> None:

@@ -107,16 +107,16 @@ def test_scores_are_the_detectors_on_the_averaged_weights(tmp_path: Path, averag
     monitor = made(tmp_path, network, ema=ema, rows=5)
     monitor.step(0)
     field = field_of(DDPMPipeline(small_unet() if averaged else network, scheduler()))
-    items = Items(monitor.items.ids, 0, pictures())
+    items = Items(monitor.watched.items.ids, 0, pictures())
     (expected,) = find("loss").score(field, items, sigma=0.2, draws=[4])
-    scores = monitor.scores.set_index("picture")["score"][monitor.items.ids]
+    scores = monitor.scores.set_index("picture")["score"][monitor.watched.items.ids]
     assert scores.tolist() == pytest.approx(expected.value.tolist(), rel=1e-4)
 
 
 def test_whole_numbers_are_pictures_from_0_to_255(tmp_path: Path) -> None:
     whole = ((pictures() + 1) * 127.5).round().to(torch.uint8)
     monitor = made(tmp_path, training=whole[:EACH], heldout=whole[EACH:])
-    assert (monitor.items.pictures - pictures()).abs().max() < 0.005
+    assert (monitor.watched.items.pictures - pictures()).abs().max() < 0.005
 
 
 def test_without_a_step_of_training_nothing_changes(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_look_judges_the_changes_since_the_first_look(tmp_path: Path) -> None:
     for number, step in enumerate((2, 4), 1):
         for name, row in monitor.looks[monitor.looks["step"] == step].set_index("detector").iterrows():
             scores = monitor.scores[monitor.scores["detector"] == name].set_index(["step", "picture"])["score"]
-            changes = (scores[step] - scores[0])[monitor.items.ids].to_numpy()
+            changes = (scores[step] - scores[0])[monitor.watched.items.ids].to_numpy()
             look = judge(changes[:EACH], changes[EACH:], number, 0.025, 0.1)
             assert row[["auroc", "low", "high"]].tolist() == pytest.approx(list(look.auroc))
             assert (row["p_value"], row["level"], row["named"]) == (look.p_value, look.level, look.named.sum())
@@ -249,9 +249,9 @@ def test_text_to_image_pipelines_are_scored_under_their_prompts(tmp_path: Path, 
     for part in parts:
         part.eval()
     field = field_of(pipe)
-    items = Items(monitor.items.ids, 0, shown, prompts)
+    items = Items(monitor.watched.items.ids, 0, shown, prompts)
     (expected,) = find("loss").score(field, items, sigma=1.0, draws=[4], prompt=True)
-    scores = monitor.scores.set_index("picture")["score"][monitor.items.ids]
+    scores = monitor.scores.set_index("picture")["score"][monitor.watched.items.ids]
     assert scores.tolist() == pytest.approx(expected.value.tolist(), rel=1e-3)
     with pytest.raises(ValueError, match="other pictures or prompts"):
         Monitor(

@@ -295,7 +295,7 @@ IMPOSSIBLE = [
         "fp16",
         "prompt_audit.precision is 'fp16'; it must be one of float32, float16, bfloat16",
     ),
-    ("fine_tuning.rate", 10, "fine_tuning.rate is 10; it must be a finite number above 0 below 1"),
+    ("monitor.alpha", 5, "monitor.alpha is 5; it must be a finite number above 0 below 1"),
     ("prompt_audit.runs", {1: 4}, "prompt_audit.runs has the name 1; it must be"),
     ("prompt_audit.guidance", 1.0, "prompt_audit.guidance is 1.0; it must be a finite number above 1"),
     ("prompt_audit.pipeline", "", "prompt_audit.pipeline is ''; it must not be empty"),

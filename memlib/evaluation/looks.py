@@ -17,6 +17,8 @@ from memlib.evaluation.discovery import conformal_p_values, discoveries
 from memlib.evaluation.intervals import Estimate
 from memlib.evaluation.measures import newcombe
 
+RATE = 0.1  # of false discoveries among the items that are named
+
 
 class Look(NamedTuple):
     """What a look says: AUROC of trained against held-out items, its p-value, and the level below which that is an alarm.
@@ -69,6 +71,21 @@ def first_named(changes: pd.DataFrame, trained: Sequence[str], rate: float) -> p
         for item in own.columns[named_items(own.loc[step], others.loc[step], rate)]
     }
     return pd.Series(first, dtype=float)
+
+
+def named_at(scores: pd.DataFrame, rate: float = RATE) -> pd.DataFrame:
+    """The first step after the first look at which each trained item is named, by the item; nan where that never happens.
+
+    scores: rows of step, detector, item, trained and score. A column for each detector, `DETECTOR_named_at`, by the change of
+    its score since the first look, and one, `DETECTOR_itself_named_at`, by the score itself.
+    """
+    trained = scores.loc[scores["trained"], "item"].unique()
+    columns = {}
+    for detector, part in scores.groupby("detector"):
+        wide = part.pivot(index="step", columns="item", values="score")
+        for name, changes in ((detector, wide - wide.iloc[0]), (f"{detector}_itself", wide)):
+            columns[f"{name}_named_at"] = first_named(changes.iloc[1:], trained, rate).reindex(trained)
+    return pd.DataFrame(columns).rename_axis("item")
 
 
 def judge(trained: ArrayLike, heldout: ArrayLike, look: int, alpha: float, rate: float) -> Look:

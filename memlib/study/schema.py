@@ -446,7 +446,6 @@ NOTEBOOKS: dict[str, type[Section]] = {
         sampling_steps=SamplingSteps,
         sigma=Level,
         draws=Count,
-        rate=OpenShare,
         seed=Seed,
     ),
     # Chapters
@@ -480,7 +479,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
         seed=Seed,
     ),
     "bench": section(budgets=RisingCounts, seed=Seed),
-    "monitor": section(shuffles=Count, seed=Seed),
+    "monitor": section(alpha=OpenShare, shuffles=Count, seed=Seed),
     "audit": section(alarm=OpenShare, shown=Count, seed=Seed),
 }
 
