@@ -18,7 +18,19 @@ ROOT = Path(__file__).parent.parent
 HELPERS = ("tensors", "files", "progress", "words", "tables", "processes")  # of all folders; they import none of them
 FOLDERS = ("fields", "sampling", "detectors", "mitigation", "truth", "evaluation", "datasets", "training")
 # Each may import those before it, itself and the helpers
-LAYERS = (*FOLDERS, "monitor", "score", "cluster", "candidate", "bench", "audit_report", "audit", "cli", "study")
+LAYERS = (
+    *FOLDERS,
+    "watched",
+    "monitor",
+    "score",
+    "cluster",
+    "candidate",
+    "bench",
+    "audit_report",
+    "audit",
+    "cli",
+    "study",
+)
 MODULES = sorted((ROOT / "memlib").rglob("*.py"))
 
 

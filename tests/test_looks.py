@@ -3,9 +3,12 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from memlib.evaluation.looks import judge, level_at, look_p_values
+from memlib.evaluation.intervals import Estimate
+from memlib.evaluation.looks import Look, first_named, judge, level_at, look_p_values, named_at
+from memlib.evaluation.roc import auroc, auroc_value
 
 
 def test_the_levels_sum_to_alpha() -> None:
@@ -82,9 +85,48 @@ def test_a_look_names_the_items_beyond_the_held_out_ones() -> None:
     assert look.named[:12].all()
     assert look.named.sum() < 16
     assert look.level == level_at(2, 0.05)
+    assert look.auroc.value == pytest.approx(auroc_value(trained, heldout))
+    assert look.auroc == pytest.approx(auroc(trained, heldout), abs=0.03)
     assert look.told_apart == (look.p_value <= look.level)
     assert judge(trained + 5, heldout, 2, 0.05, 0.1).told_apart
     assert not judge(-trained - 5, heldout, 2, 0.05, 0.1).told_apart
+
+
+def test_items_are_first_named_at_the_earliest_look_that_names_them() -> None:
+    rng = np.random.default_rng(5)
+    items = [*(f"t{i}" for i in range(20)), *(f"h{i}" for i in range(60))]
+    changes = pd.DataFrame(rng.normal(size=(4, 80)), [10, 20, 30, 40], items)
+    changes.iloc[1, :8] += 20
+    changes.iloc[2:, 4:12] += 20  # four of them a second time
+    first = first_named(changes, items[:20], 0.1)
+    assert first[[f"t{i}" for i in range(8)]].tolist() == [20.0] * 8
+    assert first[[f"t{i}" for i in range(8, 12)]].tolist() == [30.0] * 4
+    assert len(first) < 16
+    assert not {*first.index} & {*items[20:]}
+    for step in changes.index:
+        look = judge(changes.loc[step, items[:20]], changes.loc[step, items[20:]], 1, 0.05, 0.1)
+        assert (first[first == step].index.isin(np.array(items[:20])[look.named])).all()
+
+
+def test_names_are_of_the_change_since_the_first_look_and_of_the_score_itself() -> None:
+    rng = np.random.default_rng(6)
+    trained, heldout = [f"t{i}" for i in range(20)], [f"h{i}" for i in range(60)]
+    start = pd.Series(rng.normal(0, 100, 80), [*trained, *heldout])  # what an item is by itself
+    wide = pd.DataFrame([start, start + rng.normal(size=80), start + rng.normal(size=80)], [0, 10, 20])
+    wide.loc[20, trained] += 30
+    rows = wide.rename_axis(index="step", columns="item").stack().rename("score").reset_index()
+    scores = rows.assign(detector="loss", trained=rows["item"].isin(trained))
+    found = named_at(scores)
+    assert found["loss_named_at"][trained].tolist() == [20.0] * 20
+    assert found["loss_itself_named_at"].isna().all()
+    other = pd.concat([scores, scores.assign(detector="pia", score=-scores["score"])])
+    assert list(named_at(other)) == ["loss_named_at", "loss_itself_named_at", "pia_named_at", "pia_itself_named_at"]
+    assert named_at(other)["pia_named_at"].isna().all()
+
+
+def test_an_alarm_is_a_p_value_at_or_below_the_level() -> None:
+    estimate, named = Estimate(0.7, 0.6, 0.8), np.zeros(2, dtype=bool)
+    assert [Look(estimate, p, 0.01, named).told_apart for p in (0.005, 0.01, 0.0101)] == [True, True, False]
 
 
 def test_a_training_that_has_diverged_is_no_alarm() -> None:

@@ -18,6 +18,7 @@ from diffusers.training_utils import EMAModel
 
 from memlib.detectors import find
 from memlib.detectors.api import Items
+from memlib.evaluation.looks import judge
 from memlib.fields.load import field_of
 from memlib.monitor import LOOKS, SCORES, Monitor
 
@@ -36,6 +37,7 @@ def with_dropout() -> UNet2DModel:
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
+    network.conv_in.register_forward_hook(lambda *_: torch.rand(1) and None)  # which draws in evaluation, too
     return network
 
 
@@ -78,7 +80,8 @@ def trained(
         optimizer.zero_grad()
     assert network.training
     assert not network.mid_block.training
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules()]
+    assert sum(hooks) == len(network.conv_in._forward_hooks) == 1
     assert all(weights.requires_grad for weights in network.parameters())
     assert ema.temp_stored_params is None
     return [[weights.detach().tolist() for weights in (*network.parameters(), *ema.shadow_params)], states()]
@@ -104,10 +107,16 @@ def test_scores_are_the_detectors_on_the_averaged_weights(tmp_path: Path, averag
     monitor = made(tmp_path, network, ema=ema, rows=5)
     monitor.step(0)
     field = field_of(DDPMPipeline(small_unet() if averaged else network, scheduler()))
-    items = Items(monitor.items.ids, 0, pictures())
+    items = Items(monitor.watched.items.ids, 0, pictures())
     (expected,) = find("loss").score(field, items, sigma=0.2, draws=[4])
-    scores = monitor.scores.set_index("picture")["score"][monitor.items.ids]
+    scores = monitor.scores.set_index("picture")["score"][monitor.watched.items.ids]
     assert scores.tolist() == pytest.approx(expected.value.tolist(), rel=1e-4)
+
+
+def test_whole_numbers_are_pictures_from_0_to_255(tmp_path: Path) -> None:
+    whole = ((pictures() + 1) * 127.5).round().to(torch.uint8)
+    monitor = made(tmp_path, training=whole[:EACH], heldout=whole[EACH:])
+    assert (monitor.watched.items.pictures - pictures()).abs().max() < 0.005
 
 
 def test_without_a_step_of_training_nothing_changes(tmp_path: Path) -> None:
@@ -117,6 +126,27 @@ def test_without_a_step_of_training_nothing_changes(tmp_path: Path) -> None:
     assert look["p_value"].item() > 0.4
     assert look["auroc"].item() == 0.5
     assert monitor.onset is None
+
+
+def test_a_look_judges_the_changes_since_the_first_look(tmp_path: Path) -> None:
+    """By two detectors, which share the rate of false alarms."""
+    network = small_unet()
+    detectors = {"loss": {"sigma": 0.2, "draws": [2]}, "length": {"sigma": 0.2}}
+    monitor = made(tmp_path, network, detectors=detectors)
+    for step in (0, 2, 4):
+        with torch.no_grad():
+            for weights in network.parameters():
+                weights.mul_(1.02)
+        monitor.step(step)
+    for number, step in enumerate((2, 4), 1):
+        for name, row in monitor.looks[monitor.looks["step"] == step].set_index("detector").iterrows():
+            scores = monitor.scores[monitor.scores["detector"] == name].set_index(["step", "picture"])["score"]
+            changes = (scores[step] - scores[0])[monitor.watched.items.ids].to_numpy()
+            look = judge(changes[:EACH], changes[EACH:], number, 0.025, 0.1)
+            assert row[["auroc", "low", "high"]].tolist() == pytest.approx(list(look.auroc))
+            assert (row["p_value"], row["level"], row["named"]) == (look.p_value, look.level, look.named.sum())
+            assert row["told_apart"] == look.told_apart
+            assert row["evaluations"] == 2 * EACH * (2 if name == "loss" else 1)
 
 
 def test_it_looks_at_its_times_alone(tmp_path: Path) -> None:
@@ -157,6 +187,8 @@ def test_a_log_is_gone_on_with_and_later_looks_are_dropped(tmp_path: Path) -> No
     for changes, message in (
         ({"heldout": pictures(seed=1)[:EACH]}, "other pictures"),
         ({"seed": 1}, "other seed"),
+        ({"alpha": 0.01}, "other alpha"),
+        ({"rate": 0.2}, "other rate"),
         ({"detectors": {"length": {"sigma": 0.2}}}, "other detectors"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -203,6 +235,9 @@ def test_two_processes_share_the_pictures_and_one_writes(tmp_path: Path) -> None
 def test_text_to_image_pipelines_are_scored_under_their_prompts(tmp_path: Path, make: Callable) -> None:
     pipe = make()
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    for module in pipe.text_encoder.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.5
     for part in parts:
         part.train(part is not pipe.vae)
     prompts = [f"{WORDS[row % 2]} {row}" for row in range(2 * EACH)]
@@ -214,10 +249,14 @@ def test_text_to_image_pipelines_are_scored_under_their_prompts(tmp_path: Path, 
     for part in parts:
         part.eval()
     field = field_of(pipe)
-    items = Items(monitor.items.ids, 0, shown, prompts)
+    items = Items(monitor.watched.items.ids, 0, shown, prompts)
     (expected,) = find("loss").score(field, items, sigma=1.0, draws=[4], prompt=True)
-    scores = monitor.scores.set_index("picture")["score"][monitor.items.ids]
+    scores = monitor.scores.set_index("picture")["score"][monitor.watched.items.ids]
     assert scores.tolist() == pytest.approx(expected.value.tolist(), rel=1e-3)
+    with pytest.raises(ValueError, match="other pictures or prompts"):
+        Monitor(
+            pipe, shown[:EACH], shown[EACH:], 2, tmp_path, training_prompts=["a"] * EACH, heldout_prompts=["b"] * EACH
+        )
     with pytest.raises(ValueError, match="needs prompts"):
         Monitor(pipe, shown[:EACH], shown[EACH:], 2, tmp_path / "none")
     with pytest.raises(ValueError, match="24 pictures need a prompt each; there are 12"):

@@ -313,7 +313,7 @@ IMPOSSIBLE = [
     ("audits.rate", 10, "audits.rate is 10; it must be a finite number above 0 below 1"),
     ("audits.nulls", [96, 48], "audits.nulls is .*; it must be in rising order"),
     ("audits.guards", ["planted"], "audits.guards is .*; it must be a list with 2 to 100 entries"),
-    ("fine_tuning.half", "third", "fine_tuning.half is 'third'; it must be one of first, second"),
+    ("monitor.alpha", 5, "monitor.alpha is 5; it must be a finite number above 0 below 1"),
     # unknown, missing, of no use
     ("trian", {}, "unknown section 'trian'; did you mean 'train'"),
     ("train.step", 9, "unknown parameter 'train.step'; did you mean 'steps'"),
@@ -515,10 +515,15 @@ UNFITTING = [
         {"scores.audit-pair-3.tables.loss.settings.0.draws": [2]},
         "scores.audit-pair-[0-5].tables.loss has no setting with sigma 0.2 and draws 4, which the chapter audit reads",
     ),
-    ({"fine_tuning.every": 301}, "fine_tuning.every is 301; it must be at most fine_tuning.steps, 300"),
+    ({"fine_tuning.samples_every": 650}, "fine_tuning.samples_every is 650; it must be at most fine_tuning.steps, 600"),
+    ({"fine_tuning.every": 40}, "fine_tuning.samples_every is 100; it must be a multiple of fine_tuning.every, 40"),
     (
-        {"fine_tuning.steps": 10, "fine_tuning.every": 5},
+        {"fine_tuning.steps": 10, "fine_tuning.samples_every": 10, "fine_tuning.every": 5},
         "fine_tuning .laid over train and retrain.: train.warmup_steps",
+    ),
+    (
+        {"data.splits.pairs": 9, "pairs.copies": {4: 3}, "sets.modified": 3},
+        "data.splits.pairs is 9; it must be at least 10, since fewer",
     ),
     ({"fine_tuning.sigma": 200.0}, "fine_tuning.sigma is 200.0; it must be a noise level"),
     (

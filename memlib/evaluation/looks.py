@@ -5,15 +5,19 @@ noises at every look. A training that does nothing to its own items in particula
 together.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from memlib.evaluation.discovery import conformal_p_values, discoveries
 from memlib.evaluation.intervals import Estimate
 from memlib.evaluation.measures import newcombe
+
+RATE = 0.1  # of false discoveries among the items that are named
 
 
 class Look(NamedTuple):
@@ -50,6 +54,40 @@ def look_p_values(trained: ArrayLike, heldout: ArrayLike) -> NDArray[np.float64]
     return np.asarray(stats.mannwhitneyu(trained, heldout, axis=-1, alternative="greater").pvalue)
 
 
+def named_items(trained: ArrayLike, heldout: ArrayLike, rate: float) -> NDArray[np.bool_]:
+    """Which trained items [N] are discoveries by themselves, at a rate of false ones, with the held-out items [M] as nulls."""
+    return discoveries(conformal_p_values(trained, heldout), rate)
+
+
+def first_named(changes: pd.DataFrame, trained: Sequence[str], rate: float) -> pd.Series:
+    """The first step at which each trained item is named, by the item; without those that never are.
+
+    changes: a row a step, in their order, a column an item, trained and held out.
+    """
+    own, others = changes[list(trained)], changes.drop(columns=list(trained))
+    first = {
+        item: step
+        for step in reversed(changes.index)
+        for item in own.columns[named_items(own.loc[step], others.loc[step], rate)]
+    }
+    return pd.Series(first, dtype=float)
+
+
+def named_at(scores: pd.DataFrame, rate: float = RATE) -> pd.DataFrame:
+    """The first step after the first look at which each trained item is named, by the item; nan where that never happens.
+
+    scores: rows of step, detector, item, trained and score. A column for each detector, `DETECTOR_named_at`, by the change of
+    its score since the first look, and one, `DETECTOR_itself_named_at`, by the score itself.
+    """
+    trained = scores.loc[scores["trained"], "item"].unique()
+    columns = {}
+    for detector, part in scores.groupby("detector"):
+        wide = part.pivot(index="step", columns="item", values="score")
+        for name, changes in ((detector, wide - wide.iloc[0]), (f"{detector}_itself", wide)):
+            columns[f"{name}_named_at"] = first_named(changes.iloc[1:], trained, rate).reindex(trained)
+    return pd.DataFrame(columns).rename_axis("item")
+
+
 def judge(trained: ArrayLike, heldout: ArrayLike, look: int, alpha: float, rate: float) -> Look:
     """Judge the changes of scores since the first look, of N trained and M held-out items; larger means more memorised.
 
@@ -62,5 +100,5 @@ def judge(trained: ArrayLike, heldout: ArrayLike, look: int, alpha: float, rate:
     if not (np.isfinite(trained).all() and np.isfinite(heldout).all()):
         return Look(Estimate(np.nan, np.nan, np.nan), 1.0, level, np.zeros(n, dtype=bool))
     auroc = float(stats.mannwhitneyu(trained, heldout).statistic) / (n * m)
-    named = discoveries(conformal_p_values(trained, heldout), rate)
+    named = named_items(trained, heldout, rate)
     return Look(Estimate(auroc, *newcombe(auroc, n, m)), float(look_p_values(trained, heldout)), level, named)

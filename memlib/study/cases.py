@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from memlib.evaluation import measures, mitigation, prompts
+from memlib.evaluation import looks, measures, mitigation, prompts
 from memlib.evaluation.measured import Difference, Measured
 from memlib.evaluation.split import best_setting, stratified_split
 from memlib.study.criteria import Comparison, Criterion, Join, Side, filled
@@ -115,6 +115,8 @@ def _joined(name: str, frame: pd.DataFrame, join: Join, training: str) -> pd.Dat
         first = around[around["first"] & (around["kind"] == prompts.KINDS[0])]
         ranked = pd.crosstab(first["id"], first["way"]).reindex(around["id"].unique(), fill_value=0)
         return ranked.reindex(columns=around["way"].unique(), fill_value=0)
+    if join.read == "named":
+        return looks.named_at(table)
     key = "id" if "id" in table else "item"
     return table.groupby(key).mean(numeric_only=True)
 

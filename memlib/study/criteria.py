@@ -29,12 +29,13 @@ class _Strict(BaseModel):
 class Join(_Strict):
     """A table joined to the items: the means by item of its rows that satisfy `where`, or what `read` makes of it.
 
-    triggers: of a table of tokens, whether the trigger word of a prompt ranks first by each way of asking.
+    triggers: of a table of tokens, whether the trigger word of a prompt ranks first by each way of asking. named: of scores in
+    the course of a training, the first step at which each trained item is named (`memlib.evaluation.looks.named_at`).
     """
 
     table: Text
     where: str | None = None
-    read: Literal["means", "triggers"] = "means"
+    read: Literal["means", "triggers", "named"] = "means"
 
 
 class Side(_Strict):

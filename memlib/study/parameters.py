@@ -284,7 +284,7 @@ def _trainings(parameters: Mapping[str, Any]) -> None:
         "judge": (JudgeConfig, parameters["judge"]),
     }
     if "fine_tuning" in parameters:
-        own = {"steps": parameters["fine_tuning"]["steps"]}
+        own = {name: parameters["fine_tuning"][name] for name in ("steps", "learning_rate")}
         trainings["fine_tuning (laid over train and retrain)"] = TrainConfig, train | parameters["retrain"] | own
     for family, arms, config in families:
         base, laid_over = parameters[config.section], parameters[f"{family}_arm"]
@@ -643,7 +643,12 @@ def _audits(parameters: Mapping[str, Any]) -> None:
 
 
 def _fine_tuning(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    _at_most("fine_tuning.every", section["every"], "fine_tuning.steps", section["steps"])
+    _at_most("fine_tuning.samples_every", section["samples_every"], "fine_tuning.steps", section["steps"])
+    if section["samples_every"] % section["every"]:
+        raise ValueError(
+            f"fine_tuning.samples_every is {section['samples_every']}; it must be a multiple of fine_tuning.every, "
+            f"{section['every']}"
+        )
     pictures = parameters["data"]["splits"]["pairs"]
     if pictures < 2 * LEAST_WATCHED:
         raise ValueError(

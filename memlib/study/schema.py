@@ -458,14 +458,14 @@ NOTEBOOKS: dict[str, type[Section]] = {
         seed=Seed,
     ),
     "fine_tuning": section(
-        half=Literal["first", "second"],
         steps=Count,
         every=Count,
+        samples_every=Count,
         samples=Count,
+        learning_rate=Above,
         sampling_steps=SamplingSteps,
         sigma=Level,
         draws=Count,
-        rate=OpenShare,
         seed=Seed,
     ),
     # Chapters
@@ -503,7 +503,7 @@ NOTEBOOKS: dict[str, type[Section]] = {
     "one_laplacian": section(seed=Seed),
     "audit": section(seed=Seed),
     "guard": section(shown=Count, seed=Seed),
-    "monitor": section(shuffles=Count, seed=Seed),
+    "monitor": section(alpha=OpenShare, shuffles=Count, seed=Seed),
 }
 
 
