@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     _bench_options(commands.add_parser("bench", help="judge all detectors, and yours, on the models of the study"))
     _audit_options(commands.add_parser("audit", help="what a model has memorised, as a report with error rates"))
     options = parser.parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of picture processors that nothing here uses
     options.line = shlex.join(["memlib", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         {"score": _score, "detectors": _detectors, "bench": _bench, "audit": _audit}[options.command](options)
