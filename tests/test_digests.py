@@ -186,6 +186,7 @@ def test_two_entry_points_of_one_name_are_refused(tree: Path) -> None:
         digest_files()
 
 
+@pytest.mark.ci  # test_reruns asks it of comments
 def test_no_comment_docstring_or_format_in_the_project_changes_a_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def test_independent_stages_run_side_by_side_with_one_thread_each(tmp_path: Path
     assert ran(tmp_path)[:2] == (0, {}), "nothing has changed"
 
 
+@pytest.mark.ci
 def test_dvc_itself_finds_done_what_lanes_have_done(tmp_path: Path) -> None:
     long = {
         "text": "a sentence that is so long that the writer of YAML has to break it somewhere: here, or there",

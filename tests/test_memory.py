@@ -33,7 +33,8 @@ def tables(kind: str, folder: Path, n: int = 5) -> tuple[object, list[Table]]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["text", pytest.param("pixel", marks=pytest.mark.ci)])
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", ["text", "pixel"])
 def test_scores_are_the_same_bytes_with_what_is_shared_and_without(kind: str, tmp_path: Path) -> None:
     made = {}
     for share in (False, True):
@@ -91,7 +92,11 @@ def test_the_first_step_is_made_once_for_all_who_look_at_it(tmp_path: Path) -> N
     assert costs == {"magnitude": 3 * 3 + 3, "one_step": 0, "guided_change": 3 * 3, "anisotropy": 3 * 3 + 3}
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if "model" in find(name).needs])
+DEAR = ("sampled_entropy", "calibrated_growth", "axes", "sampled_magnitude")  # computed as others are, in more seconds
+ASKED = [name for name in ALL if "model" in find(name).needs]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.ci if name in DEAR else ()) for name in ASKED])
 def test_evaluations_are_counted_as_they_are_made(name: str, backward_rows: Counter[str]) -> None:
     field = text_field() if name in PROMPTED else pixel_field()
     items = items_for(field)

@@ -54,7 +54,8 @@ def test_the_autoencoder_gives_pictures_back_and_scales_its_latents(tmp_path) ->
     assert error < to_float(images).var() / 3
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.ci)])
+@pytest.mark.ci  # test_flow_training asks the same of the transformer, by the same loop
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_what_a_prompt_stands_for_is_learnt(prediction_type: str, tmp_path) -> None:
     pipe = small_pipeline(prediction_type)
     pictures = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
