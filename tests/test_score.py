@@ -93,8 +93,10 @@ def table_bytes(path: Path, given: tuple[UNetField, Items], name: str, setting: 
 
 DEAR = {  # seconds each, beside others that are computed in the same way
     "pixel": ("axes", "rate", "flipd", "calibrated_loss", "rediffuse", "gsa", "pfami", "ball", "derivatives"),
-    "text": ("sail", "gsa", "clid", "flux", "rediffuse", "anisotropy", "gradient_difference", "sampled_entropy")
-    + ("guided_change", "one_step"),
+    "text": (
+        *("sail", "gsa", "clid", "flux", "rediffuse", "anisotropy", "gradient_difference", "sampled_entropy"),
+        *("guided_change", "one_step"),
+    ),
 }
 EVERY = [("pixel", name) for name in PIXEL] + [("text", name) for name in TEXT]
 
