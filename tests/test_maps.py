@@ -120,6 +120,41 @@ def test_the_proxy_and_the_error_are_those_of_the_denoised_pictures(generator: t
     torch.testing.assert_close(maps.error_difference(*pair, clean, y, 2.0), expected)
 
 
+def test_all_maps_of_a_pair_are_those_by_themselves(generator: torch.Generator) -> None:
+    template, everything, fresh = half_repeated(generator)
+    y = fresh + torch.randn(fresh.shape, generator=generator)
+    pair = template, everything
+    curved = tuple(maps.curvature(eps, y, 1.0, 2, SEEDS) for eps in pair)
+    found = maps.compare(*pair, curved, fresh, y, 1.0)
+    assert torch.equal(found["curvature"], maps.curvature_difference(*curved))
+    assert torch.equal(found["squared difference"], maps.squared_difference(*pair, y, 1.0))
+    assert torch.equal(found["error"], maps.error_difference(*pair, fresh, y, 1.0))
+    assert found["error"].abs().max() > 0
+    turned = maps.compare(*pair[::-1], curved[::-1], fresh, y, 1.0)
+    torch.testing.assert_close(turned["error"], -found["error"])
+
+
+def test_edges_are_the_length_of_the_gradient_and_the_centre_is_nearest_to_itself() -> None:
+    down, across = torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing="ij")
+    slope = torch.stack([3 * down + 4 * across, down])[None]
+    torch.testing.assert_close(maps.edges(slope), torch.full((1, 5, 7), 6.0))  # 5 of the first channel, 1 of the second
+    near = maps.nearness_to_centre(5, 7)
+    torch.testing.assert_close(near, -((down - 2).square() + (across - 3).square()).sqrt())
+
+
+def test_a_value_of_latents_is_that_of_all_their_pixels() -> None:
+    found = maps.at_pixels(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), (4, 4))
+    assert found[0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+
+
+def test_noise_is_an_items_own_and_of_its_level() -> None:
+    x = torch.zeros(5, 3, 40, 40)
+    y = maps.noised(x, 2.0, SEEDS)
+    assert float(y.std()) == pytest.approx(2, rel=0.02)
+    assert torch.equal(maps.noised(x[3:4], 2.0, SEEDS[3:4])[0], y[3])
+    torch.testing.assert_close(maps.noised(x + 1, 2.0, SEEDS), y + 1)
+
+
 @torch.no_grad()
 def test_attention_is_that_of_diffusers_at_its_place(generator: torch.Generator) -> None:
     pipe = small_pipeline()

@@ -33,7 +33,7 @@ def pixel_precision(maps: ArrayLike, masks: ArrayLike) -> NDArray[np.float64]:
 
 def threshold(nulls: ArrayLike, alarm: float) -> float:
     """The least value of maps of null pictures [N, H, W] that at most a share `alarm` of their pixels lies above."""
-    return float(np.quantile(np.asarray(nulls, dtype=np.float64), 1 - alarm, method="higher"))
+    return float(np.quantile(np.asarray(nulls, dtype=np.float64), 1 - alarm, method="inverted_cdf"))
 
 
 def marked(maps: ArrayLike, masks: ArrayLike, limit: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
