@@ -85,6 +85,12 @@ def test_the_map_is_the_share_that_is_frozen_beyond_the_other_model() -> None:
     torch.testing.assert_close(found, expected.expand(5, -1, -1), atol=1e-5, rtol=0)
 
 
+def test_channels_are_summed_before_what_is_below_zero_is_cut_off() -> None:
+    first = torch.tensor([[[[3.0, 1.0, 0.0]], [[1.0, 1.0, 5.0]]]])
+    second = torch.tensor([[[[0.0, 1.0, 4.0]], [[2.0, 3.0, 0.0]]]])
+    assert maps.curvature_difference(first, second).tolist() == [[[2, 0, 1]]]
+
+
 def half_repeated(generator: torch.Generator) -> tuple[PointMasses, PointMasses, torch.Tensor]:
     """A memoriser of pictures of which the left half is one and the same, another of free pictures, and a fresh such one."""
     free = torch.randn(400, 2, SIDE, SIDE, generator=generator).double()
@@ -197,5 +203,9 @@ def test_the_map_of_a_picture_is_of_its_size_and_its_own(pipeline, generator: to
     assert found.shape == (3, *pictures.shape[2:])
     assert (found >= 0).all()
     assert found.flatten(1).std(1).min() > 0
+    y = maps.noised(field.to_latents(pictures), 1.0, item_seeds(SEEDS[:3], 1))
+    conditions = field.encode_prompts(prompts), field.unconditional()
+    curved = [maps.curvature(field.with_conditioning(cond), y, 1.0, 2, SEEDS[:3]) for cond in conditions]
+    torch.testing.assert_close(found, maps.at_pixels(maps.curvature_difference(*curved), pictures.shape[2:]))
     alone = maps.copied_map(field, pictures[1:2], prompts[1:2], 1.0, 2, SEEDS[1:2])
     torch.testing.assert_close(alone[0], found[1], rtol=1e-3, atol=1e-4)
