@@ -68,6 +68,13 @@ def test_halves_take_turns() -> None:
     assert masks[2][:2].all()
 
 
+def test_in_each_role_the_halves_of_templates_take_turns(templates) -> None:
+    own = templates.views.items.query("kind == 'half'").drop_duplicates("slot")
+    for _, group in own.groupby("exchanged"):
+        for turn, row in enumerate(group.sort_values("slot").index):
+            assert (templates.masks[row] == half(turn, *templates.masks.shape[1:])).all()
+
+
 def test_paint_and_cover_give_the_drawing_on_any_ground() -> None:
     picture = subjects().images[0]
     paint, cover = cut_out(picture, "big", 5)
