@@ -59,7 +59,7 @@ def test_a_level_is_chosen_by_the_pictures_to_choose_by_alone(judged: pd.DataFra
     pictures = by_picture(judged, "auroc")
     choosing = pictures.index.get_level_values("slot") < 5
     assert best_levels(pictures, choosing) == {"a": 1.0, "b": 0.1, "edges": 0.0}
-    pictures.loc[~choosing, ("a", 0.1)] = 1.0
+    pictures.loc[~choosing, ("a", 0.1)] = 10.0
     assert best_levels(pictures, choosing)["a"] == 1.0
     pictures.loc[choosing & (pictures.index.get_level_values("kind") == "half"), ("a", 0.1)] = 1.1
     assert best_levels(pictures, choosing)["a"] == 0.1
@@ -81,6 +81,14 @@ def test_what_is_reported_are_means_over_pictures_and_paired_differences(judged:
         stats.t.interval(0.95, 4, off.mean(), stats.sem(off))[0]
     )
     assert paired.loc[("edges", "subject"), "auroc"].high == 0
+
+
+def test_both_kinds_weigh_the_same_however_many_pictures_they_have(judged: pd.DataFrame) -> None:
+    pictures = by_picture(judged, "auroc")
+    half = pictures.index.get_level_values("kind") == "half"
+    pictures.loc[half, ("a", 0.1)] = 1.3
+    few = ~half | (pictures.index.get_level_values("slot") == 0)
+    assert best_levels(pictures, few)["a"] == 0.1
 
 
 def test_a_subject_is_chosen_by_in_all_its_kinds_or_not_at_all(judged: pd.DataFrame) -> None:
