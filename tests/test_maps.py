@@ -85,6 +85,12 @@ def test_the_map_is_the_share_that_is_frozen_beyond_the_other_model() -> None:
     torch.testing.assert_close(found, expected.expand(5, -1, -1), atol=1e-5, rtol=0)
 
 
+def test_channels_are_summed_before_what_is_below_zero_is_cut_off() -> None:
+    first = torch.tensor([[[[3.0, 1.0, 0.0]], [[1.0, 1.0, 5.0]]]])
+    second = torch.tensor([[[[0.0, 1.0, 4.0]], [[2.0, 3.0, 0.0]]]])
+    assert maps.curvature_difference(first, second).tolist() == [[[2, 0, 1]]]
+
+
 def half_repeated(generator: torch.Generator) -> tuple[PointMasses, PointMasses, torch.Tensor]:
     """A memoriser of pictures of which the left half is one and the same, another of free pictures, and a fresh such one."""
     free = torch.randn(400, 2, SIDE, SIDE, generator=generator).double()
@@ -118,6 +124,41 @@ def test_the_proxy_and_the_error_are_those_of_the_denoised_pictures(generator: t
     torch.testing.assert_close(maps.squared_difference(*pair, y, 2.0), 4 * (one - other).square().sum(1))
     expected = (y - 2 * other - clean).square().sum(1) - (y - 2 * one - clean).square().sum(1)
     torch.testing.assert_close(maps.error_difference(*pair, clean, y, 2.0), expected)
+
+
+def test_all_maps_of_a_pair_are_those_by_themselves(generator: torch.Generator) -> None:
+    template, everything, fresh = half_repeated(generator)
+    y = fresh + torch.randn(fresh.shape, generator=generator)
+    pair = template, everything
+    curved = tuple(maps.curvature(eps, y, 1.0, 2, SEEDS) for eps in pair)
+    found = maps.compare(*pair, curved, fresh, y, 1.0)
+    assert torch.equal(found["curvature"], maps.curvature_difference(*curved))
+    assert torch.equal(found["squared difference"], maps.squared_difference(*pair, y, 1.0))
+    assert torch.equal(found["error"], maps.error_difference(*pair, fresh, y, 1.0))
+    assert found["error"].abs().max() > 0
+    turned = maps.compare(*pair[::-1], curved[::-1], fresh, y, 1.0)
+    torch.testing.assert_close(turned["error"], -found["error"])
+
+
+def test_edges_are_the_length_of_the_gradient_and_the_centre_is_nearest_to_itself() -> None:
+    down, across = torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing="ij")
+    slope = torch.stack([3 * down + 4 * across, down])[None]
+    torch.testing.assert_close(maps.edges(slope), torch.full((1, 5, 7), 6.0))  # 5 of the first channel, 1 of the second
+    near = maps.nearness_to_centre(5, 7)
+    torch.testing.assert_close(near, -((down - 2).square() + (across - 3).square()).sqrt())
+
+
+def test_a_value_of_latents_is_that_of_all_their_pixels() -> None:
+    found = maps.at_pixels(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), (4, 4))
+    assert found[0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+
+
+def test_noise_is_an_items_own_and_of_its_level() -> None:
+    x = torch.zeros(5, 3, 40, 40)
+    y = maps.noised(x, 2.0, SEEDS)
+    assert float(y.std()) == pytest.approx(2, rel=0.02)
+    assert torch.equal(maps.noised(x[3:4], 2.0, SEEDS[3:4])[0], y[3])
+    torch.testing.assert_close(maps.noised(x + 1, 2.0, SEEDS), y + 1)
 
 
 @torch.no_grad()
@@ -162,5 +203,9 @@ def test_the_map_of_a_picture_is_of_its_size_and_its_own(pipeline, generator: to
     assert found.shape == (3, *pictures.shape[2:])
     assert (found >= 0).all()
     assert found.flatten(1).std(1).min() > 0
+    y = maps.noised(field.to_latents(pictures), 1.0, item_seeds(SEEDS[:3], 1))
+    conditions = field.encode_prompts(prompts), field.unconditional()
+    curved = [maps.curvature(field.with_conditioning(cond), y, 1.0, 2, SEEDS[:3]) for cond in conditions]
+    torch.testing.assert_close(found, maps.at_pixels(maps.curvature_difference(*curved), pictures.shape[2:]))
     alone = maps.copied_map(field, pictures[1:2], prompts[1:2], 1.0, 2, SEEDS[1:2])
     torch.testing.assert_close(alone[0], found[1], rtol=1e-3, atol=1e-4)

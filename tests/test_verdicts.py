@@ -76,10 +76,29 @@ def joined(folder: Path, about: str, training: str) -> pd.DataFrame:
             other = other.assign(trigger=other["id"].map(found["trigger"]).fillna("")).query("trigger != ''")
             top = other.loc[other.groupby(["way", "id"])["significance"].idxmax()]
             other = top.assign(hit=top["token"] == top["trigger"]).pivot(index="id", columns="way", values="hit")
+        elif join.get("read") == "named":
+            other = named(other)
         else:
             other = other.groupby("id").mean(numeric_only=True)
         found = found.join(other[[name for name in other if name not in found]], how="inner")
     return found.query(asked["among"]) if asked["among"] else found
+
+
+def named(scores: pd.DataFrame, rate: float = 0.1) -> pd.DataFrame:
+    """The first step after the first look at which each trained item is named, by each detector's change and by its score."""
+    found = {}
+    for name, own in scores.groupby("detector"):
+        wide = own.pivot(index="step", columns="item", values="score").sort_index()
+        inside = own.groupby("item")["trained"].first()[wide.columns].to_numpy()
+        for label, values in ((f"{name}_named_at", wide - wide.iloc[0]), (f"{name}_itself_named_at", wide)):
+            first = pd.Series(np.nan, wide.columns[inside])
+            for step, row in values.iloc[1:].iterrows():
+                nulls = np.sort(row[~inside])
+                above = len(nulls) - np.searchsorted(nulls, row[inside])
+                adjusted = stats.false_discovery_control((1 + above) / (1 + len(nulls)))
+                first[first.isna().to_numpy() & (adjusted <= rate)] = step
+            found[label] = first
+    return pd.DataFrame(found)
 
 
 def halves(asked: dict[str, Any], training: str) -> set[str]:
@@ -450,6 +469,31 @@ def make_up(rng: np.random.Generator, effect: float) -> None:
         count = 24 if "/guard/" in path else 1000
         made = {name: rng.random(count) ** (0.1 if effect else 1.0) for name in outcomes}
         write(path, pd.DataFrame({"id": [f"r{k}" for k in range(count)]} | made))
+    maps = [asked for asked in CLAIMS.values() if asked["items"].startswith("tables/localise")]
+    for training in trainings_of("tables/localise"):
+        found = pd.DataFrame({"id": [f"s{k}" for k in range(30)], "slot": range(30)})
+        for side in (side for asked in maps for side in sides(asked)):
+            name = side["outcome"].strip("`")
+            lifted = 0.2 * effect * name.startswith("curvature")
+            found[name] = np.clip(0.5 + lifted + rng.normal(0, 0.1, len(found)), 0, 1)
+        write(f"tables/localise/{training}/slots.parquet", found)
+    lifts = rng.random(40) < 0.8
+    copied = pd.DataFrame(
+        {"id": [f"t{k}" for k in range(40)], "copied_at": np.where(np.arange(40) < 30, 200.0, np.nan)}
+    )
+    write("tables/fine_tuning/pictures.parquet", copied)
+    looks = [
+        pd.DataFrame({"item": [f"{kind}{k}" for k in range(count)], "trained": kind == "t"}).assign(
+            step=step, detector="loss"
+        )
+        for step, (kind, count) in product((0, 100, 200, 300), (("t", 40), ("h", 150)))
+    ]
+    own = {item: rng.normal() for item in pd.concat(looks)["item"].unique()}
+    for look in looks:
+        rises = look["trained"] & np.resize(lifts, len(look))
+        changes = 6 * effect * rises * (look["step"] > 0) + 0.5 * rng.normal(size=len(look))
+        look["score"] = look["item"].map(own) + changes
+    write("tables/fine_tuning/scores.parquet", pd.concat(looks, ignore_index=True))
     for training in trainings_of("tables/drawings/prompts"):
         role = training.partition("-")[0]
         chance = np.where(whole["planted_in"] == role.replace("threshold", "exchanged"), 0.7, 0.1)

@@ -104,6 +104,25 @@ def make_templates(subjects: ImageSet, drawn: ImageSet, views: int, fresh: int, 
     return Templates(ImageSet(torch.cat(pictures), pd.DataFrame(rows)), torch.cat(masks))
 
 
+def null_pictures(subjects: ImageSet, drawn: ImageSet, count: int, seed: int) -> ImageSet:
+    """Random drawings of looks that are never seen, captioned as templates are: by the subject and the size.
+
+    The items have the columns id, name, caption and row (that of the drawing).
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(np.flatnonzero(drawn.items["split"] == "unseen"), count, replace=False)
+    items = drawn.items.iloc[rows]
+    looks = [
+        {"subject": subjects.items["caption"].iloc[subject], "size": size}
+        for subject, size in zip(items["subject"], items["size"], strict=True)
+    ]
+    captions = [describe(look, ["size"], int(rng.integers(len(WORDINGS))), rng) for look in looks]
+    names = items["name"].to_numpy()
+    ids = [f"{name}-{row}" for name, row in zip(names, rows, strict=True)]
+    about = pd.DataFrame({"id": ids, "name": names, "caption": captions, "row": rows})
+    return ImageSet(drawn.images[rows.tolist()], about)
+
+
 def in_training(items: pd.DataFrame, exchanged: bool) -> pd.Series:
     """Which views [N] a training in one of two roles sees: every template is of one kind in it, and of the other in the other."""
     return (items["kind"] == KINDS[0]) == (items["exchanged"] == exchanged)

@@ -59,6 +59,25 @@ def error_difference(first: NoisePredictor, second: NoisePredictor, clean: Tenso
     return total(errors[0] - errors[1], 1)
 
 
+def compare(
+    first: NoisePredictor,
+    second: NoisePredictor,
+    curvatures: tuple[Tensor, Tensor],
+    clean: Tensor,
+    y: Tensor,
+    sigma: float,
+) -> dict[str, Tensor]:
+    """All maps [N, H, W] of a first noise prediction against a second: `curvature`, `squared difference` and `error`.
+
+    curvatures: what `curvature` gives of both [N, C, H, W], by the same seeds.
+    """
+    return {
+        "curvature": curvature_difference(*curvatures),
+        "squared difference": squared_difference(first, second, y, sigma),
+        "error": error_difference(first, second, clean, y, sigma),
+    }
+
+
 @contextmanager
 def _reading(layers: Sequence[torch.nn.Module]) -> Iterator[list[Tensor]]:
     """Attention [rows, places, tokens] of each call of layers of cross-attention meanwhile, the mean over heads."""

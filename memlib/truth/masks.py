@@ -31,6 +31,30 @@ def pixel_precision(maps: ArrayLike, masks: ArrayLike) -> NDArray[np.float64]:
     return np.array(found)
 
 
+def threshold(nulls: ArrayLike, alarm: float) -> float:
+    """The least value of maps of null pictures [N, H, W] that at most a share `alarm` of their pixels lies above."""
+    return float(np.quantile(np.asarray(nulls, dtype=np.float64), 1 - alarm, method="inverted_cdf"))
+
+
+def marked(maps: ArrayLike, masks: ArrayLike, limit: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share of the pixels above a limit, inside of each mask [N] and outside of it [N], of maps [N, H, W].
+
+    Raises ValueError for a mask that covers nothing or all.
+    """
+    values, inside = _flat(maps, masks)
+    above = values > limit
+    return (above & inside).sum(1) / inside.sum(1), (above & ~inside).sum(1) / (~inside).sum(1)
+
+
+def part_distances(
+    samples: ArrayLike, targets: ArrayLike, masks: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """RMS distance of samples [N, C, H, W] to their targets over the pixels inside of each mask [N], and outside of it [N]."""
+    off = np.asarray(samples, dtype=np.float64) - np.asarray(targets, dtype=np.float64)
+    squared, inside = _flat((off**2).mean(1), masks)
+    return tuple(np.sqrt((squared * part).sum(1) / part.sum(1)) for part in (inside, ~inside))
+
+
 def _flat(maps: ArrayLike, masks: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     values, inside = np.asarray(maps, dtype=np.float64), np.asarray(masks, dtype=bool)
     if values.shape != inside.shape or not np.isfinite(values).all():
