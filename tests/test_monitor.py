@@ -203,7 +203,7 @@ def test_a_kill_between_the_two_tables_loses_one_look(tmp_path: Path) -> None:
     (tmp_path / SCORES).write_bytes(kept)  # the rows of the look are there, its scores are not
     again = made(tmp_path)
     assert len(again.looks) == 0
-    assert again.started
+    assert again.first == 0
     again.step(2)
     assert again.looks["step"].tolist() == [2]
 
