@@ -195,6 +195,23 @@ def test_a_log_is_gone_on_with_and_later_looks_are_dropped(tmp_path: Path) -> No
             made(tmp_path / "whole", network, **changes)
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_script_that_is_started_again_leaves_the_first_look_as_it_was(tmp_path: Path, start: int) -> None:
+    """It looks before the loop at 0 or only in it, and then goes on from a checkpoint, with other weights by then."""
+    network = small_unet()
+    monitor = made(tmp_path, network)
+    for step in (start, 2, 4):
+        with torch.no_grad():
+            network.conv_out.weight.mul_(1.1)
+        monitor.step(step)
+    again = made(tmp_path, network)
+    assert again.step(start) is None
+    assert again.step(5) is None
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / SCORES), monitor.scores)
+    assert again.step(6)["level"].item() == pytest.approx(0.05 / 12)
+    assert again.looks["step"].tolist() == [2, 4, 6]
+
+
 def test_a_kill_between_the_two_tables_loses_one_look(tmp_path: Path) -> None:
     monitor = made(tmp_path)
     monitor.step(0)
@@ -317,7 +334,7 @@ def test_the_loop_of_the_chapter_alarms_on_a_memoriser(
     model, optimizer = accelerator.prepare(model, optimizer)
     ema_model = EMAModel(model.parameters(), decay=0.95)
     noise_scheduler = scheduler()
-    training_pictures, heldout_pictures = pictures()[:EACH], pictures()[EACH:]
+    global_step, training_pictures, heldout_pictures = 0, pictures()[:EACH], pictures()[EACH:]
     train_dataloader = [{"input": training_pictures.repeat(2, 1, 1, 1)}] * 300
     torch.manual_seed(0)
 
