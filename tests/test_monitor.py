@@ -280,6 +280,24 @@ def test_text_to_image_pipelines_are_scored_under_their_prompts(tmp_path: Path, 
         Monitor(pipe, shown[:EACH], shown[EACH:], 2, tmp_path / "half", training_prompts=prompts[:EACH])
 
 
+def test_prompts_that_are_too_long_are_cut_without_a_word_at_every_look(tmp_path: Path) -> None:
+    """The pipeline itself warns of them as before."""
+    pipe = small_pipeline()
+    given = {"training_prompts": ["the " * 20] * EACH, "heldout_prompts": ["a " * 20] * EACH}
+    monitor = Monitor(pipe, pictures(size=16)[:EACH], pictures(size=16)[EACH:], 2, tmp_path, **given)
+    log, heard = logging.getLogger(type(pipe).__module__), []
+    hearer = logging.Handler()
+    hearer.emit = heard.append
+    log.addHandler(hearer)
+    try:
+        monitor.step(0)
+        assert not heard
+        pipe.encode_prompt("the " * 20, pipe.device, 1, False)
+        assert len(heard) == 1
+    finally:
+        log.removeHandler(hearer)
+
+
 REFUSED = [
     ({"training": pictures()[:, :1]}, r"pictures of \[3, 8, 8\]; the monitor is given \[1, 8, 8\]"),
     ({"training": 3 * pictures()[:EACH]}, r"lie in \[-1, 1\]; one reaches"),
