@@ -132,7 +132,10 @@ def test_a_look_judges_the_changes_since_the_first_look(tmp_path: Path) -> None:
     """By two detectors, which share the rate of false alarms."""
     network = small_unet()
     detectors = {"loss": {"sigma": 0.2, "draws": [2]}, "length": {"sigma": 0.2}}
-    monitor = made(tmp_path, network, detectors=detectors)
+    reported: dict[int, dict[str, float]] = {}
+    monitor = made(
+        tmp_path, network, detectors=detectors, report=lambda figures, step: reported.update({step: figures})
+    )
     for step in (0, 2, 4):
         with torch.no_grad():
             for weights in network.parameters():
@@ -147,6 +150,9 @@ def test_a_look_judges_the_changes_since_the_first_look(tmp_path: Path) -> None:
             assert (row["p_value"], row["level"], row["named"]) == (look.p_value, look.level, look.named.sum())
             assert row["told_apart"] == look.told_apart
             assert row["evaluations"] == 2 * EACH * (2 if name == "loss" else 1)
+            for figure in ("auroc", "p_value", "told_apart", "named"):
+                assert reported[step].pop(f"monitor/{name}/{figure}") == row[figure]
+    assert reported == {2: {}, 4: {}}
 
 
 def test_it_looks_at_its_times_alone(tmp_path: Path) -> None:
@@ -176,7 +182,8 @@ def test_a_log_is_gone_on_with_and_later_looks_are_dropped(tmp_path: Path) -> No
     run(tmp_path / "broken", [0, 2, 4])
     moved(0.5)
     made(tmp_path / "broken", network).step(6)  # what is lost, as its checkpoint was not reached
-    again = run(tmp_path / "broken", [3, 4, 6])
+    assert run(tmp_path / "broken", [3, 4]).looks["step"].tolist() == [2, 4]
+    again = run(tmp_path / "broken", [6])
     assert again.latest == 6
     drop = ["seconds"]
     pd.testing.assert_frame_equal(again.looks.drop(columns=drop), whole.looks.drop(columns=drop))
