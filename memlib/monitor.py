@@ -2,7 +2,7 @@
 
     pipe = DDPMPipeline(accelerator.unwrap_model(model), noise_scheduler)
     monitor = Monitor(pipe, training=some, heldout=others, every=200, log="runs/monitor", report=accelerator.log)
-    monitor.step(0)  # before the training
+    monitor.step(global_step)  # before the training; 0, or where a checkpoint goes on
     for batch in train_dataloader:
         ...
         global_step += 1
@@ -96,7 +96,8 @@ class Monitor:
         self.alpha = alpha / len(chosen)
         check_groups(len(training), len(heldout), self.alpha)
         self.every, self.log, self.rate, self.report = every, Path(log), rate, report
-        self.scores, self.looks, self.started = pd.DataFrame(), pd.DataFrame(), False
+        self.scores, self.looks = pd.DataFrame(), pd.DataFrame()
+        self.first: int | None = None
         self.latest: int | None = None
         if processes().is_main_process:
             self._resume()
@@ -112,9 +113,10 @@ class Monitor:
         """Look, if it is time: at the first call ever, and where `every` divides the number of steps done; the rows of that look.
 
         To be called after the optimiser's step, outside of autocast. Weights, gradients, modes of modules and random states are
-        afterwards as they were. Looks at later steps, which a training that goes on from a checkpoint repeats, are dropped.
+        afterwards as they were. Looks at later steps, which a training that goes on from a checkpoint repeats, are dropped; the
+        first look is never repeated, so a training that begins anew takes a new log.
         """
-        if step == self.latest or (self.started and step % self.every):
+        if step in (self.latest, self.first) or (self.first is not None and step % self.every):
             return None
         self.latest = step
         begun = time.perf_counter()
@@ -130,7 +132,7 @@ class Monitor:
         earlier, looks = (part[part["step"] < step] if len(part) else part for part in (self.scores, self.looks))
         new = found.drop(columns="evaluations").assign(step=step)
         self.scores = pd.concat([earlier, new], ignore_index=True)
-        self.started = True
+        self.first = int(self.scores["step"].iloc[0])
         if len(earlier):
             cost = found.groupby("detector")["evaluations"].sum()
             rows = [self._judged(name, step) | {"evaluations": int(cost[name])} for name in self.detectors]
@@ -193,7 +195,8 @@ class Monitor:
             raise ValueError(f"{self.log} holds the log of a monitor with other {other}; name another folder")
         if not (self.log / SCORES).exists():
             return
-        self.scores, self.started = pd.read_parquet(self.log / SCORES), True
+        self.scores = pd.read_parquet(self.log / SCORES)
+        self.first = int(self.scores["step"].iloc[0])
         with suppress(pd.errors.EmptyDataError):
             self.looks = pd.read_csv(self.log / LOOKS)
         if len(self.looks):
@@ -201,7 +204,7 @@ class Monitor:
 
     def _share(self) -> None:
         """Let all processes know what the first one has found."""
-        [(self.looks, self.started)] = broadcast_object_list([(self.looks, self.started)])
+        [(self.looks, self.first)] = broadcast_object_list([(self.looks, self.first)])
 
 
 def check_groups(trained: int, heldout: int, alpha: float) -> None:

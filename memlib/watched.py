@@ -1,5 +1,6 @@
 """Pictures that are scored in the course of a training, which goes on as if nobody had looked."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ class Watched:
             raise ValueError("pictures are scored under autocast; do it after the optimiser's step, outside of it")
         state, found = processes(), []
         own = range(len(self.items.ids))[state.process_index :: state.num_processes]
-        with undisturbed(self.pipe), averaged(self.ema, self.network):
+        with undisturbed(self.pipe), averaged(self.ema, self.network), quiet(self.pipe):
             field = field_of(self.pipe).with_rows(self.rows)
             for detector, setting in self.detectors:
                 for start in range(0, len(own), self.rows):
@@ -120,6 +121,18 @@ def averaged(ema: "EMAModel | None", network: torch.nn.Module) -> Iterator[None]
         yield
     finally:
         ema.restore(network.parameters())
+
+
+@contextmanager
+def quiet(pipe: DiffusionPipeline) -> Iterator[None]:
+    """No warnings of a pipeline for a while: prompts that are too long are cut as in training, at every look."""
+    log = logging.getLogger(type(pipe).__module__)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def check_average(ema: "EMAModel | None", network: torch.nn.Module) -> None:

@@ -225,3 +225,22 @@ def test_the_embedding_finds_altered_pictures_again_that_it_never_saw(network: t
     lengths = embedding.embed(network, PICTURES).norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones(60))
     assert to_float(to_uint8(altered)).sub(altered).abs().max() < 0.01
+
+
+def test_pictures_are_first_reproduced_at_the_earliest_step_with_enough_copies() -> None:
+    ids = ["a", "b", "c", "d"]
+    copies = {0: "", 10: "bbbc", 20: "aaabbb", 30: "aaa"}  # one copy of c is not enough, and d has none
+    rows = [
+        {
+            "step": step,
+            "picture": names[sample] if sample < len(names) else "d",
+            "relative": 0.5 if sample < len(names) else 2.0,
+        }
+        for step, names in copies.items()
+        for sample in range(40)
+    ]
+    others = {"embedded_relative": 2.0, "distance": 1.0, "second_distance": 1.0}
+    assert outcomes.least_copies(40, 4) == 2
+    found = outcomes.first_reproduced(pd.DataFrame(rows).assign(**others), ids)
+    assert found[["a", "b"]].tolist() == [20.0, 10.0]
+    assert found[["c", "d"]].isna().all()

@@ -209,6 +209,32 @@ def test_shares_of_two_arms_are_those_of_their_tables(project: pd.DataFrame) -> 
     assert found.interval() == expected.interval()
 
 
+def test_a_picture_is_named_in_time_no_later_than_its_copies(project: pd.DataFrame) -> None:
+    """By the study's own criterion: of four pictures in five copied at 100, three are named at 50 or 100, the fourth at 150."""
+    study = yaml.safe_load((ROOT / "book/claims.yml").read_text())
+    criteria.REGISTRY.write_text(yaml.safe_dump({"monitor": study["monitor"]}))
+    n, nulls = 40, 160
+    ids = [f"p{row}" for row in range(n)]
+    copied_at = pd.Series([100.0, 100, 100, 100, np.nan] * (n // 5), ids, name="copied_at")
+    copied_at.iloc[0] = 0.0  # by the model that is yet to be trained: no case
+    named_at = pd.Series([50, 50, 100, 150, 50] * (n // 5), ids)
+    noise, rows = np.random.default_rng(0).normal(size=n + nulls), []
+    for step in (0, 50, 100, 150):
+        scores = noise.copy()
+        scores[:n] += 100 * (named_at <= step)
+        part = {"step": step, "detector": "loss", "item": [*ids, *(f"h{row}" for row in range(nulls))]}
+        rows.append(pd.DataFrame(part | {"score": scores + 0.01 * step * noise}))
+    scores = pd.concat(rows)
+    write_table("tables/fine_tuning/scores.parquet", scores.assign(trained=scores["item"].isin(ids)))
+    write_table("tables/fine_tuning/pictures.parquet", copied_at.rename_axis("id").reset_index())
+    read = cases.read_cases(
+        "monitor.named_before_copied", criteria.read_claims()["monitor.named_before_copied"].criterion
+    )
+    found, _ = cases.measure(read)
+    assert read.counts == {"items": 31}
+    assert found.value == pytest.approx(23 / 31)
+
+
 def test_settings_are_chosen_on_one_half_and_reported_on_the_other(project: pd.DataFrame) -> None:
     growth, loss = ({"table": f"tables/scores/{{training}}-{name}.parquet"} for name in ("growth", "loss"))
     split = {"split": {"seed": 1, "by": ["copies"]}, "first": growth, "minus": loss}

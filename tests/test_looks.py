@@ -119,6 +119,10 @@ def test_names_are_of_the_change_since_the_first_look_and_of_the_score_itself() 
     found = named_at(scores)
     assert found["loss_named_at"][trained].tolist() == [20.0] * 20
     assert found["loss_itself_named_at"].isna().all()
+    seen = scores.assign(
+        score=scores["score"] + 1000 * scores["trained"]
+    )  # before the training, where no look is judged
+    assert named_at(seen)["loss_itself_named_at"][trained].tolist() == [10.0] * 20
     other = pd.concat([scores, scores.assign(detector="pia", score=-scores["score"])])
     assert list(named_at(other)) == ["loss_named_at", "loss_itself_named_at", "pia_named_at", "pia_itself_named_at"]
     assert named_at(other)["pia_named_at"].isna().all()

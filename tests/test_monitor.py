@@ -132,7 +132,10 @@ def test_a_look_judges_the_changes_since_the_first_look(tmp_path: Path) -> None:
     """By two detectors, which share the rate of false alarms."""
     network = small_unet()
     detectors = {"loss": {"sigma": 0.2, "draws": [2]}, "length": {"sigma": 0.2}}
-    monitor = made(tmp_path, network, detectors=detectors)
+    reported: dict[int, dict[str, float]] = {}
+    monitor = made(
+        tmp_path, network, detectors=detectors, report=lambda figures, step: reported.update({step: figures})
+    )
     for step in (0, 2, 4):
         with torch.no_grad():
             for weights in network.parameters():
@@ -147,6 +150,9 @@ def test_a_look_judges_the_changes_since_the_first_look(tmp_path: Path) -> None:
             assert (row["p_value"], row["level"], row["named"]) == (look.p_value, look.level, look.named.sum())
             assert row["told_apart"] == look.told_apart
             assert row["evaluations"] == 2 * EACH * (2 if name == "loss" else 1)
+            for figure in ("auroc", "p_value", "told_apart", "named"):
+                assert reported[step].pop(f"monitor/{name}/{figure}") == row[figure]
+    assert reported == {2: {}, 4: {}}
 
 
 def test_it_looks_at_its_times_alone(tmp_path: Path) -> None:
@@ -176,7 +182,8 @@ def test_a_log_is_gone_on_with_and_later_looks_are_dropped(tmp_path: Path) -> No
     run(tmp_path / "broken", [0, 2, 4])
     moved(0.5)
     made(tmp_path / "broken", network).step(6)  # what is lost, as its checkpoint was not reached
-    again = run(tmp_path / "broken", [3, 4, 6])
+    assert run(tmp_path / "broken", [3, 4]).looks["step"].tolist() == [2, 4]
+    again = run(tmp_path / "broken", [6])
     assert again.latest == 6
     drop = ["seconds"]
     pd.testing.assert_frame_equal(again.looks.drop(columns=drop), whole.looks.drop(columns=drop))
@@ -195,6 +202,23 @@ def test_a_log_is_gone_on_with_and_later_looks_are_dropped(tmp_path: Path) -> No
             made(tmp_path / "whole", network, **changes)
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_script_that_is_started_again_leaves_the_first_look_as_it_was(tmp_path: Path, start: int) -> None:
+    """It looks before the loop at 0 or only in it, and then goes on from a checkpoint, with other weights by then."""
+    network = small_unet()
+    monitor = made(tmp_path, network)
+    for step in (start, 2, 4):
+        with torch.no_grad():
+            network.conv_out.weight.mul_(1.1)
+        monitor.step(step)
+    again = made(tmp_path, network)
+    assert again.step(start) is None
+    assert again.step(5) is None
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / SCORES), monitor.scores)
+    assert again.step(6)["level"].item() == pytest.approx(0.05 / 12)
+    assert again.looks["step"].tolist() == [2, 4, 6]
+
+
 def test_a_kill_between_the_two_tables_loses_one_look(tmp_path: Path) -> None:
     monitor = made(tmp_path)
     monitor.step(0)
@@ -203,7 +227,7 @@ def test_a_kill_between_the_two_tables_loses_one_look(tmp_path: Path) -> None:
     (tmp_path / SCORES).write_bytes(kept)  # the rows of the look are there, its scores are not
     again = made(tmp_path)
     assert len(again.looks) == 0
-    assert again.started
+    assert again.first == 0
     again.step(2)
     assert again.looks["step"].tolist() == [2]
 
@@ -263,6 +287,24 @@ def test_text_to_image_pipelines_are_scored_under_their_prompts(tmp_path: Path, 
         Monitor(pipe, shown[:EACH], shown[EACH:], 2, tmp_path / "half", training_prompts=prompts[:EACH])
 
 
+def test_prompts_that_are_too_long_are_cut_without_a_word_at_every_look(tmp_path: Path) -> None:
+    """The pipeline itself warns of them as before."""
+    pipe = small_pipeline()
+    given = {"training_prompts": ["the " * 20] * EACH, "heldout_prompts": ["a " * 20] * EACH}
+    monitor = Monitor(pipe, pictures(size=16)[:EACH], pictures(size=16)[EACH:], 2, tmp_path, **given)
+    log, heard = logging.getLogger(type(pipe).__module__), []
+    hearer = logging.Handler()
+    hearer.emit = heard.append
+    log.addHandler(hearer)
+    try:
+        monitor.step(0)
+        assert not heard
+        pipe.encode_prompt("the " * 20, pipe.device, 1, False)
+        assert len(heard) == 1
+    finally:
+        log.removeHandler(hearer)
+
+
 REFUSED = [
     ({"training": pictures()[:, :1]}, r"pictures of \[3, 8, 8\]; the monitor is given \[1, 8, 8\]"),
     ({"training": 3 * pictures()[:EACH]}, r"lie in \[-1, 1\]; one reaches"),
@@ -317,7 +359,7 @@ def test_the_loop_of_the_chapter_alarms_on_a_memoriser(
     model, optimizer = accelerator.prepare(model, optimizer)
     ema_model = EMAModel(model.parameters(), decay=0.95)
     noise_scheduler = scheduler()
-    training_pictures, heldout_pictures = pictures()[:EACH], pictures()[EACH:]
+    global_step, training_pictures, heldout_pictures = 0, pictures()[:EACH], pictures()[EACH:]
     train_dataloader = [{"input": training_pictures.repeat(2, 1, 1, 1)}] * 300
     torch.manual_seed(0)
 

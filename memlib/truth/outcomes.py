@@ -79,6 +79,16 @@ def reproduced(matches: pd.DataFrame, ids: Sequence[str], rule: str = "calibrate
     return pd.DataFrame({"generated_copies": counts, "reproduced": counts >= enough})
 
 
+def first_reproduced(matches: pd.DataFrame, ids: Sequence[str]) -> pd.Series:
+    """The first step at which enough samples copy each picture, by its id; nan where that never happens.
+
+    matches: of samples that were drawn at several steps of a training, with their `step`; ids: of all pictures compared.
+    """
+    found = {step: reproduced(part.reset_index(drop=True), ids)["reproduced"] for step, part in matches.groupby("step")}
+    copied = pd.DataFrame(found)
+    return copied.idxmax(axis=1).where(copied.any(axis=1)).astype(float)
+
+
 def judged(items: pd.DataFrame, matches: pd.DataFrame, split: str, rule: str = "calibrated") -> pd.DataFrame:
     """The pictures of a split and those held out, with what the samples reproduce; the index holds their ids.
 
