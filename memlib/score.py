@@ -148,7 +148,7 @@ def write_tables(
         asked = [_batches([(table, parts) for table, _, parts in loop], size) for (size, _), loop in loops.items()]
         _collect([batch for batches in asked for batch in batches], workers, share)
     for (size, _), loop in loops.items():
-        _score_batches(field, [(table, parts) for table, _, parts in loop], size, share, tell)
+        _score_batches(field, [(table, parts) for table, _, parts in loop], size, share, tell and workers is None)
         state.wait_for_everyone()
         for table, about, parts in loop if state.is_main_process else ():
             costs[table.output] = _write_whole(table, about, parts, size)
