@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -635,7 +635,7 @@ def _evidence(
     if training is not None and compared is not None:
         matches[: len(compared)] = [nearest(picture, training) for picture in compared]
     maps: list[NDArray[np.float64] | None] = [None] * len(names)
-    if compared is not None and items.prompts is not None:
+    if compared is not None and items.prompts is not None and field.takes_prompts:
         maps[:DRAWN] = _copied(field, compared[:DRAWN], items.prompts[:DRAWN], items.seeds[:DRAWN])
     rows = []
     for number, name in enumerate(names):
@@ -693,10 +693,20 @@ def _drawn(field: NetworkField, items: Items, seed: int) -> Tensor | None:
 def _copied(
     field: NetworkField, pictures: Tensor, prompts: Sequence[str], seeds: Sequence[int]
 ) -> list[NDArray[np.float64] | None]:
-    """Maps of what each prompt holds fixed in its picture; None for an empty prompt."""
-    field = field.with_rows(max(1, field.rows // 8))  # a backward pass keeps what a forward pass does not
-    maps = copied_map(field, pictures, prompts, MAP_LEVEL, MAP_DIRECTIONS, seeds).double().cpu().numpy()
-    return [each if prompt.strip() else None for each, prompt in zip(maps, prompts, strict=True)]
+    """Maps of what each prompt holds fixed in its picture; None for an empty prompt, and where none can be made.
+
+    A picture at a time: a backward pass keeps what a forward pass does not.
+    """
+    alone, found = field.with_rows(1), []
+    for row, prompt in enumerate(prompts):
+        made = None
+        if prompt.strip():
+            with suppress(torch.OutOfMemoryError):
+                part = slice(row, row + 1)
+                made = copied_map(alone, pictures[part], [prompt], MAP_LEVEL, MAP_DIRECTIONS, seeds[part])[0]
+        finite = made is not None and bool(made.isfinite().all())
+        found.append(made.double().cpu().numpy() if finite else None)
+    return found
 
 
 def nearest(picture: Tensor, training: Training) -> Match:

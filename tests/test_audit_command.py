@@ -249,7 +249,7 @@ def test_copies_are_looked_up_in_the_training_pictures(tmp_path: Path) -> None:
     _, page, _ = audit(tmp_path / "text", "text", "--prompts", "prompts.txt", "--training", there, "--rows", "8")
     assert page.text.count("drawn for this prompt") == 5
     assert page.text.count("nearest in training: ") == 5
-    assert page.text.count("the more its prompt holds it fixed") == 5, "a map beside each picture that was drawn"
+    assert page.text.count("brightest where its prompt fixes it most") == 5, "a map beside each picture that was drawn"
 
 
 def test_an_image_set_is_audited_by_its_splits(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_an_image_set_is_audited_by_its_splits(tmp_path: Path) -> None:
     images = torch.from_numpy((levels[:, None, None, None] + rng.integers(-9, 9, (55, 3, 8, 8))).astype(np.uint8))
     splits = ["train"] * 10 + ["heldout"] * 45
     names = [f"p{i}" for i in range(55)]
-    items = pd.DataFrame({"id": names, "name": names, "caption": "", "split": splits, "copies": 1})
+    items = pd.DataFrame({"id": names, "name": names, "caption": "a red apple", "split": splits, "copies": 1})
     save(ImageSet(images, items), tmp_path / "set")
     common = ["model", "--images", tmp_path / "set", "--splits", "train", "--detectors", "bright", "--fdr", "0.05"]
     found, _, _ = audit(tmp_path / "a", *common, "--null-images", tmp_path / "set", "--null-splits", "heldout")

@@ -168,5 +168,5 @@ def test_a_report_shows_the_map_of_a_suspect_that_has_one() -> None:
         as_page([Section("pictures", "x", None, findings, [own], {}, {}, [], 0.1, 0.1, None)], {}, [])
         for own in (plain, plain._replace(copied=values), plain._replace(picture=None, copied=values))
     ]
-    assert ["the more its prompt holds it fixed" in page for page in pages] == [False, True, False]
+    assert ["brightest where its prompt fixes it most" in page for page in pages] == [False, True, False]
     assert [page.count("<img") for page in pages] == [1, 2, 0]

@@ -1,9 +1,9 @@
 """Stage `audits`: what audits of the study's models name, what tests of whole collections reject and what a guard stops.
 
 All of it is rehearsed on tables of scores, whose items' truth is known. Writes to `tables/audits`:
-`pictures/TRAINING.parquet` and `prompts/TRAINING.parquet` (a row a rehearsal, see `memlib.evaluation.rehearsal`; further
-`found_blind`, the same by a score that asks no model), `curves.parquet` (their means by the number of nulls and of copies, and
-with nulls of another kind), `collections/TRAINING.parquet` (a row a random half: whether the test rejects), `sizes.parquet` (how
+`pictures/TRAINING.parquet` and `prompts/TRAINING.parquet` (a row a planted picture or its prompt: the share of rehearsals in which
+it is `found`, by a score that asks no model `found_blind`, and by a model that did not copy it `found_control`), `curves.parquet`
+(means over rehearsals by the number of nulls and of copies, and with nulls of another kind), `collections/TRAINING.parquet` (a row a random half: whether the test rejects), `sizes.parquet` (how
 often it does, by size and by the share that was trained on), `guard/TRAINING.parquet` (a row a prompt that draws copies:
 the share of them that is stopped by each window of steps, the `chosen` one, all steps `together` and the number of words) and
 `alarms.parquet` (how many further ordinary prompts are stopped).
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memlib.datasets.roles import FLOW, PLANTED, role_of
+from memlib.datasets.roles import FLOW, PLANTED, ROLES, role_of
 from memlib.evaluation import alarms
-from memlib.evaluation.rehearsal import rehearse
+from memlib.evaluation.rehearsal import found_shares, rehearse
 from memlib.evaluation.whole_set import rejections, set_test
 from memlib.files import write_table
 from memlib.progress import progress
@@ -61,15 +61,19 @@ def judge_pictures(
     outside = pictures_of_split("heldout")
     size = pd.concat([read_scores(f"tables/scores/{key}/png_size.parquet") for key in ("main-blind", "pairs-blind")])
     size, curves = size.iloc[:, 0], []
+    control = read_scores("tables/scores/audit-unseen/loss.parquet")[PICTURE_SCORE]
     detailed = (size[outside] > size[outside].median()).to_numpy()
     for training in progress(trainings, "audits of pictures"):
         scores = read_scores(f"tables/scores/audit-{training}/loss.parquet")[PICTURE_SCORE]
         planted = in_training(training, "planted")
         given, others = scores[planted].to_numpy(), scores[outside].to_numpy()
         half = len(outside) // 2
-        found = rehearse(given, others, half, rate, repeats, seed)
-        blind = rehearse(size[planted], size[outside], half, rate, repeats, seed)
-        _write(f"pictures/{training}", found.assign(found_blind=blind["found"]))
+        ways = {"found": scores, "found_blind": size, "found_control": control}
+        shares = {
+            name: found_shares(values[planted], values[outside], half, rate, repeats, seed)
+            for name, values in ways.items()
+        }
+        write_table(TABLES / f"pictures/{training}.parquet", pd.DataFrame({"id": planted} | shares))
         asked = [
             *({"nulls": count, "suspects": half} for count in up_to(len(outside) - half, nulls)),
             *({"nulls": half, "copies": count} for count in up_to(len(given), copies)),
@@ -102,15 +106,18 @@ def judge_prompts(
     for training in progress(trainings, "audits of prompts"):
         here = asked_prompts[asked_prompts["planted_in"] == role_of(training)]
         planted = here.index[here["group"].isin(PLANTED)]
-        first, other = (
-            read_scores(f"tables/scores/{key}/magnitude.parquet").iloc[:, :MAGNITUDES].mean(axis=1)
-            for key in (f"{training}-text", f"audit-{training}")
-        )
+        first, other = prompt_scores(training)
         given, others = first[planted].to_numpy(), other[usual].to_numpy()
-        found = rehearse(given, others, known, rate, repeats, seed, suspects=ordinary)
-        lengths = words["prompts-blind"][planted], words["further-blind"][usual]
-        blind = rehearse(*lengths, known, rate, repeats, seed, suspects=ordinary)
-        _write(f"prompts/{training}", found.assign(found_blind=blind["found"]))
+        control = prompt_scores(exchanged(training))
+        ways = {
+            "found": (given, others),
+            "found_blind": (words["prompts-blind"][planted], words["further-blind"][usual]),
+            "found_control": (control[0][planted], control[1][usual]),
+        }
+        shares = {
+            name: found_shares(*values, known, rate, repeats, seed, suspects=ordinary) for name, values in ways.items()
+        }
+        write_table(TABLES / f"prompts/{training}.parquet", pd.DataFrame({"id": planted} | shares))
         both = other[[*usual, *further.index[further == "shorter"]]].to_numpy()
         apart = np.arange(len(both)) >= len(usual)
         ways = [
@@ -124,6 +131,21 @@ def judge_prompts(
         shifted = {"nulls": min(known, int(apart.sum())), "suspects": ordinary, "apart": apart}
         curves.append(_curve("prompts", training, given, both, shifted, rate, curve_repeats, seed))
     return curves
+
+
+def prompt_scores(training: str) -> tuple[pd.Series, pd.Series]:
+    """The magnitude of the judged prompts and of the further ordinary ones, the mean over noises, as a training scores them."""
+    first, other = (
+        read_scores(f"tables/scores/{key}/magnitude.parquet").iloc[:, :MAGNITUDES].mean(axis=1)
+        for key in (f"{training}-text", f"audit-{training}")
+    )
+    return first, other
+
+
+def exchanged(training: str) -> str:
+    """The training of the same number and family in the other role."""
+    role = role_of(training)
+    return training.replace(role, ROLES[role == ROLES[0]])
 
 
 def _curve(
@@ -189,11 +211,17 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
         family, role = training.startswith(FLOW), role_of(training)
         others = [name for name in trainings if name.startswith(FLOW) == family and role_of(name) != role]
         window = alarms.best_window(shares, others)
-        known = [pd.concat([relative(followed[name], part) for name in others]) for part in ("copies", "calibration")]
-        weigh = alarms.discriminant(*(table.to_numpy() for table in known))
         own = followed[training]
+        fitting = own["calibration"].index[::2]  # the threshold is of the others
+        known = [pd.concat([relative(followed[name], part) for name in others]) for part in ("copies", "calibration")]
+        weigh = alarms.discriminant(known[0].to_numpy(), known[1].loc[fitting].to_numpy())
         usual, copies, further = (
-            weigh(relative(own, part).to_numpy()) for part in ("calibration", "copies", "ordinary")
+            weigh(table.to_numpy())
+            for table in (
+                relative(own, "calibration").drop(fitting),
+                relative(own, "copies"),
+                relative(own, "ordinary"),
+            )
         )
         together = pd.Series(alarms.stopped(copies, usual, false_alarms), own["copies"].index).groupby("id").mean()
         blind = [
@@ -201,7 +229,9 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
         ]
         words = pd.Series(alarms.stopped(*blind, false_alarms), own["copies"].index).groupby("id").mean()
         found = shares[training].assign(together=together, chosen=shares[training][window], window=window, blind=words)
-        found = found.assign(copies=own["copies"].groupby("id").size()).rename(columns={alarms.ONE: "first_step"})
+        real = all(enough_copies(drawn_copies(name)) for name in (training, *others))
+        found = found.assign(copies=own["copies"].groupby("id").size() if real else 0)
+        found = found.rename(columns={alarms.ONE: "first_step"})
         write_table(TABLES / f"guard/{training}.parquet", found.rename_axis("id").reset_index())
         readings = [
             alarms.readings(own[part].to_numpy(), own["calibration"].to_numpy()) for part in ("ordinary", "calibration")
@@ -220,15 +250,26 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
 def read_followed(training: str) -> dict[str, pd.DataFrame]:
     """Magnitudes at all steps [N, K] of ordinary prompts (`calibration`, and `ordinary` ones further) and of `copies`.
 
-    Rows have the index (id, noise). All samples of planted prompts count where fewer than two prompts draw a copy.
+    Rows have the index (id, noise). All samples of planted prompts stand in where fewer than two prompts draw a copy, as in a
+    trial of a few steps; `copies` in the tables is then 0, and no claim is judged on them.
     """
     values = pd.read_parquet(f"tables/guarded/{training}/magnitudes.parquet")
     values = values.pivot(index=["part", "id", "noise"], columns="step", values="magnitude").sort_index()
-    samples = pd.read_parquet(f"tables/guarded/{training}/samples.parquet")
-    drawn = samples[samples["action"] == "none"].set_index(["id", "noise"])["copies_own"]
-    copying = drawn[drawn] if drawn[drawn].index.get_level_values("id").nunique() >= 2 else drawn
+    drawn = drawn_copies(training)
+    copying = drawn[drawn] if enough_copies(drawn) else drawn
     parts = {part: values.loc[part] for part in ("calibration", "ordinary")}
     return parts | {"copies": values.loc["planted"].loc[copying.index]}
+
+
+def drawn_copies(training: str) -> pd.Series:
+    """Which samples of planted prompts, by (id, noise), copy their planted picture where nothing is done about it."""
+    samples = pd.read_parquet(f"tables/guarded/{training}/samples.parquet")
+    return samples[samples["action"] == "none"].set_index(["id", "noise"])["copies_own"]
+
+
+def enough_copies(drawn: pd.Series) -> bool:
+    """Whether two prompts or more draw a copy."""
+    return drawn[drawn].index.get_level_values("id").nunique() >= 2
 
 
 def relative(followed: Mapping[str, pd.DataFrame], part: str) -> pd.DataFrame:
