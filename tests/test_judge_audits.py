@@ -234,6 +234,8 @@ def test_alarms_are_counted_among_the_further_ordinary_prompts() -> None:
     judge_audits.judge_guards(["planted", "exchanged"], 0.01)
     alarms = pd.read_parquet("tables/audits/alarms.parquet").set_index("window")
     assert alarms["stopped"].between(20, 28).all(), alarms["stopped"]
+    found = pd.read_parquet("tables/audits/guard/planted.parquet")
+    assert found["last step"].tolist() == [1.0, 0.5], "nor do these prompts decide which copies are stopped"
 
 
 @pytest.mark.parametrize("copied", ["", "a"])
