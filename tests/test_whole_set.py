@@ -91,6 +91,8 @@ def test_many_items_are_permuted_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_groups_that_are_too_small_are_refused() -> None:
+    least = set_test(scores(4, 9.0, 0), scores(4, 0.0, 1))
+    assert (least.suspects, least.outside, least.p_value) == (2, 2, pytest.approx(1 / 6)), "of 6 ways to part four"
     with pytest.raises(ValueError, match="there are 3 items in a group; a test of a whole set needs at least 4"):
         set_test(scores(3, 0.0, 0), scores(9, 0.0, 1))
     for size, share, words in ((3, 1.0, "a collection of 3, 3 of"), (21, 1.0, "21, 21 of"), (12, 0.5, "12, 6 of")):
