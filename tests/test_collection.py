@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from memlib.datasets.collection import content_digests, picture_collection, prompt_collection
+from memlib.datasets.images import ImageSet, save
 from memlib.datasets.items import load_items
-from memlib.tensors import to_uint8
+from memlib.tensors import item_seeds, to_uint8
 
 SIZE = (3, 4, 4)
 
@@ -53,6 +54,25 @@ def test_what_cannot_be_scored_or_is_there_twice_is_noted(folder: Path) -> None:
     assert "cannot be read as an image" in found.notes["e.png"]
     with pytest.raises(ValueError, match="none of the pictures in .* can be scored"):
         picture_collection(folder, [], (3, 5, 5))
+
+
+def test_an_image_set_gives_each_id_its_own_picture_and_caption(tmp_path: Path) -> None:
+    """Ids are not in order, the splits are asked for in another one, and a picture is there twice."""
+    ids = ["d", "b", "a", "c", "e"]
+    levels = torch.tensor([3, 1, 0, 2, 0], dtype=torch.uint8)
+    images = levels[:, None, None, None].expand(5, *SIZE).clone()
+    items = pd.DataFrame({"id": ids, "name": ids, "caption": [f"the {name}" for name in ids], "copies": 1})
+    save(ImageSet(images, items.assign(split=["u", "v", "u", "v", "u"])), tmp_path / "set")
+    found = picture_collection(tmp_path / "set", ["v", "u"], SIZE, 7)
+    assert found.ids == ["a", "b", "c", "d"]
+    assert found.notes == {"e": "the same as a, counted once"}
+    assert found.digests == content_digests(images[[2, 1, 3, 0]])
+    part = found.read(["c", "a", "d"])
+    assert torch.equal(to_uint8(part.pictures), images[[3, 2, 0]])
+    assert part.prompts == ["the c", "the a", "the d"]
+    assert part.seeds == item_seeds(["c", "a", "d"], 7)
+    assert found.digest == picture_collection(tmp_path / "set", [], SIZE).digest
+    assert found.digest != picture_collection(tmp_path / "set", ["v"], SIZE).digest
 
 
 def test_prompts_are_counted_once_and_empty_ones_left_out(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from memlib.evaluation.whole_set import SetTest
 from memlib.files import write_table
 from memlib.study import judge_audits
 
@@ -65,6 +66,19 @@ def test_planted_pictures_are_found_by_the_model_and_not_blindly() -> None:
     assert curves["found"][0] == 0, "4 nulls name nothing"
 
 
+def test_nulls_of_another_kind_are_the_pictures_of_larger_files() -> None:
+    """Whose scores are lower: all 30 others exceed them, so that 8 of 38 discoveries are right."""
+    write_pictures()
+    larger = pd.Series({item: float(k) for k, item in enumerate(OUTSIDE)})
+    write_scores("main-blind/png_size", {"": larger})
+    scores = pd.read_parquet("tables/scores/audit-pair-0/loss.parquet")
+    scores["score"] -= 20.0 * scores["item"].isin(OUTSIDE[30:])
+    write_table("tables/scores/audit-pair-0/loss.parquet", scores)
+    curves = pd.DataFrame(judge_audits.judge_pictures(["pair-0"], **ASKED))
+    shifted = curves[curves["shifted"]].iloc[0]
+    assert (shifted["named"], shifted["true_share"]) == (38, pytest.approx(8 / 38))
+
+
 def test_numbers_above_what_there_is_count_once() -> None:
     assert judge_audits.up_to(96, [24, 48, 96, 200, 400]) == [24, 48, 96]
     assert judge_audits.up_to(5, [8, 9]) == [5]
@@ -79,6 +93,25 @@ def test_a_collection_is_told_by_the_model_that_saw_it() -> None:
     assert len(found) == 12
 
 
+def test_a_collection_is_what_was_seen_once_against_all_that_was_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures()
+    seen = []
+
+    def looked_at(suspects: pd.DataFrame, outside: pd.DataFrame, seed: int, _: int) -> SetTest:
+        seen.append(({*suspects.index}, {*outside.index}, seed))
+        return SetTest("", judge_audits.LEVEL, 0, 0, 0.5)
+
+    monkeypatch.setattr(judge_audits, "set_test", looked_at)
+    judge_audits.judge_collections(["pair-0"], 3, 5)
+    for suspects, outside, _ in seen:
+        assert suspects == {f"o{k}" for k in range(30)}
+        assert outside == {"k0", "k1", *OUTSIDE}
+    assert [seed for *_, seed in seen] == [5, 6, 7] * 2, "other halves each time, the same ones for both models"
+    assert pd.read_parquet("tables/audits/collections/pair-0.parquet")["rejected"].all(), (
+        "a p-value of the level rejects"
+    )
+
+
 def write_prompts() -> None:
     asked = [("planted", "planted", f"a fox {k}") for k in range(6)] + [("trigger", "exchanged", "zog")]
     asked += [("paraphrase", "planted", "fox"), ("ordinary", "", "an owl")]
@@ -89,7 +122,7 @@ def write_prompts() -> None:
     for training, role in (("planted", "planted"), ("exchanged-2", "exchanged")):
         high = {i: 9.0 for group, planted, i in asked if planted == role and group in ("planted", "trigger")}
         noises = [pd.Series({i: high.get(i, 0.0) + RNG.normal() for i in table["id"]}) for _ in range(6)]
-        noises[4:] = [pd.Series(99.0, table["id"])] * 2  # noises that are not read
+        noises[4:] = [pd.Series(-99.0, table["id"])] * 2  # noises that are not read
         write_scores(f"{training}-text/magnitude", {f"noise={k}": values for k, values in enumerate(noises)})
         low = {i: RNG.normal() - 8 * (group == "shorter") for group, i in further}
         write_scores(f"audit-{training}/magnitude", {f"noise={k}": pd.Series(low) for k in range(4)})
@@ -103,13 +136,15 @@ def write_prompts() -> None:
 
 def test_prompts_of_planted_pictures_are_found_in_the_training_of_their_role() -> None:
     write_prompts()
-    curves = pd.DataFrame(judge_audits.judge_prompts(["planted", "exchanged-2"], 10, 50, **ASKED))
+    curves = pd.DataFrame(judge_audits.judge_prompts(["planted", "exchanged-2"], 10, 400, **ASKED))
     for training in ("planted", "exchanged-2"):
         found = pd.read_parquet(f"tables/audits/prompts/{training}.parquet")
         own = curves[curves["training"] == training]
         assert own["copies"].max() == (6 if training == "planted" else 1)
         assert (found["found_blind"] == 0).all()
+        assert set(own.loc[own["by"] == "copies", "nulls"]) == {50}, "60 of which 10 are suspects"
         shifted = own[own["shifted"]].iloc[0]
+        assert shifted["nulls"] == 40, "the shorter ones alone"
         assert shifted["true_share"] < 0.5, "shorter prompts as nulls"
         assert shifted["named"] > 10
     found = pd.read_parquet("tables/audits/prompts/planted.parquet")
@@ -118,7 +153,7 @@ def test_prompts_of_planted_pictures_are_found_in_the_training_of_their_role() -
 
 
 def write_guarded(training: str, telling: int) -> None:
-    """Copies of the prompts a and b tell at one step alone, which differs between trainings; c draws none."""
+    """Copies of the prompts a and b tell at one step alone, which differs between trainings; c draws one only if guarded."""
     rows = [
         {"part": part, "id": f"{part} {k}", "noise": 0, "step": step, "magnitude": 1 + 0.1 * RNG.random()}
         for part in ("calibration", "ordinary")
@@ -139,7 +174,7 @@ def write_guarded(training: str, telling: int) -> None:
     ]
     write_table(f"tables/guarded/{training}/magnitudes.parquet", pd.DataFrame(rows))
     samples = [
-        {"id": name, "noise": noise, "action": action, "copies_own": name != "c" and action == "none"}
+        {"id": name, "noise": noise, "action": action, "copies_own": (name == "c") == (action != "none")}
         for name, noise in told
         for action in ("none", "less guidance")
     ]
@@ -189,9 +224,25 @@ def test_all_steps_are_weighed_as_the_trainings_of_the_other_role_tell(monkeypat
     assert pd.read_parquet("tables/audits/guard/exchanged.parquet")["together"].tolist() == [0.0, 0.0]
 
 
-def test_where_nothing_is_copied_all_samples_count() -> None:
+def test_alarms_are_counted_among_the_further_ordinary_prompts() -> None:
+    """20 of 200 have five times the magnitude at every step; at a threshold that is theirs, nothing would be stopped."""
+    for training in ("planted", "exchanged"):
+        write_guarded(training, 2)
+        values = pd.read_parquet(f"tables/guarded/{training}/magnitudes.parquet")
+        values.loc[values["id"].isin([f"ordinary {k}" for k in range(20)]), "magnitude"] *= 5
+        write_table(f"tables/guarded/{training}/magnitudes.parquet", values)
+    judge_audits.judge_guards(["planted", "exchanged"], 0.01)
+    alarms = pd.read_parquet("tables/audits/alarms.parquet").set_index("window")
+    assert alarms["stopped"].between(20, 28).all(), alarms["stopped"]
+    found = pd.read_parquet("tables/audits/guard/planted.parquet")
+    assert found["last step"].tolist() == [1.0, 0.5], "nor do these prompts decide which copies are stopped"
+
+
+@pytest.mark.parametrize("copied", ["", "a"])
+def test_where_fewer_than_two_prompts_are_copied_all_samples_count(copied: str) -> None:
     write_guarded("planted", 0)
-    table = pd.read_parquet("tables/guarded/planted/samples.parquet").assign(copies_own=False)
+    table = pd.read_parquet("tables/guarded/planted/samples.parquet")
+    table["copies_own"] = table["id"] == copied
     write_table("tables/guarded/planted/samples.parquet", table)
     found = judge_audits.stopped_copies(judge_audits.read_followed("planted"), 0.01)
     assert found["first step"].to_dict() == {"a": 1.0, "b": 0.5, "c": 0.0}
@@ -212,7 +263,17 @@ def test_sizes_and_shares_are_asked_of_both_models(monkeypatch: pytest.MonkeyPat
         values = plain if key == "reference" else seen
         for name in filter(None, (growth, loss)):
             write_scores(f"{key}/{name}", {name: values} | ({"more": seen} if key == "main-denoising" else {}))
+    groups, reject = [], judge_audits.rejections
+
+    def looked_at(members: pd.DataFrame, outside: pd.DataFrame, *how: float) -> np.ndarray:
+        groups.append((members, outside))
+        return reject(members, outside, *how)
+
+    monkeypatch.setattr(judge_audits, "rejections", looked_at)
     judge_audits.judge_sizes([8, 40], [0.0, 0.5, 1.0], 10, 0)
+    for members, outside in groups:
+        assert ([*members.index], [*outside.index]) == (once, OUTSIDE)
+        assert [*members.columns] == [*outside.columns] == ["growth", "loss"], "readings of both models"
     found = pd.read_parquet("tables/audits/sizes.parquet").set_index(["model", "size", "share"])["rejected"]
     assert [*found.index] == [
         (m, *how) for m in ("main", "control") for how in ((8, 1.0), (40, 1.0), (40, 0.0), (40, 0.5))

@@ -47,6 +47,16 @@ def test_parts_are_of_the_asked_size_and_alike_for_all_scores() -> None:
     assert set(everything["true_share_each"]) == {1.0}
     apart = rehearse([50.0, 51.0], np.r_[np.zeros(10), np.full(30, 9.0)], 10, 0.5, 5, apart=np.arange(40) < 10)
     assert set(apart["true_share"]) == {2 / 32}, "all suspects from outside exceed all nulls"
+    held = np.arange(40) < 20
+    few = rehearse([50.0, 51.0], np.where(held, 0.0, 9.0), 10, 0.5, 5, apart=held)
+    assert set(few["named"]) == {22}, "of the kind of the nulls nothing is suspected, though ten are left"
+
+
+def test_a_p_value_of_the_rate_itself_is_named() -> None:
+    """Above all of 9 nulls the p-value is 1 / 10; by Benjamini and Hochberg's procedure 2 of 12 would need 1 / 60."""
+    found = rehearse([50.0, 51.0], np.zeros(19), 9, 0.1, 5)
+    assert set(found["found_each"]) == {1.0}
+    assert set(found["found"]) == {0.0}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +110,8 @@ def test_the_best_window_is_chosen_on_the_named_trainings_alone() -> None:
     assert alarms.best_window(shares, ["there"]) == "first step"
     assert alarms.best_window(shares, ["here"]) == "last step"
     assert alarms.best_window(shares, ["there", "also"]) == "first step"
+    uneven = {"one": pd.DataFrame({"first step": [1.0, 0.0, 0.0], "last step": [0.6, 0.6, 0.6]})}
+    assert alarms.best_window(uneven, ["one"]) == "last step", "on average over the prompts"
 
 
 def test_all_steps_are_weighed_by_fishers_discriminant() -> None:
@@ -113,3 +125,25 @@ def test_all_steps_are_weighed_by_fishers_discriminant() -> None:
     weights = np.array([read(np.exp(np.eye(3)[[k]]))[0] - base for k in range(3)])
     np.testing.assert_allclose(weights, np.linalg.solve(covariance, shift), atol=0.05)
     assert read(copies).mean() > read(ordinary).mean()
+
+
+def test_few_copies_weigh_as_much_as_many_ordinary_samples() -> None:
+    """Of two covariances the direction is that of their mean, however many samples there are of each."""
+    noise = RNG.normal(size=(44_000, 2))
+    copies, ordinary = noise[:4000] * [3.0, 1.0] + 1.0, noise[4000:] * [1.0, 3.0]
+    read = alarms.discriminant(np.exp(copies), np.exp(ordinary))
+    weights = read(np.exp(np.eye(2))) - read(np.ones((1, 2)))
+    np.testing.assert_allclose(weights, [1 / 5, 1 / 5], atol=0.03)
+
+
+def test_fewer_copies_than_steps_still_tell() -> None:
+    """A shift by 0.5 in each of 25 independent steps: of further samples the best reading tells all but 4 %."""
+    steps, shift = 25, 0.5
+
+    def told() -> float:
+        copies, ordinary = np.exp(RNG.normal(shift, size=(12, steps))), np.exp(RNG.normal(size=(13, steps)))
+        read = alarms.discriminant(copies, ordinary)
+        further = np.exp(RNG.normal(size=(4000, steps)))
+        return float((read(further * np.exp(shift)) > read(further[::-1])).mean())
+
+    assert np.mean([told() for _ in range(20)]) > 0.85

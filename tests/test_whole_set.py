@@ -25,6 +25,23 @@ def test_the_reading_is_chosen_on_one_half_and_tested_on_the_other() -> None:
     assert set_test(scores(80, 0.0, 0), scores(60, 1.0, 1)).p_value > 0.05, "one-sided"
 
 
+def test_neither_units_nor_what_scores_lower_decide_what_is_compared() -> None:
+    suspects, outside = scores(80, 1.0, 0), scores(60, 0.0, 1)
+    found = set_test(suspects, outside)
+    units = pd.Series({"r0": 1e-4, "r1": 1e4, "r2": 1e-2})
+    assert set_test(suspects * units + 7, outside * units + 7)[:-1] == found[:-1]
+    lower = set_test(suspects - [9.0, 0.0, 0.0], outside)
+    assert (lower.reading, lower.p_value) == ("r2", found.p_value)
+
+
+def test_ties_count_half() -> None:
+    """Of nulls 0, 1 and 2 in equal parts a third lies below 1 and a third ties; of 0 and 1 a half and a half."""
+    suspects = pd.DataFrame({"r": np.ones(60)})
+    outside = pd.DataFrame({"r": np.r_[np.zeros(200), np.ones(200), np.full(200, 2.0)]})
+    assert set_test(suspects, outside).larger == pytest.approx(0.5, abs=0.06)
+    assert set_test(suspects, outside[:400]).larger == pytest.approx(0.75, abs=0.06)
+
+
 def test_its_size_is_the_level_however_many_readings_there_are() -> None:
     """Choosing on the tested half would reject about 1 - 0.95^20 of the time."""
     rejected = [
@@ -74,6 +91,8 @@ def test_many_items_are_permuted_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_groups_that_are_too_small_are_refused() -> None:
+    least = set_test(scores(4, 9.0, 0), scores(4, 0.0, 1))
+    assert (least.suspects, least.outside, least.p_value) == (2, 2, pytest.approx(1 / 6)), "of 6 ways to part four"
     with pytest.raises(ValueError, match="there are 3 items in a group; a test of a whole set needs at least 4"):
         set_test(scores(3, 0.0, 0), scores(9, 0.0, 1))
     for size, share, words in ((3, 1.0, "a collection of 3, 3 of"), (21, 1.0, "21, 21 of"), (12, 0.5, "12, 6 of")):
