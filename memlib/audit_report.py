@@ -264,7 +264,9 @@ def _card(suspect: Suspect) -> str:
         pictures.append(_figure(suspect.picture, "drawn for this prompt" if suspect.drawn else "the item"))
     if suspect.picture is not None and suspect.copied is not None:
         pictures.append(
-            _figure(lit(suspect.picture, suspect.copied), "where, not whether: brightest where its prompt fixes it most")
+            _figure(
+                lit(suspect.picture, suspect.copied), "where, not whether: brightest where its prompt fixes it most"
+            )
         )
     if suspect.match is not None:
         near = f"nearest in training: {suspect.match.name}, distance {suspect.match.distance:.3f}"

@@ -52,10 +52,11 @@ def test_planted_pictures_are_found_by_the_model_and_not_blindly() -> None:
     write_pictures()
     curves = pd.DataFrame(judge_audits.judge_pictures(["pair-0"], **ASKED | {"rate": 0.3}))
     found = pd.read_parquet("tables/audits/pictures/pair-0.parquet")
-    assert found["id"].tolist() == [str(k) for k in range(20)]
+    assert found["id"].tolist() == [f"p{k}" for k in range(8)]
     assert (found["found"] == 1).all(), "all 8, of 30 nulls"
     assert found["found_blind"].mean() < 0.3
-    assert found["true_share"].mean() > 0.6
+    assert found["found_control"].mean() < 0.3
+    assert curves.loc[~curves["shifted"] & (curves["nulls"] == 30), "true_share"].min() > 0.6
     assert curves[["by", "nulls", "copies", "shifted"]].to_numpy().tolist() == [
         ["nulls", 4, 8, False],
         ["nulls", 20, 8, False],
@@ -119,7 +120,7 @@ def write_prompts() -> None:
     write_table("tables/drawings/prompts.parquet", table.assign(prompt=table["id"]))
     further = [("ordinary", f"an owl {k}") for k in range(60)] + [("shorter", f"owl {k}") for k in range(40)]
     write_table("tables/drawings/further.parquet", pd.DataFrame(further, columns=["group", "id"]))
-    for training, role in (("planted", "planted"), ("exchanged-2", "exchanged")):
+    for training, role in (("planted", "planted"), ("exchanged", "exchanged")):
         high = {i: 9.0 for group, planted, i in asked if planted == role and group in ("planted", "trigger")}
         noises = [pd.Series({i: high.get(i, 0.0) + RNG.normal() for i in table["id"]}) for _ in range(6)]
         noises[4:] = [pd.Series(-99.0, table["id"])] * 2  # noises that are not read
@@ -136,20 +137,27 @@ def write_prompts() -> None:
 
 def test_prompts_of_planted_pictures_are_found_in_the_training_of_their_role() -> None:
     write_prompts()
-    curves = pd.DataFrame(judge_audits.judge_prompts(["planted", "exchanged-2"], 10, 400, **ASKED))
-    for training in ("planted", "exchanged-2"):
+    curves = pd.DataFrame(judge_audits.judge_prompts(["planted", "exchanged"], 10, 50, **ASKED))
+    for training in ("planted", "exchanged"):
         found = pd.read_parquet(f"tables/audits/prompts/{training}.parquet")
         own = curves[curves["training"] == training]
         assert own["copies"].max() == (6 if training == "planted" else 1)
         assert (found["found_blind"] == 0).all()
+        assert found["found_control"].mean() < 0.2, "the training of the other role"
         assert set(own.loc[own["by"] == "copies", "nulls"]) == {50}, "60 of which 10 are suspects"
         shifted = own[own["shifted"]].iloc[0]
         assert shifted["nulls"] == 40, "the shorter ones alone"
         assert shifted["true_share"] < 0.5, "shorter prompts as nulls"
         assert shifted["named"] > 10
     found = pd.read_parquet("tables/audits/prompts/planted.parquet")
+    assert found["id"].tolist() == [f"a fox {k}" for k in range(6)]
     assert found["found"].mean() > 0.95
-    assert found["true_share"].mean() > 0.85
+    assert curves.loc[(curves["training"] == "planted") & (curves["by"] == "copies"), "true_share"].mean() > 0.85
+
+
+def test_the_training_of_the_other_role_is_of_the_same_number_and_family() -> None:
+    names = ["planted", "exchanged-2", "flow-exchanged"]
+    assert [judge_audits.exchanged(name) for name in names] == ["exchanged", "planted-2", "flow-planted"]
 
 
 def write_guarded(training: str, telling: int) -> None:
@@ -218,8 +226,8 @@ def test_all_steps_are_weighed_as_the_trainings_of_the_other_role_tell(monkeypat
     told = [np.flatnonzero((copies > 2).any(0)).tolist() for copies, _ in seen]
     assert told == [[0], [2]], "those of planted are weighed by the copies of exchanged, and the other way round"
     for copies, ordinary in seen:
-        assert (len(copies), len(ordinary)) == (4, 200)
-        assert np.median(ordinary, axis=0) == pytest.approx(1, abs=1e-9), "in units of ordinary ones"
+        assert (len(copies), len(ordinary)) == (4, 100), "the threshold is of the other half"
+        assert np.median(ordinary, axis=0) == pytest.approx(1, abs=0.02), "in units of ordinary ones"
     assert pd.read_parquet("tables/audits/guard/planted.parquet")["together"].tolist() == [1.0, 0.5]
     assert pd.read_parquet("tables/audits/guard/exchanged.parquet")["together"].tolist() == [0.0, 0.0]
 

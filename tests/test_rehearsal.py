@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from memlib.evaluation import alarms
-from memlib.evaluation.rehearsal import rehearse
+from memlib.evaluation.rehearsal import found_shares, rehearse
 from memlib.mitigation.guard import threshold_rank
 
 RNG = np.random.default_rng(5)
@@ -21,7 +21,6 @@ def test_shares_are_those_of_what_is_named() -> None:
     assert (found.loc[~loud, "named"] == 0).all(), "with 10 as a null, nothing stands out of so few"
     assert (found.loc[~loud, "true_share"] == 1).all()
     assert set(found.loc[~loud, "true_share_each"]) == {1.0}
-    assert set(found["found_each"]) == {3 / 4}
 
 
 def test_the_rate_is_kept_on_any_items_and_only_by_exchangeable_nulls() -> None:
@@ -55,8 +54,23 @@ def test_parts_are_of_the_asked_size_and_alike_for_all_scores() -> None:
 def test_a_p_value_of_the_rate_itself_is_named() -> None:
     """Above all of 9 nulls the p-value is 1 / 10; by Benjamini and Hochberg's procedure 2 of 12 would need 1 / 60."""
     found = rehearse([50.0, 51.0], np.zeros(19), 9, 0.1, 5)
-    assert set(found["found_each"]) == {1.0}
     assert set(found["found"]) == {0.0}
+    assert set(found["true_share_each"]) == {1.0}
+    one = rehearse([50.0], np.r_[np.zeros(18), 60.0], 9, 0.1, 40)
+    assert set(one["true_share_each"]) == {0.5, 1.0}, (
+        "the one that scores higher is a suspect, or a null that hides all"
+    )
+
+
+def test_each_picture_has_its_own_share_of_the_rehearsals_that_name_it() -> None:
+    """Their mean is that of `rehearse` on the same scores; a picture below all others is never named."""
+    positives, outside = np.r_[-9.0, 2 + RNG.normal(size=12)], RNG.normal(size=80)
+    shares = found_shares(positives, outside, 40, 0.2, 50, 3, suspects=20)
+    assert shares.mean() == pytest.approx(rehearse(positives, outside, 40, 0.2, 50, 3, suspects=20)["found"].mean())
+    assert shares[0] == 0
+    assert (np.diff(shares[np.argsort(positives)]) >= 0).all(), "a larger score is named no less often"
+    assert shares.max() > 0.5
+    assert set(found_shares([50.0, -1.0], np.zeros(40), 30, 0.5, 4)) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize(

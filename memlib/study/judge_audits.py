@@ -1,12 +1,15 @@
 """Stage `audits`: what audits of the study's models name, what tests of whole collections reject and what a guard stops.
 
 All of it is rehearsed on tables of scores, whose items' truth is known. Writes to `tables/audits`:
-`pictures/TRAINING.parquet` and `prompts/TRAINING.parquet` (a row a planted picture or its prompt: the share of rehearsals in which
-it is `found`, by a score that asks no model `found_blind`, and by a model that did not copy it `found_control`), `curves.parquet`
-(means over rehearsals by the number of nulls and of copies, and with nulls of another kind), `collections/TRAINING.parquet` (a row a random half: whether the test rejects), `sizes.parquet` (how
-often it does, by size and by the share that was trained on), `guard/TRAINING.parquet` (a row a prompt that draws copies:
-the share of them that is stopped by each window of steps, the `chosen` one, all steps `together` and the number of words) and
-`alarms.parquet` (how many further ordinary prompts are stopped).
+
+- `pictures/TRAINING.parquet`, `prompts/TRAINING.parquet`: a row a planted picture or its prompt, with the share of rehearsals in
+  which it is `found`, by a score that asks no model `found_blind`, and by a model that did not see it planted `found_control`;
+- `curves.parquet`: means over rehearsals by the number of nulls and of copies, and with nulls of another kind;
+- `collections/TRAINING.parquet`: a row a random half, whether the test rejects;
+- `sizes.parquet`: how often it does, by size and by the share that was trained on;
+- `guard/TRAINING.parquet`: a row a prompt that draws copies, with the share of them that is stopped by each window of steps, the
+  `chosen` one, all steps `together` and the number of words;
+- `alarms.parquet`: how many further ordinary prompts are stopped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,7 +105,6 @@ def judge_prompts(
         for key in ("prompts-blind", "further-blind")
     }
     usual, curves = further.index[further == "ordinary"], []
-    known = min(prompt_nulls, len(usual) - ordinary)
     for training in progress(trainings, "audits of prompts"):
         here = asked_prompts[asked_prompts["planted_in"] == role_of(training)]
         planted = here.index[here["group"].isin(PLANTED)]
@@ -115,20 +117,21 @@ def judge_prompts(
             "found_control": (control[0][planted], control[1][usual]),
         }
         shares = {
-            name: found_shares(*values, known, rate, repeats, seed, suspects=ordinary) for name, values in ways.items()
+            name: found_shares(*values, prompt_nulls, rate, repeats, seed, suspects=ordinary)
+            for name, values in ways.items()
         }
         write_table(TABLES / f"prompts/{training}.parquet", pd.DataFrame({"id": planted} | shares))
         both = other[[*usual, *further.index[further == "shorter"]]].to_numpy()
         apart = np.arange(len(both)) >= len(usual)
         ways = [
-            *({"nulls": count} for count in up_to(known, nulls)),
-            *({"nulls": known, "copies": count} for count in up_to(len(given), copies)),
+            *({"nulls": count} for count in up_to(prompt_nulls, nulls)),
+            *({"nulls": prompt_nulls, "copies": count} for count in up_to(len(given), copies)),
         ]
         curves += [
             _curve("prompts", training, given, others, each | {"suspects": ordinary}, rate, curve_repeats, seed)
             for each in ways
         ]
-        shifted = {"nulls": min(known, int(apart.sum())), "suspects": ordinary, "apart": apart}
+        shifted = {"nulls": min(prompt_nulls, int(apart.sum())), "suspects": ordinary, "apart": apart}
         curves.append(_curve("prompts", training, given, both, shifted, rate, curve_repeats, seed))
     return curves
 
@@ -196,7 +199,6 @@ def judge_sizes(sizes: Sequence[int], shares: Sequence[float], repeats: int, see
     for name, scores in tables.items():
         for size, share in progress(asked, f"sizes of collections, {name}"):
             groups = (scores.loc[ids, common] for ids in (once, outside))
-            size = min(size, len(once))
             found = rejections(*groups, size, share, LEVEL, repeats, seed, RESAMPLES)
             rows.append({"model": name, "size": size, "share": share, "rejected": int(found.sum()), "of": repeats})
     write_table(TABLES / "sizes.parquet", pd.DataFrame(rows))
