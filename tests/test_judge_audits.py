@@ -65,6 +65,7 @@ def test_planted_pictures_are_found_by_the_model_and_not_blindly() -> None:
         ["nulls", 30, 8, True],
     ]
     assert curves["found"][0] == 0, "4 nulls name nothing"
+    assert curves["silent"].tolist()[:2] == [1, 0]
 
 
 def test_nulls_of_another_kind_are_the_pictures_of_larger_files() -> None:

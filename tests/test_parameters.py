@@ -512,6 +512,18 @@ UNFITTING = [
     ({"audits.guards": ["planted", "planted-2"]}, "audits.guards has 'planted' and none of the other role"),
     ({"audits.text_arms": ["planted", "threshold"]}, "scores has no entry 'audit-threshold'"),
     (
+        {"audits.text_arms": ["planted"]},
+        "audits.text_arms is .exchanged.; it must be one of audits.text_arms, as the control of planted",
+    ),
+    (
+        {"audits.ordinary": 500},
+        r"audits.ordinary \+ audits.prompt_nulls is 900; it must be at most drawings.further.ordinary, 880",
+    ),
+    (
+        {"audits.sizes": [8, 121]},
+        "audits.sizes is 121; it must be at most the pictures that the main model sees once, 120",
+    ),
+    (
         {"scores.audit-pair-3.tables.loss.settings.0.draws": [2]},
         "scores.audit-pair-[0-5].tables.loss has no setting with sigma 0.2 and draws 4, which the chapter audit reads",
     ),

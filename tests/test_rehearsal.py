@@ -161,3 +161,30 @@ def test_fewer_copies_than_steps_still_tell() -> None:
         return float((read(further * np.exp(shift)) > read(further[::-1])).mean())
 
     assert np.mean([told() for _ in range(20)]) > 0.85
+
+
+def test_what_is_redirected_is_compared_sample_by_sample() -> None:
+    """Three samples are warned of; drawn again, one is refused, one still a copy, and agreement falls by 0.1 and 0.3."""
+    plain = pd.DataFrame(
+        {
+            "id": ["a", "a", "b", "c"],
+            "noise": [0, 1, 0, 0],
+            "flagged": [True, True, True, False],
+            "agreement": [0.9, 0.8, 0.7, 0.1],
+        }
+    ).assign(action="none", refused=False, copies_own=[True, True, False, True])
+    again = plain.iloc[::-1].assign(action="another seed", refused=[False, True, False, False])
+    again = again.assign(agreement=[9.0, 0.0, 0.5, 0.8], copies_own=[True, True, False, True])
+    first, second = alarms.redirections(pd.concat([plain, again])).to_dict("records")
+    assert (first["action"], first["warned of"], first["refused"], first["copies"].value) == ("none", 3, 0, 2 / 3)
+    assert (first["change"].value, first["change"].high) == (0, 0)
+    assert (second["action"], second["warned of"], second["refused"], second["copies"].value) == (
+        "another seed",
+        3,
+        1,
+        1 / 3,
+    )
+    assert second["change"].value == pytest.approx(-0.2)
+    one = alarms.redirections(pd.concat([plain, again.assign(refused=again["id"] != "b")]))
+    assert one["change"].tolist()[1] is None
+    assert alarms.redirections(plain[plain["id"] == "c"]).empty

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from memlib.evaluation.discovery import conformal_p_values
+from memlib.evaluation.intervals import mean, proportion
 
 FIRST, LAST = (1, 2, 5, 10), (1, 5)  # steps
 ONE = "first step"
@@ -59,3 +60,28 @@ def best_window(shares: Mapping[str, pd.DataFrame], trainings: Collection[str]) 
     shares: by training, a row a prompt, a column a window.
     """
     return str(pd.concat([shares[name] for name in trainings]).mean().idxmax())
+
+
+def redirections(samples: pd.DataFrame) -> pd.DataFrame:
+    """What becomes of the samples that a guard warns of, a row an action: `none` first, then each way of drawing them again.
+
+    samples: a row a sample and action, with id, noise, action, flagged, refused, copies_own and agreement. copies: the share of
+    the samples that were warned of which is drawn and is a copy. change: of the agreement with the prompt against the same
+    sample drawn without a guard, the mean over samples that are not refused (None for fewer than two of them).
+    """
+    flagged = samples[samples["flagged"]].set_index(["id", "noise"])
+    before = flagged.loc[flagged["action"] == "none", "agreement"]
+    rows = []
+    for action, own in flagged.groupby("action", sort=False):
+        drawn = own[~own["refused"]]
+        change = (drawn["agreement"] - before.loc[drawn.index]).to_numpy()
+        rows.append(
+            {
+                "action": action,
+                "warned of": len(own),
+                "refused": int(own["refused"].sum()),
+                "copies": proportion(int(drawn["copies_own"].sum()), len(own)),
+                "change": mean(change) if len(change) > 1 else None,
+            }
+        )
+    return pd.DataFrame(rows, columns=["action", "warned of", "refused", "copies", "change"])

@@ -156,7 +156,7 @@ def _curve(
 ) -> dict[str, Any]:
     """Means over rehearsals that are asked for in one way."""
     found = rehearse(given, others, rate=rate, repeats=repeats, seed=seed, **asked)
-    means = found[["named", "true_share", "found"]].mean().to_dict()
+    means = found[["named", "true_share", "found"]].mean().to_dict() | {"silent": float((found["named"] == 0).mean())}
     return {
         "kind": kind,
         "training": training,

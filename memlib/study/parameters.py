@@ -634,6 +634,16 @@ def _audits(parameters: Mapping[str, Any]) -> None:
         for training in audits[place]:
             known = [*run["text_arms"], *run["flow_arms"]]
             _one_of(f"audits.{place}", training, "run.text_arms and run.flow_arms", known)
+    for training in audits["text_arms"]:
+        role = role_of(training)
+        control = training.replace(role, ROLES[role == ROLES[0]])
+        _one_of("audits.text_arms", control, f"audits.text_arms, as the control of {training}", audits["text_arms"])
+    further = parameters["drawings"]["further"]["ordinary"]
+    asked = audits["ordinary"] + audits["prompt_nulls"]
+    _at_most("audits.ordinary + audits.prompt_nulls", asked, "drawings.further.ordinary", further)
+    copied = sum(parameters["data"]["copies"]["train"].values())
+    once = parameters["data"]["splits"]["train"] - copied
+    _at_most("audits.sizes", audits["sizes"][-1], "the pictures that the main model sees once", once)
     for training in audits["guards"]:
         family = [name for name in audits["guards"] if name.startswith(FLOW) == training.startswith(FLOW)]
         if len({role_of(name) for name in family}) < 2:
