@@ -1,6 +1,7 @@
 """Scores by the workers of a Ray cluster: the bytes of a single process, workers that are killed, and what is refused."""
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -20,8 +21,8 @@ from conftest import scheduler, small_pipeline, small_unet
 from diffusers import DDPMPipeline
 from PIL import Image
 
-from memlib import cli
-from memlib.cluster import Source, Worker, _sent
+from memlib import cli, cluster
+from memlib.cluster import Source, Worker, _sent, score_batches
 from memlib.datasets.items import PictureFiles, load_items
 from memlib.detectors import find
 from memlib.detectors.api import Detector, Items, Scores
@@ -137,6 +138,79 @@ def test_a_worker_that_sees_another_model_or_none_says_so(worker: Callable[..., 
         assert found["scores"] == []
     unfit = [jobs[0]._replace(detector=Detector("zero", {"picture"}, ({},), zero), settings=[{}])]
     assert "the detector zero gave nan for the item '00.png'" in asked(worker(), unfit)["refusal"]
+
+
+FAILURES = [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), "ran out of memory; give fewer --rows, or a "),
+    (MemoryError(), "ran out of memory; give fewer --rows, or a "),
+    (RuntimeError("[alloc.cpp:1] can't allocate memory: you tried"), "ran out of memory; give fewer --rows, or a "),
+    (KeyError("conv_in\nin a line more"), r"failed (KeyError: 'conv_in\nin a line more'); what is scored is kept"),
+    (RuntimeError("CUDA error: misaligned\nCompile with"), "failed (RuntimeError: CUDA error: misaligned); what is"),
+]
+
+
+@pytest.mark.parametrize(("error", "message"), FAILURES)
+@pytest.mark.parametrize("place", ["load_field", "score_jobs"])
+def test_what_a_worker_cannot_do_is_a_sentence_of_its_machine(
+    place: str, error: Exception, message: str, worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it loads the model, and where it scores; one that raised while it loads would be started again."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    items, _ = load_items(images="pictures")
+    digest = weights_digest(load_field("model", rows=3))
+    monkeypatch.setattr(cluster, place, fail)
+    found = asked(worker(digest=digest), [Job(items.part(0, 2), find("loss"), [USUAL], Path("a"))])
+    assert found["scores"] == []
+    assert f"a worker on the machine {socket.gethostname()} {message}" in found["refusal"]
+    assert "the same command goes on from there" in found["refusal"]
+    assert "\n" not in found["refusal"]
+
+
+def lost(error: Exception, after: list[dict]) -> SimpleNamespace:
+    """A cluster of one worker that gives some rows, and then an error."""
+
+    def blocks(**_: object) -> Iterator[pa.Table]:
+        yield from (pa.Table.from_pylist([row]) for row in after)
+        raise error
+
+    class Data:
+        DataContext = SimpleNamespace(get_current=SimpleNamespace)
+        ActorPoolStrategy = dict
+
+        @staticmethod
+        def from_items(rows: list, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(map_batches=lambda worker, **_: SimpleNamespace(iter_batches=blocks))
+
+    errors = pytest.importorskip("ray.exceptions")
+    return SimpleNamespace(
+        data=Data,
+        exceptions=errors,
+        put=lambda given: given,
+        cluster_resources=lambda: {"CPU": 1.0},
+        cloudpickle=cloudpickle,
+    )
+
+
+def test_workers_that_are_lost_are_a_sentence_and_what_is_scored_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    traceback = "Traceback (most recent call last):\n  File x, line 1\nRuntimeError: no such device"
+    items = Items(["a", "b"], pictures=torch.zeros(2, 3, 4, 4))
+    batches = [[Job(items.part(row, row + 1), find("loss"), [USUAL], Path(f"{row}"))] for row in range(2)]
+    for error, reason in (
+        (errors.RayTaskError("run", traceback, RuntimeError(), "ray", 1, "::1"), "RuntimeError: no such device"),
+        (errors.OutOfMemoryError("a node was low on memory\nits processes"), "a node was low on memory"),
+        (errors.RayActorError(), "The actor experienced an error before finishing this task."),
+    ):
+        monkeypatch.setitem(sys.modules, "ray", lost(error, [{"number": 1, "scores": [b"x"], "refusal": ""}]))
+        found = score_batches(Source("model", "float32", 3, ""), batches, True)
+        assert next(found) == [(Path("1"), b"x")]
+        with pytest.raises(ValueError, match=re.escape(f"workers of the Ray cluster were lost ({reason}); ")) as caught:
+            next(found)
+        assert "give fewer --rows" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def zero(field: object, items: Items) -> Scores:
