@@ -53,8 +53,9 @@ class Source:
 def connect(address: str, needed: Sequence[str | Path] = ()) -> None:
     """Join the cluster at HOST:PORT; with `auto` the one of this machine, which is started if there is none.
 
-    needed: files and folders that every machine must see (names of the hub are passed over). Raises ValueError where Ray is not
-    installed, no cluster is reached, or a machine of it lacks a file or computes by other versions.
+    From then on this process computes on the processor: the GPUs are the workers'. needed: files and folders that every machine
+    must see (names of the hub are passed over). Raises ValueError where Ray is not installed, no cluster is reached, or a machine
+    of it lacks a file or computes by other versions.
     """
     try:
         import ray
@@ -77,6 +78,7 @@ def connect(address: str, needed: Sequence[str | Path] = ()) -> None:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"no Ray cluster is reached at {address} ({reason}); start one with `ray start`") from error
     _check_machines([str(Path(path).resolve()) for path in needed if Path(path).exists()])
+    processes().device = torch.device("cpu")
 
 
 def _look(paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -176,7 +178,8 @@ def score_batches(source: Source, batches: Sequence[Sequence[Job]], share: bool)
     """Have the cluster that was connected to do the jobs of batches; give the files of each as they come, in any order.
 
     A worker that is killed is started again, and its batch done again, some times. Raises ValueError for what a detector refuses,
-    for what a worker cannot do, such as for want of memory, and where Ray gives workers up.
+    for what a worker cannot do, such as for want of memory, where Ray gives workers up, and for batches whose items have not all
+    the same training set and reference, of which a worker has one.
     """
     import ray
     from ray import cloudpickle
@@ -184,6 +187,11 @@ def score_batches(source: Source, batches: Sequence[Sequence[Job]], share: bool)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, too
+    every = [job.items for jobs in batches for job in jobs]
+    if len({tuple(map(id, (items.training, items.captions, items.reference))) for items in every}) > 1:
+        raise ValueError(
+            "workers of a Ray cluster have one training set and one reference; score the items beside others by another call"
+        )
     kind, count = _processors()
     for start in range(0, len(batches), WINDOW):
         window = batches[start : start + WINDOW]

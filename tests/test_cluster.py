@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
 import numpy as np
+import pandas as pd
 import psutil
 import pyarrow as pa
 import pytest
@@ -21,13 +23,14 @@ from conftest import scheduler, small_pipeline, small_unet
 from diffusers import DDPMPipeline
 from PIL import Image
 
-from memlib import cli, cluster
+from memlib import audit, cli, cluster
 from memlib.cluster import Source, Worker, _sent, score_batches
 from memlib.datasets.items import PictureFiles, load_items
 from memlib.detectors import find
 from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields.digest import weights_digest
 from memlib.fields.load import load_field
+from memlib.processes import processes
 from memlib.score import Job, Made, Table, Workers, write_tables
 
 PICTURES = 40
@@ -211,6 +214,47 @@ def test_workers_that_are_lost_are_a_sentence_and_what_is_scored_is_kept(monkeyp
             next(found)
         assert "give fewer --rows" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["training", "captions", "reference"])
+def test_workers_have_one_training_set_and_one_reference(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", lost(KeyError(), []))
+    own = Items(["a"], pictures=torch.zeros(1, 3, 4, 4), training=torch.zeros(2, 3, 4, 4), captions=["x", "y"])
+    other = replace(
+        own, **{part: {"training": torch.ones(2, 3, 4, 4), "captions": ["u", "v"], "reference": object()}[part]}
+    )
+    batches = [[Job(items, find("loss"), [USUAL], Path(f"{row}"))] for row, items in enumerate((own, own, other))]
+    source = Source("model", "float32", 3, "")
+    with pytest.raises(ValueError, match="one training set and one reference"):
+        next(score_batches(source, batches, True))
+    with pytest.raises(KeyError):  # of the stand-in, which was asked
+        next(score_batches(source, batches[:2], True))
+
+
+def test_an_audit_leaves_the_gpus_to_the_workers(
+    worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own model is on the processor, and the scores are those of an audit without a cluster."""
+    sys.modules["ray"].init = lambda **_: None
+    monkeypatch.setattr(cluster, "_check_machines", lambda paths: None)
+    arguments = ["audit", "model", "--images", "pictures", "--detectors", "loss", "--rows", "3", "--show", "2"]
+    cli.main([*arguments, "--output", str(tmp_path / "alone")])
+    mine = worker()
+
+    def others(source: Source, batches: Sequence[Sequence[Job]], share: bool) -> Iterator[list[Made]]:
+        assert source.digest == weights_digest(mine.field)
+        for jobs in batches:
+            found = asked(mine, jobs)
+            assert not found["refusal"]
+            yield list(zip([job.path for job in jobs], found["scores"], strict=True))
+
+    monkeypatch.setattr(audit, "score_batches", others)
+    monkeypatch.setattr(processes(), "device", torch.device("meta"))
+    cli.main([*arguments, "--output", str(tmp_path / "together"), "--ray", "auto"])
+    assert processes().device == torch.device("cpu")
+    assert "workers of a Ray cluster, and cpu for the evidence" in (tmp_path / "together" / "report.html").read_text()
+    alone, together = (pd.read_parquet(tmp_path / name / "scores.parquet") for name in ("alone", "together"))
+    pd.testing.assert_frame_equal(alone, together)
 
 
 def zero(field: object, items: Items) -> Scores:
