@@ -111,8 +111,8 @@ def tables(result: dict) -> str:
         held = {name: "met" if found[name] <= aim else "missed" for name, aim in AIMS.items()}
         lines += [
             "",
-            f"An audit of 1,000 pictures took {found['clock_seconds']:.0f} seconds of the clock, from its start to its report, on "
-            f"a machine of {result['cores']} cores; the aim of {AIMS['clock_seconds']} is {held['clock_seconds']}. Of 20,000 "
+            f"An audit of 1,000 pictures took {found['clock_seconds']:.0f} seconds of the clock, from its start to its report, "
+            f"on a machine of {result['cores']} cores; the aim of {AIMS['clock_seconds']} is {held['clock_seconds']}. Of 20,000 "
             f"pictures it took {found['memory_ratio']:.2f} times the memory; the aim of {AIMS['memory_ratio']} is "
             f"{held['memory_ratio']}.",
         ]
