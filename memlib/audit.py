@@ -52,12 +52,6 @@ CALLS = {
     "pictures": 2,
     "prompts": 4,
 }  # of the network, whose items are read at a time; prompts share the pass without one
-DIFFERENT = {
-    "model": "of another model",
-    "seed": "with another seed",
-    "rows": "with other --rows",
-    "collections": "of other items",
-}
 REPORT, STATE, SCORES, TABLES = "report.html", "audit.json", "scores.parquet", "tables"
 
 
@@ -772,7 +766,9 @@ def _facts(options: Options, field: NetworkField, digest: str, seconds: float) -
         "Model": f"{options.model} (weights {digest})",
         "Command": options.command or shlex.join(["memlib", "audit", options.model]),
         "Seed and precision": f"{options.seed}, {options.dtype}",
-        "Device": str(field.device),
+        "Device": str(field.device)
+        if options.ray is None
+        else f"workers of a Ray cluster, and {field.device} for the evidence",
         "This run took": f"{seconds:.0f} s",
         "Versions": ", ".join(versions),
         "Made": time.strftime("%Y-%m-%d %H:%M %Z"),

@@ -128,7 +128,6 @@ def _score(options: argparse.Namespace) -> None:
 
         needed = [path for path in (options.model, options.reference, options.images) if path is not None]
         connect(options.ray, needed)
-        processes().device = torch.device("cpu")  # the GPUs are the workers'
     dtype = getattr(torch, options.dtype)
     field = load_field(options.model, dtype, options.rows)
     items, notes = load_items(

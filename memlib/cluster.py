@@ -27,9 +27,11 @@ from memlib.score import Job, Made, package_digest, score_jobs
 
 WINDOW = 4096  # batches that are handed out at a time, so that memory does not grow with the items
 CONNECT_SECONDS, LOOK_SECONDS = 5, 300
+RESTARTS = 5  # of a worker, and of a batch, so that what kills every worker comes to an end
 VERSIONS = ("torch", "diffusers", "transformers")  # that decide the last digits of a score
 MISSING = 'Ray is not installed; install it with: pip install "memlib[ray]"'
 GOES_ON = "what is scored is kept, and the same command goes on from there"
+LESS = "give fewer --rows, or a machine with more memory"
 
 
 def located(name: str) -> str:
@@ -51,8 +53,9 @@ class Source:
 def connect(address: str, needed: Sequence[str | Path] = ()) -> None:
     """Join the cluster at HOST:PORT; with `auto` the one of this machine, which is started if there is none.
 
-    needed: files and folders that every machine must see (names of the hub are passed over). Raises ValueError where Ray is not
-    installed, no cluster is reached, or a machine of it lacks a file or computes by other versions.
+    From then on this process computes on the processor: the GPUs are the workers'. needed: files and folders that every machine
+    must see (names of the hub are passed over). Raises ValueError where Ray is not installed, no cluster is reached, or a machine
+    of it lacks a file or computes by other versions.
     """
     try:
         import ray
@@ -75,6 +78,7 @@ def connect(address: str, needed: Sequence[str | Path] = ()) -> None:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"no Ray cluster is reached at {address} ({reason}); start one with `ray start`") from error
     _check_machines([str(Path(path).resolve()) for path in needed if Path(path).exists()])
+    processes().device = torch.device("cpu")
 
 
 def _look(paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -124,6 +128,16 @@ def _processors() -> tuple[str, int]:
     return kind, int(found.get(kind, 0))
 
 
+def _reason(error: Exception) -> str:
+    """Why a worker could not go on, and what helps, in a sentence."""
+    if isinstance(error, ValueError | OSError):  # sentences of this package, and of files
+        return str(error)
+    name, said = socket.gethostname(), str(error).strip().partition("\n")[0]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return f"a worker on the machine {name} ran out of memory; {LESS}; {GOES_ON}"
+    return f"a worker on the machine {name} failed ({type(error).__name__}: {said}); {GOES_ON}"
+
+
 class Worker:
     """Loads the models once, and then scores the batches that it is given."""
 
@@ -139,8 +153,8 @@ class Worker:
             self.beside = {"training": ray.get(training), "captions": ray.get(captions), "reference": reference}
             if weights_digest(self.field) != source.digest:
                 raise ValueError(f"{source.model} on the machine {socket.gethostname()} is another model than here")
-        except (ValueError, OSError) as error:
-            self.refusal = str(error)
+        except Exception as error:
+            self.refusal = _reason(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The files of the scores of a batch, or why there are none: columns scores (a list) and refusal."""
@@ -149,13 +163,13 @@ class Worker:
         made: list[bytes] = []
         refusal = self.refusal
         if not refusal:
-            jobs, share = cloudpickle.loads(batch["jobs"][0].as_py())
-            given = {id(job.items): replace(job.items, **self.beside) for job in jobs}
             try:
+                jobs, share = cloudpickle.loads(batch["jobs"][0].as_py())
+                given = {id(job.items): replace(job.items, **self.beside) for job in jobs}
                 found = score_jobs(self.field, [job._replace(items=given[id(job.items)]) for job in jobs], share)
                 made = [content for _, content in found]
-            except ValueError as error:
-                refusal = str(error)
+            except Exception as error:
+                refusal = _reason(error)
         scores = pa.array([made], pa.list_(pa.large_binary()))
         return pa.table({"number": batch["number"], "scores": scores, "refusal": pa.array([refusal])})
 
@@ -163,41 +177,55 @@ class Worker:
 def score_batches(source: Source, batches: Sequence[Sequence[Job]], share: bool) -> Iterator[list[Made]]:
     """Have the cluster that was connected to do the jobs of batches; give the files of each as they come, in any order.
 
-    A worker that is killed is started again, and its batch done again: Ray Data's usual way. Raises ValueError for what a
-    detector refuses, and where Ray gives workers up.
+    A worker that is killed is started again, and its batch done again, some times. Raises ValueError for what a detector refuses,
+    for what a worker cannot do, such as for want of memory, where Ray gives workers up, and for batches whose items have not all
+    the same training set and reference, of which a worker has one.
     """
     import ray
     from ray import cloudpickle
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, too
+    every = [job.items for jobs in batches for job in jobs]
+    if len({tuple(map(id, (items.training, items.captions, items.reference))) for items in every}) > 1:
+        raise ValueError(
+            "workers of a Ray cluster have one training set and one reference; score the items beside others by another call"
+        )
     kind, count = _processors()
     for start in range(0, len(batches), WINDOW):
         window = batches[start : start + WINDOW]
         first = window[0][0].items
-        beside = [ray.put(each) for each in (first.training, first.captions)]
-        rows = [
-            {"number": number, "jobs": cloudpickle.dumps((_sent(jobs), share))} for number, jobs in enumerate(window)
-        ]
-        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            Worker,
-            fn_constructor_args=(source, *beside),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(rows))),
-            **{f"num_{kind.lower()}s": 1},
-        )
         try:
+            beside = [ray.put(each) for each in (first.training, first.captions)]
+            rows = [
+                {"number": number, "jobs": cloudpickle.dumps((_sent(jobs), share))}
+                for number, jobs in enumerate(window)
+            ]
+            found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                Worker,
+                fn_constructor_args=(source, *beside),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=min(count, len(rows))),
+                max_restarts=RESTARTS,
+                max_task_retries=RESTARTS,
+                **{f"num_{kind.lower()}s": 1},
+            )
             for block in found.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for row in block.to_pylist():
                     if row["refusal"]:
                         raise ValueError(row["refusal"])
                     paths = [job.path for job in window[row["number"]]]
                     yield list(zip(paths, row["scores"], strict=True))
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"workers of the Ray cluster were lost ({reason}); {GOES_ON}") from error
+        except ray.exceptions.RayError as error:
+            lines = str(error).strip().split("\n")
+            reason = (
+                lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else lines[0]
+            )  # a traceback ends with it
+            raise ValueError(
+                f"workers of the Ray cluster were lost ({reason}); if they are killed for want of memory, {LESS}; {GOES_ON}"
+            ) from error
 
 
 def _sent(jobs: Sequence[Job]) -> list[Job]:

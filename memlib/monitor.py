@@ -34,9 +34,11 @@ from torch import Tensor
 
 from memlib.detectors import find
 from memlib.evaluation.looks import RATE, judge, level_at
+from memlib.fields.digest import weights_digest
+from memlib.fields.load import field_of
 from memlib.files import atomic_write, read_json, write_json, write_table
 from memlib.processes import processes
-from memlib.watched import Watched
+from memlib.watched import Watched, averaged, undisturbed
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 PICTURES = {"loss": {"sigma": 0.2, "draws": [4]}}  # the detectors of models without prompts
 PROMPTED = {"loss": {"sigma": 1.0, "draws": [4], "prompt": True}}  # in latents, under each picture's own prompt
 SCORES, LOOKS, ABOUT = "scores.parquet", "looks.csv", "about.json"
+WEIGHTS = "weights at the first look"
 logger = logging.getLogger(__name__)
 
 
@@ -84,12 +87,18 @@ class Monitor:
         started together each makes a monitor and calls its `step`; they share the pictures, and the first one writes. Weights
         that are spread over processes (FSDP, ZeRO-3) are not supported.
 
-        A log of the same monitor is gone on with. Raises ValueError for that of another one, for a pipeline, detectors or
-        pictures that do not fit, for a picture on both sides, and for too few of them to alarm at all.
+        An existing log of the same monitor is continued. Raises ValueError for that of another one, for a pipeline, detectors or
+        pictures that do not fit, for prompts of one side alone, for a picture on both sides, and for too few of them to alarm at
+        all.
         """
         if every < 1:
             raise ValueError(f"a monitor looks every so many steps, at least 1; got {every}")
-        prompts = None if training_prompts is None else [*training_prompts, *(heldout_prompts or ())]
+        if (training_prompts is None) != (heldout_prompts is None):
+            given, missing = ("held-out", "trained") if training_prompts is None else ("trained", "held-out")
+            raise ValueError(
+                f"the {given} pictures have prompts and the {missing} ones have none; give both or neither"
+            )
+        prompts = None if training_prompts is None else [*training_prompts, *heldout_prompts]
         self.detectors = dict(detectors or (PICTURES if getattr(pipe, "text_encoder", None) is None else PROMPTED))
         chosen = [(find(name), setting) for name, setting in self.detectors.items()]
         self.watched = Watched(pipe, training, heldout, chosen, prompts, ema, rows, seed)
@@ -98,6 +107,7 @@ class Monitor:
         self.every, self.log, self.rate, self.report = every, Path(log), rate, report
         self.scores, self.looks = pd.DataFrame(), pd.DataFrame()
         self.first: int | None = None
+        self.weights: str | None = None  # digest of them at the first look
         self.latest: int | None = None
         if processes().is_main_process:
             self._resume()
@@ -114,9 +124,18 @@ class Monitor:
 
         To be called after the optimiser's step, outside of autocast. Weights, gradients, modes of modules and random states are
         afterwards as they were. Looks at later steps, which a training that goes on from a checkpoint repeats, are dropped; the
-        first look is never repeated, so a training that begins anew takes a new log.
+        first look is never repeated, so a training that begins anew takes a new log: raises ValueError at the step of the first
+        look for other weights than it saw.
         """
-        if step in (self.latest, self.first) or (self.first is not None and step % self.every):
+        if step == self.latest or (self.first not in (None, step) and step % self.every):
+            return None
+        if step == self.first:
+            if self.weights not in (None, self._digest()):
+                raise ValueError(
+                    f"{self.log} holds the log of a training that had other weights at step {step}; name another folder, or go "
+                    "on from a checkpoint with its own step"
+                )
+            self.latest = step
             return None
         self.latest = step
         begun = time.perf_counter()
@@ -131,6 +150,9 @@ class Monitor:
         told = self.onset is not None
         earlier, looks = (part[part["step"] < step] if len(part) else part for part in (self.scores, self.looks))
         new = found.drop(columns="evaluations").assign(step=step)
+        if not len(earlier):
+            self.weights = self._digest()
+            write_json(self.log / ABOUT, read_json(self.log / ABOUT) | {WEIGHTS: self.weights})
         self.scores = pd.concat([earlier, new], ignore_index=True)
         self.first = int(self.scores["step"].iloc[0])
         if len(earlier):
@@ -151,6 +173,11 @@ class Monitor:
             )
         if not told and self.onset is not None:
             logger.warning(self._words(next(row for row in rows if row["told_apart"])))
+
+    def _digest(self) -> str:
+        """Digest of the weights that are scored."""
+        with undisturbed(self.watched.pipe), averaged(self.watched.ema, self.watched.network):
+            return weights_digest(field_of(self.watched.pipe))
 
     def _judged(self, detector: str, step: int) -> dict[str, Any]:
         scores = self.scores[self.scores["detector"] == detector].pivot(index="step", columns="picture", values="score")
@@ -195,6 +222,7 @@ class Monitor:
             raise ValueError(f"{self.log} holds the log of a monitor with other {other}; name another folder")
         if not (self.log / SCORES).exists():
             return
+        self.weights = there.get(WEIGHTS)
         self.scores = pd.read_parquet(self.log / SCORES)
         self.first = int(self.scores["step"].iloc[0])
         with suppress(pd.errors.EmptyDataError):
@@ -204,7 +232,7 @@ class Monitor:
 
     def _share(self) -> None:
         """Let all processes know what the first one has found."""
-        [(self.looks, self.first)] = broadcast_object_list([(self.looks, self.first)])
+        [(self.looks, self.first, self.weights)] = broadcast_object_list([(self.looks, self.first, self.weights)])
 
 
 def check_groups(trained: int, heldout: int, alpha: float) -> None:

@@ -1,17 +1,20 @@
 """Scores by the workers of a Ray cluster: the bytes of a single process, workers that are killed, and what is refused."""
 
 import os
+import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
 import numpy as np
+import pandas as pd
 import psutil
 import pyarrow as pa
 import pytest
@@ -20,13 +23,14 @@ from conftest import scheduler, small_pipeline, small_unet
 from diffusers import DDPMPipeline
 from PIL import Image
 
-from memlib import cli
-from memlib.cluster import Source, Worker, _sent
+from memlib import audit, cli, cluster
+from memlib.cluster import Source, Worker, _sent, score_batches
 from memlib.datasets.items import PictureFiles, load_items
 from memlib.detectors import find
 from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields.digest import weights_digest
 from memlib.fields.load import load_field
+from memlib.processes import processes
 from memlib.score import Job, Made, Table, Workers, write_tables
 
 PICTURES = 40
@@ -137,6 +141,120 @@ def test_a_worker_that_sees_another_model_or_none_says_so(worker: Callable[..., 
         assert found["scores"] == []
     unfit = [jobs[0]._replace(detector=Detector("zero", {"picture"}, ({},), zero), settings=[{}])]
     assert "the detector zero gave nan for the item '00.png'" in asked(worker(), unfit)["refusal"]
+
+
+FAILURES = [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), "ran out of memory; give fewer --rows, or a "),
+    (MemoryError(), "ran out of memory; give fewer --rows, or a "),
+    (RuntimeError("[alloc.cpp:1] can't allocate memory: you tried"), "ran out of memory; give fewer --rows, or a "),
+    (KeyError("conv_in\nin a line more"), r"failed (KeyError: 'conv_in\nin a line more'); what is scored is kept"),
+    (RuntimeError("CUDA error: misaligned\nCompile with"), "failed (RuntimeError: CUDA error: misaligned); what is"),
+]
+
+
+@pytest.mark.parametrize(("error", "message"), FAILURES)
+@pytest.mark.parametrize("place", ["load_field", "score_jobs"])
+def test_what_a_worker_cannot_do_is_a_sentence_of_its_machine(
+    place: str, error: Exception, message: str, worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it loads the model, and where it scores; one that raised while it loads would be started again."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    items, _ = load_items(images="pictures")
+    digest = weights_digest(load_field("model", rows=3))
+    monkeypatch.setattr(cluster, place, fail)
+    found = asked(worker(digest=digest), [Job(items.part(0, 2), find("loss"), [USUAL], Path("a"))])
+    assert found["scores"] == []
+    assert f"a worker on the machine {socket.gethostname()} {message}" in found["refusal"]
+    assert "the same command goes on from there" in found["refusal"]
+    assert "\n" not in found["refusal"]
+
+
+def lost(error: Exception, after: list[dict]) -> SimpleNamespace:
+    """A cluster of one worker that gives some rows, and then an error."""
+
+    def blocks(**_: object) -> Iterator[pa.Table]:
+        yield from (pa.Table.from_pylist([row]) for row in after)
+        raise error
+
+    class Data:
+        DataContext = SimpleNamespace(get_current=SimpleNamespace)
+        ActorPoolStrategy = dict
+
+        @staticmethod
+        def from_items(rows: list, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(map_batches=lambda worker, **_: SimpleNamespace(iter_batches=blocks))
+
+    errors = pytest.importorskip("ray.exceptions")
+    return SimpleNamespace(
+        data=Data,
+        exceptions=errors,
+        put=lambda given: given,
+        cluster_resources=lambda: {"CPU": 1.0},
+        cloudpickle=cloudpickle,
+    )
+
+
+def test_workers_that_are_lost_are_a_sentence_and_what_is_scored_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    traceback = "Traceback (most recent call last):\n  File x, line 1\nRuntimeError: no such device"
+    items = Items(["a", "b"], pictures=torch.zeros(2, 3, 4, 4))
+    batches = [[Job(items.part(row, row + 1), find("loss"), [USUAL], Path(f"{row}"))] for row in range(2)]
+    for error, reason in (
+        (errors.RayTaskError("run", traceback, RuntimeError(), "ray", 1, "::1"), "RuntimeError: no such device"),
+        (errors.OutOfMemoryError("a node was low on memory\nits processes"), "a node was low on memory"),
+        (errors.RayActorError(), "The actor experienced an error before finishing this task."),
+    ):
+        monkeypatch.setitem(sys.modules, "ray", lost(error, [{"number": 1, "scores": [b"x"], "refusal": ""}]))
+        found = score_batches(Source("model", "float32", 3, ""), batches, True)
+        assert next(found) == [(Path("1"), b"x")]
+        with pytest.raises(ValueError, match=re.escape(f"workers of the Ray cluster were lost ({reason}); ")) as caught:
+            next(found)
+        assert "give fewer --rows" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["training", "captions", "reference"])
+def test_workers_have_one_training_set_and_one_reference(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", lost(KeyError(), []))
+    own = Items(["a"], pictures=torch.zeros(1, 3, 4, 4), training=torch.zeros(2, 3, 4, 4), captions=["x", "y"])
+    other = replace(
+        own, **{part: {"training": torch.ones(2, 3, 4, 4), "captions": ["u", "v"], "reference": object()}[part]}
+    )
+    batches = [[Job(items, find("loss"), [USUAL], Path(f"{row}"))] for row, items in enumerate((own, own, other))]
+    source = Source("model", "float32", 3, "")
+    with pytest.raises(ValueError, match="one training set and one reference"):
+        next(score_batches(source, batches, True))
+    with pytest.raises(KeyError):  # of the stand-in, which was asked
+        next(score_batches(source, batches[:2], True))
+
+
+def test_an_audit_leaves_the_gpus_to_the_workers(
+    worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own model is on the processor, and the scores are those of an audit without a cluster."""
+    sys.modules["ray"].init = lambda **_: None
+    monkeypatch.setattr(cluster, "_check_machines", lambda paths: None)
+    arguments = ["audit", "model", "--images", "pictures", "--detectors", "loss", "--rows", "3", "--show", "2"]
+    cli.main([*arguments, "--output", str(tmp_path / "alone")])
+    mine = worker()
+
+    def others(source: Source, batches: Sequence[Sequence[Job]], share: bool) -> Iterator[list[Made]]:
+        assert source.digest == weights_digest(mine.field)
+        for jobs in batches:
+            found = asked(mine, jobs)
+            assert not found["refusal"]
+            yield list(zip([job.path for job in jobs], found["scores"], strict=True))
+
+    monkeypatch.setattr(audit, "score_batches", others)
+    monkeypatch.setattr(processes(), "device", torch.device("meta"))
+    cli.main([*arguments, "--output", str(tmp_path / "together"), "--ray", "auto"])
+    assert processes().device == torch.device("cpu")
+    assert "workers of a Ray cluster, and cpu for the evidence" in (tmp_path / "together" / "report.html").read_text()
+    alone, together = (pd.read_parquet(tmp_path / name / "scores.parquet") for name in ("alone", "together"))
+    pd.testing.assert_frame_equal(alone, together)
 
 
 def zero(field: object, items: Items) -> Scores:

@@ -1,5 +1,6 @@
 """The monitor: it leaves the training as it is, to the bit; its scores are the detectors'; its log resumes; and it alarms."""
 
+import copy
 import json
 import logging
 import random
@@ -204,19 +205,52 @@ def test_a_log_is_gone_on_with_and_later_looks_are_dropped(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("start", [0, 1])
 def test_a_script_that_is_started_again_leaves_the_first_look_as_it_was(tmp_path: Path, start: int) -> None:
-    """It looks before the loop at 0 or only in it, and then goes on from a checkpoint, with other weights by then."""
+    """It looks before the loop at 0 or only in it, and then goes on from a checkpoint, with other weights by then.
+
+    Before its weights are loaded they are those of the first look.
+    """
     network = small_unet()
     monitor = made(tmp_path, network)
     for step in (start, 2, 4):
         with torch.no_grad():
             network.conv_out.weight.mul_(1.1)
         monitor.step(step)
+        if step == start:
+            begun = copy.deepcopy(network.state_dict())
+    trained = copy.deepcopy(network.state_dict())
     again = made(tmp_path, network)
+    network.load_state_dict(begun)
     assert again.step(start) is None
+    network.load_state_dict(trained)
+    assert again.step(4) is not None
     assert again.step(5) is None
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / SCORES), monitor.scores)
     assert again.step(6)["level"].item() == pytest.approx(0.05 / 12)
     assert again.looks["step"].tolist() == [2, 4, 6]
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_another_training_does_not_go_on_with_the_log(tmp_path: Path, averaged: bool) -> None:
+    """By the weights that are scored; a training that begins anew with the same ones may."""
+    network = small_unet()
+    ema = EMAModel(network.parameters()) if averaged else None
+    made(tmp_path, network, ema=ema).step(0)
+    about = (tmp_path / "about.json").read_bytes()
+    if averaged:
+        with torch.no_grad():
+            network.conv_out.weight.mul_(1.1)
+    assert made(tmp_path, network, ema=ema).step(0) is None
+    with torch.no_grad():
+        (ema.shadow_params[0] if averaged else network.conv_out.weight).mul_(1.1)
+    before = states()
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=f"{tmp_path} holds the log of a training that had other weights at step 0"
+        ):
+            made(tmp_path, network, ema=ema).step(0)
+    assert states() == before
+    assert (tmp_path / "about.json").read_bytes() == about
+    assert len(made(tmp_path, network, ema=ema).step(2)) == 1
 
 
 def test_a_kill_between_the_two_tables_loses_one_look(tmp_path: Path) -> None:
@@ -284,7 +318,13 @@ def test_text_to_image_pipelines_are_scored_under_their_prompts(tmp_path: Path, 
     with pytest.raises(ValueError, match="needs prompts"):
         Monitor(pipe, shown[:EACH], shown[EACH:], 2, tmp_path / "none")
     with pytest.raises(ValueError, match="24 pictures need a prompt each; there are 12"):
-        Monitor(pipe, shown[:EACH], shown[EACH:], 2, tmp_path / "half", training_prompts=prompts[:EACH])
+        Monitor(pipe, shown[:EACH], shown[EACH:], 2, tmp_path / "half", None, prompts[:EACH], [])
+    for one, message in (
+        ({"training_prompts": prompts[:EACH]}, "the trained pictures have prompts and the held-out ones have none"),
+        ({"heldout_prompts": prompts[EACH:]}, "the held-out pictures have prompts and the trained ones have none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Monitor(pipe, shown[:EACH], shown[EACH:], 2, tmp_path / "half", **one)
 
 
 def test_prompts_that_are_too_long_are_cut_without_a_word_at_every_look(tmp_path: Path) -> None:
