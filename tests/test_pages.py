@@ -17,7 +17,7 @@ FIGURE = (
 )
 TABLE = (
     '<div class="scrolling"><table class="dataframe table"><thead><tr><th>group</th><th colspan="2">AUROC</th></tr></thead>'
-    "<tbody><tr><td>x16</td><td>0.9, at least</td><td>&lt; 1</td></tr></tbody></table></div>"
+    "<tbody><tr><td>x16</td><td>0.9 [0.8, 1.0]</td><td>&lt; 1</td></tr></tbody></table></div>"
 )
 CLAIMS = (
     '<div class="pst-scrollable-table-container"><table class="table"><thead><tr><th><p>Claim</p></th><th><p>Verdict</p></th>'
@@ -103,13 +103,14 @@ def test_tables_scroll_by_keyboard_and_those_of_claims_have_labelled_cells(finis
     claims = finished.select_one("table.cards")
     assert [cell["data-label"] for cell in claims.find_all("td")] == ["Claim", "Verdict"]
     assert len(finished.select("table.cards")) == 1
+    assert finished.find("td", string="0.9 [0.8,\u00a01.0]"), "an interval stays in one line"
 
 
 def test_results_are_written_as_csv(finished: BeautifulSoup, tmp_path: Path) -> None:
-    links = [link["href"] for link in finished.select("p.data a")]
+    links = [link["href"] for link in finished.select(".foot > a")]
     assert links == ["../_downloads/growth-1.csv", "../_downloads/growth-2.csv"], "but no table of prose"
     rows = list(csv.reader((tmp_path / "_downloads/growth-1.csv").open()))
-    assert rows == [["group", "AUROC", "AUROC"], ["x16", "0.9, at least", "< 1"]]
+    assert rows == [["group", "AUROC", "AUROC"], ["x16", "0.9 [0.8, 1.0]", "< 1"]]
 
 
 def test_what_made_a_result_stands_under_it_and_a_warning_on_top(finished: BeautifulSoup) -> None:

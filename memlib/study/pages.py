@@ -8,6 +8,7 @@ made it.
 import base64
 import csv
 import html
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bs4 import BeautifulSoup, Tag
 CHAPTERS, IMAGES, DATA = "chapters", "_images", "_downloads"
 CARDS = "Verdict"  # a table with such a column is a table of claims
 SCROLLING = ("scrolling", "pst-scrollable-table-container")
+UNBROKEN = re.compile(r"\[[-\d.]+, [-\d.]+\]|\bp [=<] [\d.]+")  # intervals and p-values
 PNG = "data:image/png;base64,"
 SHOW, SHOW_FIRST = "Show code", "Show imports, parameters and what is read"
 
@@ -103,14 +105,19 @@ def fit_tables(page: BeautifulSoup, folder: Path, path: Path) -> None:
             for row in table.select("tbody tr"):
                 for label, cell in zip(rows[0], row.find_all("td"), strict=True):
                     cell["data-label"] = label
-        if claims or table.find_parent(class_="cell_output"):
+        for text in table.find_all(string=UNBROKEN):
+            text.replace_with(UNBROKEN.sub(lambda found: found[0].replace(" ", "\u00a0"), text))
+        cell = table.find_parent(class_="cell")
+        if claims or cell:
             number += 1
             name = f"{path.stem}-{number}.csv"
             (folder / DATA).mkdir(exist_ok=True)
             with (folder / DATA / name).open("w", newline="") as file:
                 csv.writer(file).writerows(rows)
-            address = _address(folder, path, DATA, name)
-            box.insert_after(_parsed(f'<p class="data"><a href="{address}" download>This table as CSV</a></p>'))
+            foot = cell.select_one(".foot") if cell else _foot([])
+            foot.append(_parsed(f'<a href="{_address(folder, path, DATA, name)}" download>Table as CSV</a>'))
+            if not cell:
+                box.insert_after(foot)
 
 
 def put_origins(page: BeautifulSoup, origin: str, of_images: Mapping[str, str]) -> None:

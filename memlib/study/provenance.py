@@ -62,7 +62,7 @@ def _origin_of(name: str, entry: str, commit: str | None, seconds: float, device
     elif commit:
         short, changed = f", commit {commit[:7]}", f"{known} last changed in commit <code>{commit}</code>. "
     return (
-        f'<details class="origin"><summary>Stage {name}{short}, {took}</summary><p>Made in {took} on {html.escape(device)}. '
+        f'<details class="origin"><summary>Stage {name}{short}</summary><p>Made in {took} on {html.escape(device)}. '
         f"{changed}Digest of its parameters: <code>{digest}</code>. To make it again from the tables that are there:</p>"
         f'<div class="highlight"><pre>dvc repro -f -s {name}</pre></div></details>'
     )
