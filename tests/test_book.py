@@ -154,7 +154,7 @@ def test_the_page_on_reproducibility_tells_of_this_machine_or_of_the_committed_r
     assert "| scores | 3 | 110.0 |" in text
     assert "minutes on this machine" in text
     assert "| growth.n | 7 |" in text
-    assert "| run.arms.single | {} |" in text
+    assert "| run.arms.single | none |" in text
     (study / "results/times/sets.json").unlink()
     text = book.reproducibility(STAGES)
     assert "minutes where the results of the repository were made" in text

@@ -16,6 +16,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 
+CUT = """[...document.querySelectorAll("article table")].map(table => table.closest(".scrolling")).filter(box =>
+    !box || box.scrollWidth > box.clientWidth && !getComputedStyle(box).backgroundAttachment.includes("local")
+).length"""
+NO_NUMBERS = """[...document.querySelectorAll("article td")].map(cell => cell.innerText.trim()).filter(
+    text => /^(NaN|nan|None|NaT|<NA>|[{].*[}])$/.test(text))"""
+
 pytestmark = [
     pytest.mark.ci,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine (Debian's package `chromium`)"),
@@ -47,7 +53,7 @@ def browser() -> Iterator:
         chromium.close()
 
 
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("width", [400, 768, 1280])
 @pytest.mark.parametrize("name", PAGES)
 def test_page(browser, address: str, name: str, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900})
@@ -68,6 +74,15 @@ def test_page(browser, address: str, name: str, width: int) -> None:
     assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))], "a request to another host"
     assert not errors
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert not page.evaluate(CUT), "a table that is cut, without a shadow that says so"
+    assert page.locator(".cell_input:visible, .output.stream:visible").count() == 0, "code that stands open, or a print"
+    assert not page.evaluate(NO_NUMBERS), "NaN, None or a dictionary in a table"
+    for i in range(page.locator("article details.code").count()):
+        fold = page.locator("article details.code").nth(i)
+        fold.locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert fold.locator("pre").first.is_visible(), "code that does not unfold by keyboard"
+        page.keyboard.press("Enter")
     formulas = page.locator(".math.notranslate")
     if formulas.count():
         page.wait_for_selector("mjx-container", state="attached")
@@ -80,4 +95,9 @@ def test_page(browser, address: str, name: str, width: int) -> None:
             picture.scroll_into_view_if_needed()
         assert picture.evaluate("image => image.complete && image.naturalWidth > 0"), "a figure that is not loaded"
         assert (picture.get_attribute("alt") or "").strip(), "a figure without alternative text"
+    large = page.locator("article figure.result a > img, article figure a.image-reference > img")
+    assert large.count() == page.locator("article figure.result img, article figure a.image-reference img").count()
+    for i in range(large.count()):
+        link = large.nth(i).locator("..").evaluate("link => link.href")
+        assert page.request.get(link).headers["content-type"].startswith("image/"), "a figure that does not open"
     page.close()

@@ -199,12 +199,12 @@ def draw(stages: Mapping[str, Collection[str]]) -> str:
 
 
 def _flat(prefix: str, content: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested parameters."""
+    """Dotted names and values of nested parameters; none where there is none."""
     if isinstance(content, dict) and content:
         for name, value in content.items():
             yield from _flat(f"{prefix}.{name}" if prefix else str(name), value)
     else:
-        yield prefix, content
+        yield prefix, "none" if content in (None, {}, []) else content
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
