@@ -20,7 +20,7 @@ import nbformat
 import yaml
 
 from memlib.files import atomic_write, read_json, write_json
-from memlib.study.claims import fill_markers
+from memlib.study.claims import answers, fill_markers
 from memlib.study.digests import NOTEBOOKS, tree_digest
 from memlib.study.notebook import normalise
 from memlib.study.pages import finish
@@ -55,6 +55,8 @@ its course, and so do the numbers; the intervals of this book cover the choice o
 def assemble(name: str) -> Any:
     """The page of a chapter: the cells of notebooks/NAME.ipynb, with the outputs of results/chapters and claims filled in.
 
+    How the page's claims came out stands after its title and first paragraph.
+
     Raises ValueError where the code that was run is not the notebook's.
     """
     source, made = NOTEBOOKS / f"{name}.ipynb", EXECUTED / f"{name}.ipynb"
@@ -72,6 +74,9 @@ def assemble(name: str) -> Any:
         if cell.cell_type == "markdown":
             cell.source = fill_markers(cell.source)
         cells += [cell, *injected] if _tagged(cell, "parameters") else [cell]
+    parts = page.cells[0].source.split("\n\n", 2)
+    parts.insert(2, answers(f"chapters/{name}.ipynb"))
+    page.cells[0].source = "\n\n".join(filter(None, parts))
     page.cells, page.metadata = cells, executed.metadata
     return normalise(page)
 
