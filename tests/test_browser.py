@@ -53,6 +53,27 @@ def browser() -> Iterator:
         chromium.close()
 
 
+CONTRASTS = """[...document.querySelectorAll("article figcaption, article td, article summary, article p")].map(part => {
+    let box = part;
+    const opaque = colour => !colour.endsWith(", 0)") && colour != "transparent";
+    while (box != document.documentElement && !opaque(getComputedStyle(box).backgroundColor)) box = box.parentElement;
+    const light = colour => colour.match(/[0-9.]+/g).slice(0, 3).map(value => value / 255).map(
+        value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4
+    ).reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+    const [low, high] = [getComputedStyle(part).color, getComputedStyle(box).backgroundColor].map(light).sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+})"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_text_stands_out(browser, address: str, name: str, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    page.goto(f"{address}/{name}.html", wait_until="networkidle")
+    assert min(page.evaluate(CONTRASTS)) >= 4.5, "WCAG 2.2, 1.4.3"
+    page.close()
+
+
 @pytest.mark.parametrize("width", [400, 768, 1280])
 @pytest.mark.parametrize("name", PAGES)
 def test_page(browser, address: str, name: str, width: int) -> None:

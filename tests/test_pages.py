@@ -108,6 +108,7 @@ def test_tables_scroll_by_keyboard_and_those_of_claims_have_labelled_cells(finis
 
 def test_results_are_written_as_csv(finished: BeautifulSoup, tmp_path: Path) -> None:
     links = [link["href"] for link in finished.select(".foot > a")]
+    assert [link.get_text() for link in finished.select(".foot > a")] == ["Table as CSV"] * 2
     assert links == ["../_downloads/growth-1.csv", "../_downloads/growth-2.csv"], "but no table of prose"
     rows = list(csv.reader((tmp_path / "_downloads/growth-1.csv").open()))
     assert rows == [["group", "AUROC", "AUROC"], ["x16", "0.9 [0.8, 1.0]", "< 1"]]
