@@ -16,7 +16,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 
-CUT = """[...document.querySelectorAll("article table")].map(table => table.closest(".scrolling")).filter(box =>
+CUT = """[
+    ...[...document.querySelectorAll("article table")].map(table => table.closest(".scrolling")),
+    ...document.querySelectorAll("article mjx-container[display=true]"),
+].filter(box =>
     !box || box.scrollWidth > box.clientWidth && !getComputedStyle(box).backgroundAttachment.includes("local")
 ).length"""
 NO_NUMBERS = """[...document.querySelectorAll("article td")].map(cell => cell.innerText.trim()).filter(
@@ -95,7 +98,6 @@ def test_page(browser, address: str, name: str, width: int) -> None:
     assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))], "a request to another host"
     assert not errors
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
-    assert not page.evaluate(CUT), "a table that is cut, without a shadow that says so"
     assert page.locator(".cell_input:visible, .output.stream:visible").count() == 0, "code that stands open, or a print"
     assert not page.evaluate(NO_NUMBERS), "NaN, None or a dictionary in a table"
     for i in range(page.locator("article details.code").count()):
@@ -109,6 +111,7 @@ def test_page(browser, address: str, name: str, width: int) -> None:
         page.wait_for_selector("mjx-container", state="attached")
         assert page.locator("mjx-container").count() >= formulas.count(), "formulas that are not rendered"
         assert page.locator("mjx-merror").count() == 0
+    assert not page.evaluate(CUT), "a table or formula that is cut, without a shadow that says so"
     pictures = page.locator("article img")
     for i in range(pictures.count()):
         picture = pictures.nth(i)
