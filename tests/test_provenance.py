@@ -58,7 +58,7 @@ def test_a_stage_is_told_with_the_commit_of_its_entry_and_its_parameters(project
 
 
 def test_without_a_history_no_commit_is_told(project: Path) -> None:
-    write_json("dvc.lock", {})
+    provenance.LOCK.write_text("schema: '2.0'\nstages:\n  growth:\n    cmd: x\n")
     (told,) = provenance.provenance(["growth"], MACHINE).values()
     assert "commit" not in told
 
@@ -93,6 +93,10 @@ def test_what_has_changed_since_it_was_made_is_stale_and_what_is_not_here_is_not
     (project / "params.yaml").write_text("seed: 1\n")
     (project / "table").write_text("by hand\n")
     assert provenance.stale(Repo()) == {"table", "page"}
+    (project / "table").write_text("1\n")
+    stages["page"]["cmd"] = "cp table page && true"
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    assert provenance.stale(Repo()) == {"page"}
 
 
 def test_a_page_warns_of_stages_by_their_kind_else_of_tables_made_elsewhere(project: Path) -> None:
