@@ -115,7 +115,9 @@ def fit_tables(page: BeautifulSoup, folder: Path, path: Path) -> None:
             with (folder / DATA / name).open("w", newline="") as file:
                 csv.writer(file).writerows(rows)
             foot = cell.select_one(".foot") if cell else _foot([])
-            which = f" {len(foot.find_all('a', recursive=False)) + 1}" if cell and len(cell.find_all("table")) > 1 else ""
+            which = (
+                f" {len(foot.find_all('a', recursive=False)) + 1}" if cell and len(cell.find_all("table")) > 1 else ""
+            )
             foot.append(_parsed(f'<a href="{_address(folder, path, DATA, name)}" download>Table{which} as CSV</a>'))
             if not cell:
                 box.insert_after(foot)
