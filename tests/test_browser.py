@@ -56,6 +56,21 @@ def browser() -> Iterator:
         chromium.close()
 
 
+@pytest.mark.parametrize("served", [True, False])
+def test_search(browser, address: str, served: bool) -> None:
+    page = browser.new_page()
+    errors = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{address if served else HTML.as_uri()}/search.html?q=memorisation", wait_until="networkidle")
+    page.wait_for_selector("#search-results li a")
+    if served:
+        page.wait_for_selector("#search-results .context")
+    page.wait_for_load_state("networkidle")
+    assert not errors
+    page.close()
+
+
 CONTRASTS = """[...document.querySelectorAll("article figcaption, article td, article summary, article p")].map(part => {
     let box = part;
     const opaque = colour => !colour.endsWith(", 0)") && colour != "transparent";

@@ -58,6 +58,9 @@ def finished(tmp_path: Path) -> BeautifulSoup:
     page.parent.mkdir()
     page.write_text(f'<html>1 < 2<article class="bd-article"><section>{"".join(body)}</section></article><br></html>')
     (tmp_path / "search.html").write_text("<html></html>")
+    options = tmp_path / "_static/documentation_options.js"
+    options.parent.mkdir()
+    options.write_text("const DOCUMENTATION_OPTIONS = {\n    SHOW_SEARCH_SUMMARY: true,\n};")
     bench = ORIGIN.replace("growth", "bench")
     banners = {"growth": '<p class="elsewhere">Made elsewhere.</p>', "flow": ""}
     finish(tmp_path, {"growth": ORIGIN, "bench": bench}, banners, {"bench.png": "bench"})
@@ -65,6 +68,7 @@ def finished(tmp_path: Path) -> BeautifulSoup:
     assert text.startswith("<html>1 < 2<article")
     assert text.endswith("</article><br></html>"), "what is around the article stays as it was"
     assert (tmp_path / "search.html").read_text() == "<html></html>"
+    assert '    SHOW_SEARCH_SUMMARY: location.protocol != "file:",\n' in options.read_text()
     return BeautifulSoup(text, "html.parser")
 
 

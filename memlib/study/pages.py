@@ -19,6 +19,9 @@ CARDS = "Verdict"  # a table with such a column is a table of claims
 SCROLLING = ("scrolling", "pst-scrollable-table-container")
 UNBROKEN = re.compile(r"\[[-\d.]+, [-\d.]+\]|\bp [=<] [\d.]+")  # intervals and p-values
 PNG = "data:image/png;base64,"
+SUMMARY = (
+    "SHOW_SEARCH_SUMMARY: true"  # the search fetches pages for their summaries, which no browser allows from files
+)
 SHOW, SHOW_FIRST = "Show code", "Show imports, parameters and what is read"
 
 
@@ -43,6 +46,8 @@ def finish(folder: Path, origins: Mapping[str, str], banners: Mapping[str, str],
         if page.h1 and banners.get(stage):
             page.h1.insert_after(_parsed(banners[stage]))
         path.write_text(f"{before}{page}{after}")
+    options = folder / "_static/documentation_options.js"
+    options.write_text(options.read_text().replace(SUMMARY, f'{SUMMARY.split()[0]} location.protocol != "file:"'))
 
 
 def fold_code(page: BeautifulSoup) -> None:
