@@ -1,5 +1,6 @@
 """What a page says of the stages that its results come from, and when it warns, on small projects that the tests make."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,8 @@ def test_what_has_changed_since_it_was_made_is_stale_and_what_is_not_here_is_not
     (project / "code").write_text("1\n")
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
     assert provenance.stale(Repo()) == set()
+    shutil.rmtree(project / ".dvc/cache")
+    assert provenance.stale(Repo()) == set(), "what is not in DVC's cache is none the older"
     (project / "model").unlink()
     assert provenance.stale(Repo()) == set(), "as in a clone, which has the tables only"
     (project / "code").write_text("2\n")

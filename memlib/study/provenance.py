@@ -73,7 +73,7 @@ def stale(repo: "Repo") -> set[str]:
     return {
         stage.addressing
         for stage in repo.index.stages
-        if stage.changed_stage() or any(part.exists and part.status() for part in (*stage.deps, *stage.outs))
+        if stage.changed_stage() or any(part.exists and part.workspace_status() for part in (*stage.deps, *stage.outs))
     }
 
 
