@@ -13,7 +13,7 @@ PIXELS = b"\x89PNG of one figure"
 ORIGIN = '<details class="origin"><summary>Stage growth, 11 s</summary></details>'
 FIGURE = (
     f'<figure class="result"><img src="data:image/png;base64,{base64.b64encode(PIXELS).decode()}" alt="Dots.">'
-    "<figcaption>Growth tells.</figcaption></figure>"
+    "<figcaption>Growth tells, p &lt; 0.05.</figcaption></figure>"
 )
 TABLE = (
     '<div class="scrolling"><table class="dataframe table"><thead><tr><th>group</th><th colspan="2">AUROC</th></tr></thead>'
@@ -47,7 +47,7 @@ def finished(tmp_path: Path) -> BeautifulSoup:
         cell("seed = 4"),
         "<p>Words.</p>",
         cell("draw(1)", FIGURE, folded=True),
-        cell("quiet = 2"),
+        cell("x = [1, 2]"),
         cell("print(3)", f"{printed}{TABLE}"),
         cell("write(4)"),
         f'{CLAIMS}<table id="plain"><tr><td>1</td></tr></table>',
@@ -76,7 +76,7 @@ def test_code_is_folded_under_what_it_shows_and_what_comes_first_stands_last(fin
     folds = finished.select("details.code")
     assert [[code.get_text() for code in fold.select("pre")] for fold in folds] == [
         ["draw(1)"],
-        ["quiet = 2", "print(3)"],
+        ["x = [1, 2]", "print(3)"],
         ["import torch", "seed = 4", "write(4)"],
     ]
     assert len(finished.select("pre")) == 6, "no code outside the folds"
@@ -107,7 +107,12 @@ def test_tables_scroll_by_keyboard_and_those_of_claims_have_labelled_cells(finis
     claims = finished.select_one("table.cards")
     assert [cell["data-label"] for cell in claims.find_all("td")] == ["Claim", "Verdict"]
     assert len(finished.select("table.cards")) == 1
-    assert finished.find("td", string="0.9 [0.8,\u00a01.0]"), "an interval stays in one line"
+
+
+def test_numbers_that_belong_together_stay_in_one_line(finished: BeautifulSoup) -> None:
+    assert finished.find("td", string="0.9 [0.8,\u00a01.0]")
+    assert finished.find("figcaption", string="Growth tells, p\u00a0<\u00a00.05.")
+    assert "x = [1, 2]" in finished.get_text(), "but code stays as it is"
 
 
 def test_results_are_written_as_csv(finished: BeautifulSoup, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup, Tag
 CHAPTERS, IMAGES, DATA = "chapters", "_images", "_downloads"
 CARDS = "Verdict"  # a table with such a column is a table of claims
 SCROLLING = ("scrolling", "pst-scrollable-table-container")
-UNBROKEN = re.compile(r"\[[-\d.]+, [-\d.]+\]|\bp [=<] [\d.]+")  # intervals and p-values
+UNBROKEN = re.compile(r"\[[-\d.]+, [-\d.]+\]|\bp [=<] [\d.]+")
 PNG = "data:image/png;base64,"
 SUMMARY = (
     "SHOW_SEARCH_SUMMARY: true"  # the search fetches pages for their summaries, which no browser allows from files
@@ -42,6 +42,7 @@ def finish(folder: Path, origins: Mapping[str, str], banners: Mapping[str, str],
         say_lines(page)
         write_figures(page, folder, path)
         fit_tables(page, folder, path)
+        keep_together(page)
         put_origins(page, origins.get(stage, ""), {name: origins.get(maker, "") for name, maker in images.items()})
         if page.h1 and banners.get(stage):
             page.h1.insert_after(_parsed(banners[stage]))
@@ -110,8 +111,6 @@ def fit_tables(page: BeautifulSoup, folder: Path, path: Path) -> None:
             for row in table.select("tbody tr"):
                 for label, cell in zip(rows[0], row.find_all("td"), strict=True):
                     cell["data-label"] = label
-        for text in table.find_all(string=UNBROKEN):
-            text.replace_with(UNBROKEN.sub(lambda found: found[0].replace(" ", "\u00a0"), text))
         cell = table.find_parent(class_="cell")
         if claims or cell:
             number += 1
@@ -126,6 +125,13 @@ def fit_tables(page: BeautifulSoup, folder: Path, path: Path) -> None:
             foot.append(_parsed(f'<a href="{_address(folder, path, DATA, name)}" download>Table{which} as CSV</a>'))
             if not cell:
                 box.insert_after(foot)
+
+
+def keep_together(page: BeautifulSoup) -> None:
+    """Keep intervals and p-values of prose and tables in one line."""
+    for text in page.find_all(string=UNBROKEN):
+        if not text.find_parent(["pre", "script"]):
+            text.replace_with(UNBROKEN.sub(lambda found: found[0].replace(" ", "\u00a0"), text))
 
 
 def put_origins(page: BeautifulSoup, origin: str, of_images: Mapping[str, str]) -> None:
