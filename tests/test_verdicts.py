@@ -468,7 +468,7 @@ def make_up(rng: np.random.Generator, effect: float) -> None:
     for path in sorted({filled(asked["items"], name) for asked in rehearsed for name in asked["trainings"]}):
         count = 24 if "/guard/" in path else 1000
         made = {name: rng.random(count) ** (0.1 if effect else 1.0) for name in outcomes}
-        write(path, pd.DataFrame({"id": [f"r{k}" for k in range(count)]} | made))
+        write(path, pd.DataFrame({"id": [f"r{k}" for k in range(count)], "copies": 2} | made))
     maps = [asked for asked in CLAIMS.values() if asked["items"].startswith("tables/localise")]
     for training in trainings_of("tables/localise"):
         found = pd.DataFrame({"id": [f"s{k}" for k in range(30)], "slot": range(30)})
