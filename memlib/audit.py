@@ -318,16 +318,12 @@ def chosen(
             choice.detector.check(field, items, setting)
 
     for suspects, nulls in pairs:
-        both = [suspects] if nulls is None else [suspects, nulls]
-        captioned = suspects.kind == "pictures" and all(each.read(each.ids[:1]).prompts is not None for each in both)
+        asked = [each.refer(each.ids[:1]) for each in (suspects, nulls) if each is not None]
+        captioned = (
+            field.takes_prompts and suspects.kind == "pictures" and all(items.prompts is not None for items in asked)
+        )
         own = named or [
-            recommended(
-                suspects.kind,
-                beside["reference"] is not None,
-                options.budget,
-                field.takes_prompts,
-                captioned and field.takes_prompts,
-            )
+            recommended(suspects.kind, beside["reference"] is not None, options.budget, field.takes_prompts, captioned)
         ]
         found[suspects.kind] = []
         for choice in own:

@@ -208,6 +208,7 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
     """What guards of each training stop, by all windows of steps and by what the trainings of the other role choose and weigh."""
     followed = {name: read_followed(name) for name in trainings}
     shares = {name: stopped_copies(each, false_alarms) for name, each in followed.items()}
+    enough = {name: enough_copies(drawn_copies(name)) for name in trainings}
     rows = []
     for training in trainings:
         family, role = training.startswith(FLOW), role_of(training)
@@ -231,7 +232,7 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
         ]
         words = pd.Series(alarms.stopped(*blind, false_alarms), own["copies"].index).groupby("id").mean()
         found = shares[training].assign(together=together, chosen=shares[training][window], window=window, blind=words)
-        real = all(enough_copies(drawn_copies(name)) for name in (training, *others))
+        real = all(enough[name] for name in (training, *others))
         found = found.assign(copies=own["copies"].groupby("id").size() if real else 0)
         found = found.rename(columns={alarms.ONE: "first_step"})
         write_table(TABLES / f"guard/{training}.parquet", found.rename_axis("id").reset_index())
