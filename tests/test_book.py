@@ -112,6 +112,14 @@ def test_a_page_has_the_words_of_the_notebook_and_the_outputs_of_its_run(study: 
     assert cells[5].outputs[0].text == "7\n"
 
 
+def test_the_answer_stands_after_the_question(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book, "answers", "The answer of {}.".format)
+    title, question, answer, criteria = book.assemble("growth").cells[0].source.split("\n\n")
+    assert (title, question) == ("# Growth", "Text of the page.")
+    assert answer == "The answer of chapters/growth.ipynb."
+    assert "Share told" in criteria
+
+
 def test_outputs_of_other_code_are_refused(study: Path) -> None:
     edit("notebooks/growth.ipynb", "print(n)", "print(n + 1)")
     with pytest.raises(
@@ -154,7 +162,7 @@ def test_the_page_on_reproducibility_tells_of_this_machine_or_of_the_committed_r
     assert "| scores | 3 | 110.0 |" in text
     assert "minutes on this machine" in text
     assert "| growth.n | 7 |" in text
-    assert "| run.arms.single | {} |" in text
+    assert "| run.arms.single | none |" in text
     (study / "results/times/sets.json").unlink()
     text = book.reproducibility(STAGES)
     assert "minutes where the results of the repository were made" in text

@@ -16,6 +16,15 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 
+CUT = """[
+    ...[...document.querySelectorAll("article table")].map(table => table.closest(".scrolling")),
+    ...document.querySelectorAll("article mjx-container[display=true]"),
+].filter(box =>
+    !box || box.scrollWidth > box.clientWidth && !getComputedStyle(box).backgroundAttachment.includes("local")
+).length"""
+NO_NUMBERS = """[...document.querySelectorAll("article td")].map(cell => cell.innerText.trim()).filter(
+    text => /^(NaN|nan|None|NaT|<NA>|[{].*[}])$/.test(text))"""
+
 pytestmark = [
     pytest.mark.ci,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine (Debian's package `chromium`)"),
@@ -47,7 +56,43 @@ def browser() -> Iterator:
         chromium.close()
 
 
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("served", [True, False])
+def test_search(browser, address: str, served: bool) -> None:
+    page = browser.new_page()
+    errors = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{address if served else HTML.as_uri()}/search.html?q=memorisation", wait_until="networkidle")
+    page.wait_for_selector("#search-results li a")
+    if served:
+        page.wait_for_selector("#search-results .context")
+    page.wait_for_load_state("networkidle")
+    assert not errors
+    page.close()
+
+
+CONTRASTS = """[...document.querySelectorAll("article figcaption, article td, article summary, article p")].map(part => {
+    let box = part;
+    const opaque = colour => !colour.endsWith(", 0)") && colour != "transparent";
+    while (box != document.documentElement && !opaque(getComputedStyle(box).backgroundColor)) box = box.parentElement;
+    const light = colour => colour.match(/[0-9.]+/g).slice(0, 3).map(value => value / 255).map(
+        value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4
+    ).reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+    const [low, high] = [getComputedStyle(part).color, getComputedStyle(box).backgroundColor].map(light).sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+})"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_text_stands_out(browser, address: str, name: str, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    page.goto(f"{address}/{name}.html", wait_until="networkidle")
+    assert min(page.evaluate(CONTRASTS)) >= 4.5, "WCAG 2.2, 1.4.3"
+    page.close()
+
+
+@pytest.mark.parametrize("width", [400, 768, 1280])
 @pytest.mark.parametrize("name", PAGES)
 def test_page(browser, address: str, name: str, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900})
@@ -68,11 +113,20 @@ def test_page(browser, address: str, name: str, width: int) -> None:
     assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))], "a request to another host"
     assert not errors
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert page.locator(".cell_input:visible, .output.stream:visible").count() == 0, "code that stands open, or a print"
+    assert not page.evaluate(NO_NUMBERS), "NaN, None or a dictionary in a table"
+    for i in range(page.locator("article details.code").count()):
+        fold = page.locator("article details.code").nth(i)
+        fold.locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert fold.locator("pre").first.is_visible(), "code that does not unfold by keyboard"
+        page.keyboard.press("Enter")
     formulas = page.locator(".math.notranslate")
     if formulas.count():
         page.wait_for_selector("mjx-container", state="attached")
         assert page.locator("mjx-container").count() >= formulas.count(), "formulas that are not rendered"
         assert page.locator("mjx-merror").count() == 0
+    assert not page.evaluate(CUT), "a table or formula that is cut, without a shadow that says so"
     pictures = page.locator("article img")
     for i in range(pictures.count()):
         picture = pictures.nth(i)
@@ -80,4 +134,9 @@ def test_page(browser, address: str, name: str, width: int) -> None:
             picture.scroll_into_view_if_needed()
         assert picture.evaluate("image => image.complete && image.naturalWidth > 0"), "a figure that is not loaded"
         assert (picture.get_attribute("alt") or "").strip(), "a figure without alternative text"
+    large = page.locator("article figure.result a > img, article figure a.image-reference > img")
+    assert large.count() == page.locator("article figure.result img, article figure a.image-reference img").count()
+    for i in range(large.count()):
+        link = large.nth(i).locator("..").evaluate("link => link.href")
+        assert page.request.get(link).headers["content-type"].startswith("image/"), "a figure that does not open"
     page.close()

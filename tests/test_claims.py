@@ -407,15 +407,31 @@ def test_markers_become_criteria_and_verdicts(judged: None) -> None:
     text = (
         "# Growth\n\n<!-- criteria: volume.helps,volume.grows -->\n\n## End\n\n<!-- verdicts: volume.grows -->\nLast."
     )
-    shown, table = re.split(r"\n\n## End\n\n", claims.fill_markers(text))
-    assert shown.startswith("# Growth\n\n- *volume.helps*: Share copied; reproduced if")
-    assert "\n- *volume.grows*: AUROC | of growth; reproduced if its whole 95 % interval is above 0.5" in shown
+    shown, table = re.split(r"\n:::\n\n## End\n\n", claims.fill_markers(text))
+    box = ":::{dropdown} How they are judged\n"
+    assert shown.startswith(f"# Growth\n\n{box}- *Leaving out helps.* Share copied; reproduced if")
+    grows = "\n- *Training images grow more | much more.* AUROC | of growth; reproduced if its whole 95 % interval is above 0.5"
+    assert grows in shown
     header, rule, row, last = table.splitlines()
     assert header == f"| {' | '.join(claims.HEADER)} |"
     assert rule.count("---") == len(claims.HEADER)
     assert row.startswith("| Training images grow more \\| much more. | **reproduced**, p = 0.0")
     assert last == "Last."
     assert claims.fill_markers("x <!-- a comment --> y") == "x <!-- a comment --> y"
+
+
+def test_a_page_answers_with_its_claims(judged: None) -> None:
+    first, _, _, grows, helps, last = claims.answers("chapters/growth.ipynb").splitlines()
+    assert first.startswith(":::{admonition}")
+    assert last == ":::"
+    rows = {row["id"]: row for row in read_json(claims.FOUND)}
+    row, counts = rows["volume.grows"], rows["volume.grows"]["items"]
+    assert grows.startswith("- **reproduced**, p = 0.0")
+    found = claims.Estimate(row["value"], *row["ci95"])
+    assert f": Training images grow more | much more. AUROC {found}, asked above 0.5; plain baseline " in grows
+    assert grows.endswith(f"n: {counts['negative']} negative and {counts['positive']} positive.")
+    assert ": Leaving out helps. Difference in share " in helps
+    assert claims.answers("chapters/other.ipynb") == ""
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,17 @@ import nbformat
 import yaml
 
 from memlib.files import atomic_write, read_json, write_json
-from memlib.study.claims import fill_markers
+from memlib.study.claims import answers, fill_markers
 from memlib.study.digests import NOTEBOOKS, tree_digest
 from memlib.study.notebook import normalise
+from memlib.study.pages import finish
+from memlib.study.provenance import banner, kind, origin, provenance, stale
 from memlib.study.sections import PARAMS
-from memlib.study.stages import STUDY, WALL, made_here, reporting_errors, stage_times, timed_stage
+from memlib.study.stages import STUDY, WALL, reporting_errors, stage_times, timed_stage
 
 BOOK, EXECUTED, PAGES = Path("book"), Path("results/chapters"), Path("book/chapters")
 HTML = BOOK / "_build/html"
 SOURCES = "sources.txt"
-TABLES = "tables/"
 PACKAGES = (
     "torch",
     "diffusers",
@@ -54,6 +55,8 @@ its course, and so do the numbers; the intervals of this book cover the choice o
 def assemble(name: str) -> Any:
     """The page of a chapter: the cells of notebooks/NAME.ipynb, with the outputs of results/chapters and claims filled in.
 
+    How the page's claims came out stands after its title and first paragraph.
+
     Raises ValueError where the code that was run is not the notebook's.
     """
     source, made = NOTEBOOKS / f"{name}.ipynb", EXECUTED / f"{name}.ipynb"
@@ -71,24 +74,15 @@ def assemble(name: str) -> Any:
         if cell.cell_type == "markdown":
             cell.source = fill_markers(cell.source)
         cells += [cell, *injected] if _tagged(cell, "parameters") else [cell]
+    parts = page.cells[0].source.split("\n\n", 2)
+    parts.insert(2, answers(f"chapters/{name}.ipynb"))
+    page.cells[0].source = "\n\n".join(filter(None, parts))
     page.cells, page.metadata = cells, executed.metadata
     return normalise(page)
 
 
 def _tagged(cell: Any, tag: str) -> bool:
     return tag in cell.metadata.get("tags", [])
-
-
-def origin(name: str, reads: Iterable[str]) -> str:
-    """The last line of a page: its stage, how long it took, and where the tables that it reads come from."""
-    where = {
-        True: "were made on this machine",
-        False: "are those of the repository, which `make study` makes on this machine",
-        None: "were made on this machine but for some, which are those of the repository",
-    }
-    tables = [path for path in reads if path.startswith(TABLES)]
-    took = f"Stage `{name}`, {stage_times()[name]['seconds']:.0f} seconds on this machine."
-    return f"*{took} The tables that it reads {where[made_here(tables)]}.*" if tables else f"*{took}*"
 
 
 def study(times: Mapping[str, Mapping[str, float]], wall: float | None = None) -> dict[str, Any]:
@@ -153,9 +147,9 @@ def reproducibility(stages: Mapping[str, Collection[str]]) -> str:
         side_by_side = f", in {wall / 60:.1f} minutes on the clock, independent stages side by side" if wall else ""
         groups: dict[str, list[float]] = {}
         for name, seconds in measured["seconds"].items():
-            groups.setdefault(_kind(name), []).append(seconds)
+            groups.setdefault(kind(name), []).append(seconds)
         rows = sorted(
-            ((kind, len(each), round(sum(each), 1)) for kind, each in groups.items()), key=lambda row: -row[2]
+            ((group, len(each), round(sum(each), 1)) for group, each in groups.items()), key=lambda row: -row[2]
         )
         about = dict(measured["machine"])
         versions = about.pop("packages")
@@ -184,7 +178,7 @@ def draw(stages: Mapping[str, Collection[str]]) -> str:
 
     graph = nx.DiGraph((need, name) for name, needed in stages.items() for need in needed if need != "code")
     depths = {name: depth for depth, names in enumerate(nx.topological_generations(graph)) for name in names}
-    box = {name: (depth, _kind(name)) for name, depth in depths.items()}
+    box = {name: (depth, kind(name)) for name, depth in depths.items()}
     count = {key: sum(other == key for other in box.values()) for key in sorted(set(box.values()))}
     links = nx.transitive_reduction(nx.DiGraph({(box[need], box[name]) for need, name in graph.edges}))
     place: dict[tuple[int, str], tuple[float, float]] = {}
@@ -209,18 +203,13 @@ def draw(stages: Mapping[str, Collection[str]]) -> str:
     return "\n".join(lines)
 
 
-def _kind(stage: str) -> str:
-    """Name of a stage without the item that it is for."""
-    return stage.partition("@")[0]
-
-
 def _flat(prefix: str, content: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested parameters."""
+    """Dotted names and values of nested parameters; none where there is none."""
     if isinstance(content, dict) and content:
         for name, value in content.items():
             yield from _flat(f"{prefix}.{name}" if prefix else str(name), value)
     else:
-        yield prefix, content
+        yield prefix, "none" if content in (None, {}, []) else content
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
@@ -229,19 +218,31 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def build(reads: Mapping[str, Collection[str]], stages: Mapping[str, Collection[str]]) -> None:
+def build(
+    reads: Mapping[str, Collection[str]],
+    stages: Mapping[str, Collection[str]],
+    old: Collection[str] = (),
+    images: Mapping[str, str] | None = None,
+) -> None:
     """Write the pages, build the book from them with warnings as errors, and put it whole to book/_build/html.
 
-    reads: what each stage reads. stages: the stages that each needs.
+    reads: what each stage reads. stages: the stages that each needs. old: those that are stale. images: the stage that made a
+    picture of book/_static, by the name of its file.
     """
+    import networkx as nx
+
+    chapters = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    images = images or {}
+    graph = nx.DiGraph((need, name) for name, needed in stages.items() for need in needed)
+    banners = {name: banner(reads[name], {name, *nx.ancestors(graph, name)} & set(old)) for name in chapters}
     sources = {path: path.read_bytes() for path in BOOK.rglob("*") if path.is_file() and not _is_made(path)}
     with atomic_write(PAGES) as folder:
         folder.mkdir()
-        for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-            page = assemble(path.stem)
-            sources[path] = nbformat.writes(page).encode()
-            page.cells.append(nbformat.v4.new_markdown_cell(origin(path.stem, reads[path.stem]), id="origin"))
-            nbformat.write(page, folder / path.name)
+        for name in chapters:
+            page = assemble(name)
+            sources[NOTEBOOKS / f"{name}.ipynb"] = nbformat.writes(page).encode()
+            page.cells.append(nbformat.v4.new_markdown_cell(origin(name, reads[name]), id="origin"))
+            nbformat.write(page, folder / f"{name}.ipynb")
         (folder / "reproducibility.md").write_text(reproducibility(stages))
     program = Path(sys.executable).with_name("jupyter-book")
     with tempfile.TemporaryDirectory() as folder:
@@ -251,6 +252,7 @@ def build(reads: Mapping[str, Collection[str]], stages: Mapping[str, Collection[
             raise RuntimeError(f"the book does not build:\n{result.stdout}\n{result.stderr}")
         with atomic_write(HTML) as temporary:
             shutil.copytree(Path(folder) / "_build/html", temporary)
+            finish(temporary, provenance({*chapters, *images.values()}, machine()), banners, images)
             lines = [f"{hashlib.sha256(content).hexdigest()} {path}\n" for path, content in sorted(sources.items())]
             (temporary / SOURCES).write_text("".join(lines))
 
@@ -265,9 +267,13 @@ def main() -> None:
 
     with reporting_errors("book"):
         with timed_stage("book"):
-            graph = Repo().index.graph
-            stages = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in graph}
-            build({stage.addressing: [dep.def_path for dep in stage.deps] for stage in graph}, stages)
+            repo = Repo()
+            graph = repo.index.graph
+            stages = {stage.addressing: {other.addressing for other in graph.successors(stage)} for stage in graph}
+            made = [(Path(out.def_path), stage.addressing) for stage in graph for out in stage.outs]
+            images = {path.name: name for path, name in made if path.parent == BOOK / "_static"}
+            reads = {stage.addressing: [dep.def_path for dep in stage.deps] for stage in graph}
+            build(reads, stages, stale(repo) - {"code", "book"}, images)
         write_study(stages)
 
 

@@ -96,9 +96,32 @@ def first_page(rows: Sequence[Mapping[str, Any]]) -> str:
         cited = f"{text} {{cite}}`{claim.paper}`" if claim.paper else text
         return cited, f"[{verdict}]({claim.page})", *others
 
-    criteria = [f"- *{claim.claim}* {criterion(claim)}" for claim in claims.values()]
-    judged = [":::{dropdown} How each claim is judged", *criteria, ":::", ""]
-    return "\n".join([scale(), "", *_tables(rows, claims, line), *judged])
+    judged = _criteria("How each claim is judged", claims.values())
+    return "\n".join([scale(), "", *_tables(rows, claims, line), judged, ""])
+
+
+def _criteria(title: str, claims: Iterable[Claim]) -> str:
+    """How claims are judged, as a box to open."""
+    lines = [f"- *{claim.claim}* {criterion(claim)}" for claim in claims]
+    return "\n".join([f":::{{dropdown}} {title}", *lines, ":::"])
+
+
+def answers(page: str) -> str:
+    """How the claims of a page came out, as MyST: a box with a sentence for each; nothing where none is judged."""
+    rows = {row["id"]: row for row in read_json(FOUND)} if FOUND.exists() else {}
+    lines = [
+        _answer(claim, rows[name])
+        for name, claim in read_claims().items()
+        if claim.page == page and name in rows and rows[name]["verdict"] != "open"
+    ]
+    return "\n".join([":::{admonition} What this run found", ":class: answer", "", *lines, ":::"]) if lines else ""
+
+
+def _answer(claim: Claim, row: Mapping[str, Any]) -> str:
+    text, verdict, found, threshold, baseline, *_ = _row(claim, row)
+    counts = " and ".join(f"{count} {kind}" for kind, count in row["items"].items())
+    reached = f"{found[0].upper()}{found[1:]}, asked {threshold}"
+    return f"- {verdict}: {text} {reached}; plain baseline {baseline}; n: {counts}."
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -159,8 +182,8 @@ def criterion(claim: Claim) -> str:
 def fill_markers(markdown: str) -> str:
     """Markdown with its markers replaced by what they stand for, as MyST.
 
-    `<!-- criteria: ID, ID -->` becomes a list of how these claims are judged, `<!-- verdicts: ID, ID -->` a table of how they
-    came out, from metrics/claims.json. Raises ValueError for another kind of marker and an unknown claim.
+    `<!-- criteria: ID, ID -->` becomes a list of how these claims are judged, in a box to open, `<!-- verdicts: ID, ID -->` a
+    table of how they came out, from metrics/claims.json. Raises ValueError for another kind of marker and an unknown claim.
     """
     return MARKER.sub(lambda marker: _filled(marker[1], re.split(r"\s*,\s*", marker[2])), markdown)
 
@@ -170,7 +193,8 @@ def _filled(kind: str, names: list[str]) -> str:
         raise ValueError(f"a marker says {kind!r}{suggest(kind, ('criteria', 'verdicts'))}")
     claims = read_claims()
     if kind == "criteria":
-        return "\n".join(f"- *{name}*: {criterion(_entry(claims, name, REGISTRY))}" for name in names)
+        judged = [_entry(claims, name, REGISTRY) for name in names]
+        return _criteria("How it is judged" if len(names) == 1 else "How they are judged", judged)
     rows = {row["id"]: row for row in read_json(FOUND)}
     return _table([_row(_entry(claims, name, REGISTRY), _entry(rows, name, FOUND)) for name in names])
 
