@@ -113,10 +113,20 @@ def test_a_page_has_the_words_of_the_notebook_and_the_outputs_of_its_run(study: 
 
 
 def test_the_answer_stands_after_the_question(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(book, "answers", "The answer of {}.".format)
-    title, question, answer, criteria = book.assemble("growth").cells[0].source.split("\n\n")
+    source, made = Path("notebooks/growth.ipynb"), Path("results/chapters/growth.ipynb")
+    page, executed = (nbformat.read(path, as_version=4) for path in (source, made))
+    for notebook in (page, executed):
+        notebook.cells.append(nbformat.v4.new_code_cell("say()", metadata={"tags": ["answer"]}))
+    said = nbformat.v4.new_output("execute_result", {"text/markdown": "- It grows."}, execution_count=9)
+    executed.cells[-1].outputs = [said]
+    nbformat.write(page, source)
+    nbformat.write(executed, made)
+    monkeypatch.setattr(book, "answers", "The answer of {}: {}".format)
+    cells = book.assemble("growth").cells
+    title, question, answer, criteria = cells[0].source.split("\n\n")
     assert (title, question) == ("# Growth", "Text of the page.")
-    assert answer == "The answer of chapters/growth.ipynb."
+    assert answer == "The answer of chapters/growth.ipynb: ['- It grows.']"
+    assert cells[-1].outputs == [], "the answer stands once"
     assert "Share told" in criteria
 
 

@@ -432,6 +432,7 @@ def test_a_page_answers_with_its_claims(judged: None) -> None:
     assert grows.endswith(f"n: {counts['negative']} negative and {counts['positive']} positive.")
     assert ": Leaving out helps. Difference in share " in helps
     assert claims.answers("chapters/other.ipynb") == ""
+    assert "\n- Said.\n- **reproduced**" in claims.answers("chapters/growth.ipynb", ["- Said."])
 
 
 @pytest.mark.parametrize(

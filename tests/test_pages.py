@@ -13,7 +13,8 @@ PIXELS = b"\x89PNG of one figure"
 ORIGIN = '<details class="origin"><summary>Stage growth, 11 s</summary></details>'
 FIGURE = (
     f'<figure class="result"><img src="data:image/png;base64,{base64.b64encode(PIXELS).decode()}" alt="Dots.">'
-    "<figcaption>Growth tells, p &lt; 0.05.</figcaption></figure>"
+    '<figcaption>Growth tells, p &lt; 0.05.</figcaption><a class="data" href="data:text/csv;base64,'
+    f'{base64.b64encode(b"copies,growth").decode()}">Data</a></figure>'
 )
 TABLE = (
     '<div class="scrolling"><table class="dataframe table"><thead><tr><th>group</th><th colspan="2">AUROC</th></tr></thead>'
@@ -116,11 +117,15 @@ def test_numbers_that_belong_together_stay_in_one_line(finished: BeautifulSoup) 
 
 
 def test_results_are_written_as_csv(finished: BeautifulSoup, tmp_path: Path) -> None:
-    links = [link["href"] for link in finished.select(".foot > a")]
-    assert [link.get_text() for link in finished.select(".foot > a")] == ["Table as CSV"] * 2
+    links = [link["href"] for link in finished.select(".foot > a:not(.data)")]
+    assert [link.get_text() for link in finished.select(".foot > a:not(.data)")] == ["Table as CSV"] * 2
     assert links == ["../_downloads/growth-1.csv", "../_downloads/growth-2.csv"], "but no table of prose"
     rows = list(csv.reader((tmp_path / "_downloads/growth-1.csv").open()))
     assert rows == [["group", "AUROC", "AUROC"], ["x16", "0.9 [0.8, 1.0]", "< 1"]]
+    (data,) = finished.select("a.data")
+    assert data["href"] == "../_downloads/growth-figure-1.csv"
+    assert data.parent["class"] == ["foot"]
+    assert (tmp_path / "_downloads/growth-figure-1.csv").read_text() == "copies,growth"
 
 
 def test_what_made_a_result_stands_under_it_and_a_warning_on_top(finished: BeautifulSoup) -> None:

@@ -1,5 +1,7 @@
 """Figures and tables of the chapters: what a reader gets to see."""
 
+import base64
+import io
 import re
 import subprocess
 import sys
@@ -7,7 +9,9 @@ import sys
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
+from bs4 import BeautifulSoup
 
 from memlib.evaluation.intervals import Estimate
 from memlib.study import plotting
@@ -96,20 +100,52 @@ def test_a_figure_carries_its_texts_and_is_the_same_bytes_twice(tmp_path) -> Non
     def page(path=None) -> str:
         fig, ax = plt.subplots()
         ax.plot([0, 1])
-        return plotting.figure(fig, 'AUROC "0.8" < 1', "A line.", path).data
+        return plotting.figure(fig, 'AUROC "0.8" < 1', "A line.", None, path).data
 
     first = page(tmp_path / "line.png")
     assert first == page()
     assert 'alt="A line."' in first
-    assert "AUROC &quot;0.8&quot; &lt; 1</figcaption>" in first
+    assert "AUROC &quot;0.8&quot; &lt; 1</figcaption></figure>" in first
     assert (tmp_path / "line.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_groups_have_a_name_and_a_colour_each() -> None:
+def test_a_figure_carries_what_it_is_drawn_from_and_its_smallest_letters() -> None:
+    plotting.set_style()
+    drawn = pd.DataFrame({"sigma": [0.1, 1 / 3], "AUROC": [Estimate(0.5, 0.4, 0.6), Estimate(1, 0.9, 1)]})
+    fig, ax = plt.subplots(figsize=(5, 3))
+    ax.text(0.5, 0.5, "small", fontsize=6)
+    ax.text(0.5, 0.5, "unseen", fontsize=2, visible=False)
+    page = BeautifulSoup(plotting.figure(fig, "Dots.", "Dots.", drawn).data, "html.parser")
+    rows = base64.b64decode(page.a["href"].partition(",")[2]).decode().splitlines()
+    assert rows == ["sigma,AUROC,AUROC low,AUROC high", "0.1,0.5,0.4,0.6", "0.333333,1,0.9,1"]
+    width = PIL.Image.open(io.BytesIO(base64.b64decode(page.img["src"].partition(",")[2]))).width
+    letters = 6 * 160 / 72 / width  # 6 points at 160 pixels an inch
+    assert float(page.img["data-letters"]) == pytest.approx(letters, abs=1e-4)
+    assert page.img["style"] == f"width: {width / 160 * 105:.0f}px"
+
+
+def test_groups_have_a_name_and_a_colour_each_that_is_the_same_everywhere() -> None:
     assert [plotting.group_name(k) for k in (0, 1, 16)] == ["never seen", "x1", "x16"]
     colours = plotting.group_colours([4, 0, 4, 1])
     assert list(colours) == [0, 1, 4]
     assert len(set(colours.values())) == 3
+    assert plotting.group_colours([32, 4])[4] == colours[4]
+
+
+def test_crowded_ends_are_labelled_apart_from_the_bottom_up() -> None:
+    plotting.set_style()
+    fig, ax = plt.subplots()
+    for end, name in ((1.0, "top"), (0.501, "second"), (0.5, "first"), (0.2, "_hidden")):
+        ax.plot([0, 1], [0, end], label=name)
+    plotting.label_ends(ax)
+    heights = {text.get_text(): ax.transData.transform(text.xy)[1] * 72 / fig.dpi + text.xyann[1] for text in ax.texts}
+    offsets = {text.get_text(): text.xyann[1] for text in ax.texts}
+    colours = {text.get_text(): text.get_color() for text in ax.texts}
+    plt.close(fig)
+    assert sorted(heights, key=heights.get) == ["first", "second", "top"]
+    assert heights["second"] - heights["first"] >= plt.rcParams["legend.fontsize"]
+    assert offsets["first"] == offsets["top"] == 0
+    assert colours == {line.get_label(): line.get_color() for line in ax.lines[:3]}
 
 
 def test_a_curve_has_the_intervals_as_its_band() -> None:

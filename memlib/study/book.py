@@ -55,7 +55,7 @@ its course, and so do the numbers; the intervals of this book cover the choice o
 def assemble(name: str) -> Any:
     """The page of a chapter: the cells of notebooks/NAME.ipynb, with the outputs of results/chapters and claims filled in.
 
-    How the page's claims came out stands after its title and first paragraph.
+    What the chapter found (`memlib.study.plotting.answer`) and how its claims came out stand after its title and first paragraph.
 
     Raises ValueError where the code that was run is not the notebook's.
     """
@@ -69,13 +69,16 @@ def assemble(name: str) -> Any:
         raise ValueError(f"{made} was made by other code than that of {source}; run `dvc repro {name}`")
     for cell, done in zip(code, ran, strict=True):
         cell.outputs = done.outputs
-    cells = []
+    cells, sentences = [], []
     for cell in page.cells:
         if cell.cell_type == "markdown":
             cell.source = fill_markers(cell.source)
+        if _tagged(cell, "answer"):
+            sentences += [output["data"]["text/markdown"] for output in cell.outputs]
+            cell.outputs = []
         cells += [cell, *injected] if _tagged(cell, "parameters") else [cell]
     parts = page.cells[0].source.split("\n\n", 2)
-    parts.insert(2, answers(f"chapters/{name}.ipynb"))
+    parts.insert(2, answers(f"chapters/{name}.ipynb", sentences))
     page.cells[0].source = "\n\n".join(filter(None, parts))
     page.cells, page.metadata = cells, executed.metadata
     return normalise(page)

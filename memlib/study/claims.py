@@ -106,13 +106,16 @@ def _criteria(title: str, claims: Iterable[Claim]) -> str:
     return "\n".join([f":::{{dropdown}} {title}", *lines, ":::"])
 
 
-def answers(page: str) -> str:
-    """How the claims of a page came out, as MyST: a box with a sentence for each; nothing where none is judged."""
+def answers(page: str, sentences: Sequence[str] = ()) -> str:
+    """What a page found and how its claims came out, as MyST: a box with a sentence for each; nothing where there is none."""
     rows = {row["id"]: row for row in read_json(FOUND)} if FOUND.exists() else {}
     lines = [
-        _answer(claim, rows[name])
-        for name, claim in read_claims().items()
-        if claim.page == page and name in rows and rows[name]["verdict"] != "open"
+        *sentences,
+        *(
+            _answer(claim, rows[name])
+            for name, claim in read_claims().items()
+            if claim.page == page and name in rows and rows[name]["verdict"] != "open"
+        ),
     ]
     return "\n".join([":::{admonition} What this run found", ":class: answer", "", *lines, ":::"]) if lines else ""
 

@@ -18,7 +18,7 @@ CHAPTERS, IMAGES, DATA = "chapters", "_images", "_downloads"
 CARDS = "Verdict"  # a table with such a column is a table of claims
 SCROLLING = ("scrolling", "pst-scrollable-table-container")
 UNBROKEN = re.compile(r"\[[-\d.]+, [-\d.]+\]|\bp [=<] [\d.]+")
-PNG = "data:image/png;base64,"
+PNG, CSV = "data:image/png;base64,", "data:text/csv;base64,"
 SUMMARY = (
     "SHOW_SEARCH_SUMMARY: true"  # the search fetches pages for their summaries, which no browser allows from files
 )
@@ -86,7 +86,10 @@ def say_lines(page: BeautifulSoup) -> None:
 
 
 def write_figures(page: BeautifulSoup, folder: Path, path: Path) -> None:
-    """Write the figures of the cells as files, and let each lead to its own, where it is as large as it was made."""
+    """Write the figures of the cells as files, and let each lead to its own, where it is as large as it was made.
+
+    What a figure is drawn from becomes a file, too, with a link to it under the figure.
+    """
     for number, picture in enumerate(page.select(f'figure.result img[src^="{PNG}"]'), 1):
         name = f"{path.stem}-{number}.png"
         (folder / IMAGES).mkdir(exist_ok=True)
@@ -95,6 +98,14 @@ def write_figures(page: BeautifulSoup, folder: Path, path: Path) -> None:
         picture.wrap(
             page.new_tag("a", href=picture["src"], attrs={"class": "enlarge", "title": "Open the figure alone"})
         )
+    for number, link in enumerate(page.select(f'a.data[href^="{CSV}"]'), 1):
+        name = f"{path.stem}-figure-{number}.csv"
+        (folder / DATA).mkdir(exist_ok=True)
+        (folder / DATA / name).write_bytes(base64.b64decode(str(link["href"]).removeprefix(CSV)))
+        link.attrs |= {"href": _address(folder, path, DATA, name), "download": ""}
+        link.string = "Figure as CSV"
+        foot = link.find_parent(class_="cell").select_one(".foot")
+        foot.append(link.extract())
 
 
 def fit_tables(page: BeautifulSoup, folder: Path, path: Path) -> None:
@@ -119,9 +130,8 @@ def fit_tables(page: BeautifulSoup, folder: Path, path: Path) -> None:
             with (folder / DATA / name).open("w", newline="") as file:
                 csv.writer(file).writerows(rows)
             foot = cell.select_one(".foot") if cell else _foot([])
-            which = (
-                f" {len(foot.find_all('a', recursive=False)) + 1}" if cell and len(cell.find_all("table")) > 1 else ""
-            )
+            several = cell and len(cell.find_all("table")) > 1
+            which = f" {len(foot.select(':scope > a:not(.data)')) + 1}" if several else ""
             foot.append(_parsed(f'<a href="{_address(folder, path, DATA, name)}" download>Table{which} as CSV</a>'))
             if not cell:
                 box.insert_after(foot)

@@ -11,24 +11,35 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from memlib.evaluation.intervals import Estimate
 from memlib.files import atomic_write
 
 PALETTE = sns.color_palette("colorblind")
+METHOD, PLAIN, INFORMED, BLIND = (
+    *PALETTE[:3],
+    PALETTE[7],
+)  # a paper's detector, the plain baseline, what sees more, less
+PIXELS = 105  # of the page, an inch of a figure
 
 
 def set_style() -> None:
-    """White background, colours safe for colour-blind readers, letters that stay legible on a phone."""
-    sns.set_theme(style="whitegrid", palette=PALETTE, font_scale=1.1)
+    """White background, colours safe for colour-blind readers, letters that stay legible on a phone: 9 points in 5.5 inches."""
+    sns.set_theme(style="whitegrid", palette=PALETTE)
     plt.rcParams.update(
-        {"figure.figsize": (7, 4), "figure.dpi": 110, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
+        {
+            "figure.figsize": (5.5, 3.4),
+            "figure.dpi": 160,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+        }
     )
 
 
@@ -37,25 +48,52 @@ def group_name(copies: int) -> str:
     return f"x{copies}" if copies else "never seen"
 
 
-def group_colours(groups: Sequence[int]) -> dict[int, tuple[float, float, float]]:
-    """One colour a number of copies, from never seen to the most copied."""
-    ramp = sns.color_palette("viridis", len(set(groups)))
-    return dict(zip(sorted(set(groups)), ramp, strict=True))
+def group_colours(groups: Iterable[int]) -> dict[int, tuple[float, ...]]:
+    """The colour of each number of copies, from never seen to the most copied, the same in every figure."""
+    ramp = plt.get_cmap("viridis")
+    return {k: ramp(0.25 + 0.13 * np.log2(k) if k else 0.0)[:3] for k in sorted(set(groups))}
 
 
-def figure(fig: Figure, caption: str, alt: str, path: str | Path | None = None) -> HTML:
-    """The figure with its caption and alternative text, for a notebook and the book; also written as PNG to `path`."""
+def answer(*sentences: str) -> Markdown:
+    """What a chapter found, in sentences of Markdown: the book puts them into the box after the chapter's question."""
+    return Markdown("\n".join(f"- {sentence}" for sentence in sentences))
+
+
+def figure(fig: Figure, caption: str, alt: str, data: pd.DataFrame | None, path: str | Path | None = None) -> HTML:
+    """The figure with its caption and alternative text, for a notebook and the book; also written as PNG to `path`.
+
+    data: what is drawn, a row a mark, which the book offers as CSV; None where pictures are shown.
+    """
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", metadata={"Software": None})
+    letters = [text.get_fontsize() for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
     plt.close(fig)
     if path is not None:
         with atomic_write(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
     source = base64.b64encode(buffer.getvalue()).decode()
+    inches = int.from_bytes(buffer.getvalue()[16:20], "big") / fig.dpi  # as PNG says, after the margins are cut
+    link = "" if data is None else f'<a class="data" href="{_as_link(data)}">Data of the figure</a>'
     return HTML(
-        f'<figure class="result"><img src="data:image/png;base64,{source}" alt="{html.escape(alt)}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f'<figure class="result"><img src="data:image/png;base64,{source}" alt="{html.escape(alt)}" '
+        f'style="width: {inches * PIXELS:.0f}px" data-letters="{min(letters, default=inches * 72) / 72 / inches:.4f}">'
+        f"<figcaption>{html.escape(caption)}</figcaption>{link}</figure>"
     )
+
+
+def _as_link(data: pd.DataFrame) -> str:
+    """A table as a link that holds it as CSV, estimates in three columns."""
+    columns: dict[str, Any] = {}
+    for name, column in data.items():
+        if len(column) and all(isinstance(value, Estimate) for value in column):
+            columns |= {
+                f"{name}{ending}": [getattr(value, part) for value in column]
+                for ending, part in (("", "value"), (" low", "low"), (" high", "high"))
+            }
+        else:
+            columns[str(name)] = column.to_numpy()
+    text = pd.DataFrame(columns).to_csv(index=False, float_format="%.6g")
+    return f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def table(frame: pd.DataFrame, digits: int = 3) -> HTML:
@@ -95,6 +133,28 @@ def path(ax: Axes, x: Sequence[Estimate], y: Sequence[Estimate], **style: Any) -
     error_bars(ax, up, x, horizontal=True, **thin)
 
 
+def label_ends(ax: Axes) -> None:
+    """Each labelled line's label beside its right end and in its colour, in place of a legend; crowded ones move apart."""
+    lines = [line for line in ax.lines if not line.get_label().startswith("_") and len(line.get_xdata())]
+    height = plt.rcParams["legend.fontsize"] * 1.15
+    ax.margins(x=0.02)
+    ax.figure.canvas.draw()
+    ends = [ax.transData.transform(line.get_xydata()[-1])[1] * 72 / ax.figure.dpi for line in lines]
+    placed = -np.inf
+    for end, line in sorted(zip(ends, lines, strict=True), key=lambda pair: pair[0]):
+        placed = max(end, placed + height)
+        ax.annotate(
+            line.get_label(),
+            line.get_xydata()[-1],
+            (6, placed - end),
+            textcoords="offset points",
+            va="center",
+            color=line.get_color(),
+            fontsize=plt.rcParams["legend.fontsize"],
+            annotation_clip=False,
+        )
+
+
 def line_panels(rows: pd.DataFrame, x: str, ticks: Sequence[float], **style: Any) -> sns.FacetGrid:
     """Lines over x on a logarithmic axis, in panels with one legend below them.
 
@@ -104,10 +164,10 @@ def line_panels(rows: pd.DataFrame, x: str, ticks: Sequence[float], **style: Any
         look = {"markers": True, "errorbar": None, "height": 2.7, "aspect": 1.1} | style
         grid = sns.relplot(rows, kind="line", x=x, **look)
         grid.set(xscale="log", xticks=ticks, xticklabels=[f"{tick:g}" for tick in ticks])
-        grid.set_titles("{col_name}", size="small")
+        grid.set_titles("{col_name}")
         for ax in grid.axes.flat:
             ax.tick_params("x", which="minor", bottom=False, labelbottom=False)
-        sns.move_legend(grid, "upper center", bbox_to_anchor=(0.5, 0), ncol=5, fontsize="small", title="")
+        sns.move_legend(grid, "upper center", bbox_to_anchor=(0.5, 0), ncol=3, title="")
         grid.tight_layout()
     return grid
 
@@ -128,8 +188,8 @@ def signed_map(ax: Axes, grid: pd.DataFrame, column: str, largest: float | None 
 def sheets(pictures: Mapping[str, Sequence[NDArray[np.uint8]]], columns: int) -> Figure:
     """Sheets of uint8 pictures [H, W, C] below one another, each under its title, all pictures of one size."""
     rows = [-(-len(group) // columns) for group in pictures.values()]
-    height = sum(rows) * 7 / columns + 0.35 * len(rows)
-    fig, axes = plt.subplots(len(rows), 1, figsize=(7, height), height_ratios=rows, squeeze=False)
+    height = sum(rows) * 5.5 / columns + 0.35 * len(rows)
+    fig, axes = plt.subplots(len(rows), 1, figsize=(5.5, height), height_ratios=rows, squeeze=False)
     for ax, (title, group) in zip(axes[:, 0], pictures.items(), strict=True):
         show_pictures(ax, np.stack(group), columns, title)
     return fig
@@ -156,12 +216,12 @@ def show_pictures(ax: Axes, pictures: NDArray[np.uint8], columns: int, title: st
 
 def trade_off(curves: Mapping[str, pd.DataFrame]) -> tuple[Figure, Axes]:
     """Agreement against similarity, a path with intervals for each method as it gets stronger."""
-    fig, ax = plt.subplots(figsize=(7, 5))
+    fig, ax = plt.subplots(figsize=(5.5, 4.2))
     for (name, curve), marker in zip(curves.items(), "osD^vPX<>*", strict=False):
         path(ax, curve["similarity"], curve["agreement"], marker=marker, label=name)
     ax.set_xlabel("similarity to the planted picture (less is better)")
     ax.set_ylabel("agreement with the prompt (more is better)")
-    ax.legend(fontsize="small")
+    ax.legend()
     return fig, ax
 
 
