@@ -146,7 +146,6 @@ def make() -> None:
     for name, size in (("data", 16), ("drawings", 32)):
         write_pictures(f"tables/{name}/pictures.png", torch.zeros(3, 3, size, size, dtype=torch.uint8))
     write_registry()
-    claims.READING.write_text("How it is read.\n")
 
 
 def test_claims_are_judged_by_their_intervals() -> None:
@@ -388,19 +387,36 @@ def test_in_another_study_what_cannot_be_judged_stays_open(project: pd.DataFrame
 def test_the_table_says_what_was_found_and_how_it_was_judged(judged: None) -> None:
     grows, _ = read_json("metrics/claims.json")
     page = Path("book/generated/claims.md").read_text()
-    found = Estimate(grows["value"], *grows["ci95"])
-    verdict = f"**reproduced**, p = {grows['holm_p_value']:.3f}"
+    found, beyond = (Estimate(grows[f"{part}value"], *grows[f"{part}ci95"]) for part in ("", "beyond_baseline_"))
+    n = f"{grows['items']['positive']} + {grows['items']['negative']}"
+    said = {True: "yes", False: "no, it is worse", None: "not shown"}[
+        True if beyond.low > 0 else False if beyond.high < 0 else None
+    ]
+    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: {beyond} | "
+    assert page.startswith(f"| {' | '.join(claims.HEADER)} |")
+    assert row in page
+    fold = page.partition(row)[2].splitlines()[0]
+    assert fold.startswith(
+        "<details><summary>Criterion</summary>AUROC \\| of growth; reproduced if its whole 95 % interval"
+    )
+    assert f"Committed on {grows['criterion']['day']} (`{grows['criterion']['commit'][:7]}`); p " in fold
     baseline = Estimate(grows["baseline_value"], *grows["baseline_ci95"])
-    assert f"| [{verdict}](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {baseline} |  | " in page
-    assert page.startswith(
-        "**Scale**: image models of 0.9 million parameters, trained on 1,234 pictures of 16 x 16 pixels; text-to-image models "
-        "of 1.5 million, trained on 6,720 captioned drawings of 32 x 32.\n\n| Claim |"
+    assert f"; plain baseline {baseline}; detectable {grows['detectable']:.3f}.</details>" in fold
+
+
+def test_a_method_is_compared_with_the_plain_baseline_on_the_same_items(project: pd.DataFrame) -> None:
+    claim = criteria.read_claims()["volume.grows"].criterion
+    read = cases.read_cases("volume.grows", claim)
+    beyond, _ = cases.measure(read, cases.beyond_baseline(claim))
+    first, plain = (cases.measure(read, side)[0] for side in (criteria.Comparison(first=claim.first), claim.baseline))
+    assert beyond.value == pytest.approx(first.value - plain.value)
+    side, other, third = (criteria.Side(outcome=name) for name in ("drop", "loss", "random"))
+    taken = claim.model_copy(
+        update={"first": side, "minus": other, "baseline": criteria.Comparison(first=side, minus=third)}
     )
-    assert f"| {grows['detectable']:.3f} |" in page
-    assert (
-        "- *Leaving out helps.* Share copied; reproduced if its whole 95 % interval is above 0, not reproduced if the whole "
-        "interval is below; needs at least 20 items." in page
-    )
+    assert cases.beyond_baseline(taken) == criteria.Comparison(first=third, minus=other), "what is left: less is better"
+    apart = claim.model_copy(update={"first": side, "minus": other, "baseline": criteria.Comparison(first=third)})
+    assert cases.beyond_baseline(apart) is None
 
 
 def test_markers_become_criteria_and_verdicts(judged: None) -> None:
@@ -415,7 +431,7 @@ def test_markers_become_criteria_and_verdicts(judged: None) -> None:
     header, rule, row, last = table.splitlines()
     assert header == f"| {' | '.join(claims.HEADER)} |"
     assert rule.count("---") == len(claims.HEADER)
-    assert row.startswith("| Training images grow more \\| much more. | **reproduced**, p = 0.0")
+    assert row.startswith("| Training images grow more \\| much more. | reproduced | AUROC 0.")
     assert last == "Last."
     assert claims.fill_markers("x <!-- a comment --> y") == "x <!-- a comment --> y"
 
@@ -425,14 +441,20 @@ def test_a_page_answers_with_its_claims(judged: None) -> None:
     assert first.startswith(":::{admonition}")
     assert last == ":::"
     rows = {row["id"]: row for row in read_json(claims.FOUND)}
-    row, counts = rows["volume.grows"], rows["volume.grows"]["items"]
-    assert grows.startswith("- **reproduced**, p = 0.0")
-    found = claims.Estimate(row["value"], *row["ci95"])
-    assert f": Training images grow more | much more. AUROC {found}, asked above 0.5; plain baseline " in grows
-    assert grows.endswith(f"n: {counts['negative']} negative and {counts['positive']} positive.")
-    assert ": Leaving out helps. Difference in share " in helps
+    row = rows["volume.grows"]
+    found, baseline, beyond = (
+        Estimate(row[f"{part}value"], *row[f"{part}ci95"]) for part in ("", "baseline_", "beyond_baseline_")
+    )
+    n = f"{row['items']['positive']} + {row['items']['negative']}"
+    assert grows.startswith(
+        f"- **Training images grow more | much more.** Reproduced: AUROC {found}, asked above 0.5; n = {n}. "
+        f"The plain baseline: {baseline}; beyond it {beyond}, "
+    )
+    endings = ("so the method beats it.", "so the method is worse.", "whose interval contains 0.")
+    assert grows.endswith(endings[0 if beyond.low > 0 else 1 if beyond.high < 0 else 2])
+    assert helps.startswith("- **Leaving out helps.** ")
     assert claims.answers("chapters/other.ipynb") == ""
-    assert "\n- Said.\n- **reproduced**" in claims.answers("chapters/growth.ipynb", ["- Said."])
+    assert "\n- Said.\n- **Training images" in claims.answers("chapters/growth.ipynb", ["- Said."])
 
 
 @pytest.mark.parametrize(
@@ -533,8 +555,9 @@ def test_a_verdict_that_the_correction_takes_back_says_so(judged: None) -> None:
     grows, helps = read_json(claims.FOUND)
     taken = grows | {"holm_p_value": 0.0712, "holm_verdict": "inconclusive", "detectable": None}
     page = claims.first_page([taken | {"control_value": 0.5, "control_ci95": [0.4, 0.6]}, helps])
-    assert "**reproduced**, p = 0.071, after Holm's correction inconclusive" in page
-    assert "| 0.500 [0.400, 0.600] | nothing |" in page
+    assert "[**reproduced, after correction inconclusive**]" in page
+    assert ", corrected = 0.071; plain" in page
+    assert "; control 0.500 [0.400, 0.600]; detectable nothing.</details>" in page
 
 
 def test_a_control_is_the_same_contrast_with_scores_of_other_trainings(project: pd.DataFrame) -> None:
@@ -584,8 +607,9 @@ def test_a_file_gets_the_verdicts_between_its_markers(judged: None, monkeypatch:
     monkeypatch.setattr(claims, "collect", lambda: pytest.fail("judged again"))
     claims.main()
     text = Path("README.md").read_text()
-    assert text.startswith(f"Before.\n{claims.BEGIN}\n**Scale**: image models")
-    assert text.endswith(f"\n\nHow it is read.\n{claims.END}\nAfter.\n")
+    assert text.startswith(f"Before.\n{claims.BEGIN}\n| Claim | Verdict |")
+    assert text.endswith(f" |\n{claims.END}\nAfter.\n")
+    assert "details" not in text
     assert "](notebooks/growth.ipynb) | AUROC 0." in text
     assert Path(claims.FOUND).read_bytes() == found
 
