@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from statsmodels.stats.multitest import multipletests
 
@@ -23,7 +22,7 @@ from memlib.evaluation import measures, roc
 from memlib.evaluation.intervals import Estimate, mean_share, proportion
 from memlib.evaluation.measured import Difference
 from memlib.evaluation.split import choice_difference, choose, stratified_split
-from memlib.files import read_json, write_json, write_pictures, write_table
+from memlib.files import read_json, write_json, write_table
 from memlib.study import cases, claims, criteria, history
 from memlib.tables import read_scores
 
@@ -138,13 +137,6 @@ def make() -> None:
         chance = 0.7 if training.startswith("random") else 0.3
         samples = pd.DataFrame({"id": np.repeat(items["id"], 2), "guidance": np.tile([3.0, 7.5], 60)})
         write_table(f"tables/samples/{training}.parquet", samples.assign(copied=rng.random(120) < chance))
-    write_json("tables/training/main/model.json", {"parameters": 898_627})
-    write_json("tables/text_base/model.json", {"parameters": {"unet": 1_200_000, "vae": 300_000}})
-    write_table("tables/data/items.parquet", pd.DataFrame({"split": ["train"] * 1234 + ["heldout"]}))
-    groups = pd.DataFrame({"split": ["train", "train", "unseen"], "drawings": [6000, 720, 99]})
-    write_table("tables/drawings/groups.parquet", groups)
-    for name, size in (("data", 16), ("drawings", 32)):
-        write_pictures(f"tables/{name}/pictures.png", torch.zeros(3, 3, size, size, dtype=torch.uint8))
     write_registry()
 
 
@@ -185,6 +177,7 @@ def test_claims_are_collected_with_their_criteria_and_corrected_together(judged:
     assert grows["criterion"] == {
         "digest": criteria.digests(criteria.REGISTRY.read_text())["volume.grows"],
         "commit": "unknown",
+        "day": None,
     }
     loss = pd.read_parquet("tables/scores/main-loss.parquet")["score"]
     assert grows["baseline_ci95"] == pytest.approx(roc.auroc(loss[:40], loss[40:], 3)[1:], abs=0.012)
@@ -381,7 +374,9 @@ def test_in_another_study_what_cannot_be_judged_stays_open(project: pd.DataFrame
     assert grows["verdict"] == "open"
     assert "the tables hold 40" in grows["reason"]
     assert helps["holm_p_value"] == helps["p_value"]
-    assert "{cite}`hasegawa2025` | [open](chapters/growth.ipynb) |  |" in Path("book/generated/claims.md").read_text()
+    assert (
+        "{cite}`hasegawa2025` | [**open**](chapters/growth.ipynb) |  |" in Path("book/generated/claims.md").read_text()
+    )
 
 
 def test_the_table_says_what_was_found_and_how_it_was_judged(judged: None) -> None:
@@ -399,7 +394,9 @@ def test_the_table_says_what_was_found_and_how_it_was_judged(judged: None) -> No
     assert fold.startswith(
         "<details><summary>Criterion</summary>AUROC \\| of growth; reproduced if its whole 95 % interval"
     )
-    assert f"Committed on {grows['criterion']['day']} (`{grows['criterion']['commit'][:7]}`); p " in fold
+    assert "items. p = 0.0" in fold, "without history there is no date"
+    dated = grows | {"criterion": {"day": "2026-11-20", "commit": "0123456789abcdef"}}
+    assert "items. Committed on 2026-11-20 (`0123456`); p = 0.0" in claims.first_page([dated])
     baseline = Estimate(grows["baseline_value"], *grows["baseline_ci95"])
     assert f"; plain baseline {baseline}; detectable {grows['detectable']:.3f}.</details>" in fold
 
@@ -541,14 +538,14 @@ def test_claims_of_this_study_are_a_family_of_their_own(project: pd.DataFrame) -
     for text in (page, plain):
         first, second = text.partition("**Claims of the papers**")[2].split("**Claims of this study**")
         assert text.count("| Claim | Verdict |") == 2
-        assert "**reproduced**" in first
+        assert "[**reproduced**]" in first
         assert "Ours tells. |" in second
-        assert "**holds**" in second
-        assert "**reproduced**" not in second
+        assert "[**holds**]" in second
+        assert "[**reproduced**]" not in second
     assert page.count("{cite}`hasegawa2025`") == 2
     assert "holds if its whole 95 % interval is above 0.5, does not if" in page
     missed = ours | {"verdict": "not reproduced", "holm_verdict": "inconclusive"}
-    assert "**does not hold**, p" in claims.findings([missed])
+    assert "[**does not hold, after correction inconclusive**]" in claims.findings([missed])
 
 
 def test_a_verdict_that_the_correction_takes_back_says_so(judged: None) -> None:
