@@ -45,7 +45,13 @@ def test_an_entry_was_last_changed_where_it_became_what_it_is(repository: Path) 
     assert not history.is_before(back, second)
     assert not history.is_before(back, back)
     assert history.is_committed("claims.yml")
+    today = git("show", "-s", "--format=%cd", "--date=short", last)
+    assert history.last_change("claims.yml") == (today, last)
+    assert history.day_of(last) == today
+    assert history.day_of("unknown") is None
+    assert history.last_change("absent") is None
     Path("claims.yml").write_text(yaml.safe_dump({"a": 2, "b": 4, "d": 1}))
+    assert history.last_change("claims.yml") is None, "changed since"
     assert history.last_changes("claims.yml", yaml.safe_load) == {"a": back, "b": "uncommitted", "d": "uncommitted"}
     assert not history.is_committed("claims.yml")
 
@@ -71,6 +77,7 @@ def test_without_its_history_a_checkout_says_nothing(repository: Path, monkeypat
     for folder in ("shallow", "inner"):
         monkeypatch.chdir(repository / folder)
         assert not history.has_history(), folder
+        assert history.last_change("claims.yml") is None, folder
     monkeypatch.setenv("PATH", "")
     monkeypatch.chdir(repository)
     assert not history.has_history(), "no git"

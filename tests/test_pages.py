@@ -64,7 +64,8 @@ def finished(tmp_path: Path) -> BeautifulSoup:
     options.write_text("const DOCUMENTATION_OPTIONS = {\n    SHOW_SEARCH_SUMMARY: true,\n};")
     bench = ORIGIN.replace("growth", "bench")
     banners = {"growth": '<p class="elsewhere">Made elsewhere.</p>', "flow": ""}
-    finish(tmp_path, {"growth": ORIGIN, "bench": bench}, banners, {"bench.png": "bench"})
+    changed = {"chapters/growth": ("2026-11-20", "0123456789abcdef"), "index": ("2026-11-21", "fedcba")}
+    finish(tmp_path, {"growth": ORIGIN, "bench": bench}, banners, {"bench.png": "bench"}, changed)
     text = page.read_text()
     assert text.startswith("<html>1 < 2<article")
     assert text.endswith("</article><br></html>"), "what is around the article stays as it was"
@@ -86,7 +87,9 @@ def test_code_is_folded_under_what_it_shows_and_what_comes_first_stands_last(fin
     assert len(cells) == 2, "a cell that shows nothing leaves nothing"
     for shown in cells:
         assert "cell_output" in shown.find("div")["class"], "the result comes before its code"
-    assert finished.section.find_all(recursive=False)[-1].get_text().startswith("Show imports")
+    *_, code, changed = finished.section.find_all(recursive=False)
+    assert code.get_text().startswith("Show imports")
+    assert changed.get_text() == "This page was last changed on 2026-11-20 (0123456)."
 
 
 def test_printed_lines_are_sentences(finished: BeautifulSoup) -> None:

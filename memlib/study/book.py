@@ -23,6 +23,7 @@ from memlib.files import atomic_write, read_json, write_json
 from memlib.study import front
 from memlib.study.claims import FOUND, answers, fill_markers
 from memlib.study.digests import NOTEBOOKS, tree_digest
+from memlib.study.history import last_change
 from memlib.study.notebook import normalise
 from memlib.study.pages import finish
 from memlib.study.provenance import banner, kind, origin, provenance, stale
@@ -260,7 +261,10 @@ def build(
             raise RuntimeError(f"the book does not build:\n{result.stdout}\n{result.stderr}")
         with atomic_write(HTML) as temporary:
             shutil.copytree(Path(folder) / "_build/html", temporary)
-            finish(temporary, provenance({*chapters, *images.values()}, machine()), banners, images)
+            texts = {f"{PAGES.name}/{name}": NOTEBOOKS / f"{name}.ipynb" for name in chapters}
+            texts |= {path.stem: path for path in BOOK.glob("*.md")}
+            changed = {page: last for page, path in texts.items() if (last := last_change(path))}
+            finish(temporary, provenance({*chapters, *images.values()}, machine()), banners, images, changed)
             lines = [f"{hashlib.sha256(content).hexdigest()} {path}\n" for path, content in sorted(sources.items())]
             (temporary / SOURCES).write_text("".join(lines))
 

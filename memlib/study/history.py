@@ -45,6 +45,14 @@ def last_changes(path: str | Path, read: Callable[[str], Mapping[str, Any]]) -> 
     return {name: changed(name, entry) for name, entry in read(Path(path).read_text()).items()}
 
 
+def last_change(path: str | Path) -> tuple[str, str] | None:
+    """Day (YYYY-MM-DD) and commit at which a file was last changed; None without history or where it has changed since."""
+    if not has_history():
+        return None
+    found = (_git("log", "-1", "--format=%cs %H", "--", str(path)) or "").split()
+    return (found[0], found[1]) if found and is_committed(path) else None
+
+
 def day_of(commit: str) -> str | None:
     """The day on which a commit was made, as YYYY-MM-DD; None for a commit that is not known."""
     found = _git("show", "--no-patch", "--format=%cs", commit)

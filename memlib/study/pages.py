@@ -25,11 +25,18 @@ SUMMARY = (
 SHOW, SHOW_FIRST = "Show code", "Show imports, parameters and what is read"
 
 
-def finish(folder: Path, origins: Mapping[str, str], banners: Mapping[str, str], images: Mapping[str, str]) -> None:
+def finish(
+    folder: Path,
+    origins: Mapping[str, str],
+    banners: Mapping[str, str],
+    images: Mapping[str, str],
+    changed: Mapping[str, tuple[str, str]],
+) -> None:
     """Finish all pages of a built book.
 
     origins: HTML of what made the results of a stage, for each stage. banners: HTML for the top of the page of a stage, where
-    there is something to warn of. images: the stage that made an image, by the name of its file.
+    there is something to warn of. images: the stage that made an image, by the name of its file. changed: day and commit of the
+    last change of a page's source, by the page's address without its ending.
     """
     for path in [*folder.glob("*.html"), *folder.glob(f"{CHAPTERS}/*.html")]:
         before, start, rest = path.read_text().partition("<article")
@@ -46,6 +53,10 @@ def finish(folder: Path, origins: Mapping[str, str], banners: Mapping[str, str],
         put_origins(page, origins.get(stage, ""), {name: origins.get(maker, "") for name, maker in images.items()})
         if page.h1 and banners.get(stage):
             page.h1.insert_after(_parsed(banners[stage]))
+        last = changed.get(path.relative_to(folder).with_suffix("").as_posix())
+        if last:
+            line = f'<p class="changed">This page was last changed on {last[0]} (<code>{last[1][:7]}</code>).</p>'
+            (page.section or page.article).append(_parsed(line))
         path.write_text(f"{before}{page}{after}")
     options = folder / "_static/documentation_options.js"
     options.write_text(options.read_text().replace(SUMMARY, f'{SUMMARY.split()[0]} location.protocol != "file:"'))
