@@ -188,3 +188,16 @@ def test_lines_stand_in_panels_on_a_logarithmic_axis_with_one_legend() -> None:
         assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "100"]
         assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[1, 10, 100], [2, 20, 200]]
     assert [text.get_text() for text in grid.legend.get_texts()] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.1, 0.3, "lies above"),
+        (-0.3, -0.1, "lies below"),
+        (-0.1, 0.3, "cannot be told from"),
+        (0, 0.3, "cannot be told from"),
+    ],
+)
+def test_a_difference_is_said_by_its_interval(low: float, high: float, said: str) -> None:
+    assert plotting.stands(Estimate(0.2, low, high)) == said

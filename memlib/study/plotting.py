@@ -232,3 +232,8 @@ def relative_panels(rows: pd.DataFrame, x: str, columns: list[str], label: str) 
     lines["dimensions"] = lines["d"].map("{} dimensions".format)
     look = {"hue": "p", "style": "what", "palette": PALETTE[: rows["p"].nunique()], "col": "dimensions"}
     return line_panels(lines, x, sorted(rows[x].unique())[-3:], y=label, **look).set(yscale="log")
+
+
+def stands(difference: Estimate) -> str:
+    """How a first value stands to a second, by the interval of the first minus the second, to be read before the second."""
+    return "lies above" if difference.low > 0 else "lies below" if difference.high < 0 else "cannot be told from"
