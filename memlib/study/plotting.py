@@ -232,3 +232,14 @@ def relative_panels(rows: pd.DataFrame, x: str, columns: list[str], label: str) 
     lines["dimensions"] = lines["d"].map("{} dimensions".format)
     look = {"hue": "p", "style": "what", "palette": PALETTE[: rows["p"].nunique()], "col": "dimensions"}
     return line_panels(lines, x, sorted(rows[x].unique())[-3:], y=label, **look).set(yscale="log")
+
+
+def label_sheet(ax: Axes, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
+    """Names at the left of the rows and above the columns of the sheet that `show_pictures` has drawn."""
+    height, width = ax.images[0].get_array().shape[:2]
+    ax.set_axis_on()
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.set_yticks([(row + 0.5) * height / len(rows) for row in range(len(rows))], rows)
+    ax.set_xticks([(column + 0.5) * width / len(columns) for column in range(len(columns))], columns)
