@@ -214,14 +214,14 @@ def show_pictures(ax: Axes, pictures: NDArray[np.uint8], columns: int, title: st
     ax.set_title(title, loc="left", fontsize="medium")
 
 
-def trade_off(curves: Mapping[str, pd.DataFrame]) -> tuple[Figure, Axes]:
-    """Agreement against similarity, a path with intervals for each method as it gets stronger."""
-    fig, ax = plt.subplots(figsize=(5.5, 4.2))
-    for (name, curve), marker in zip(curves.items(), "osD^vPX<>*", strict=False):
-        path(ax, curve["similarity"], curve["agreement"], marker=marker, label=name)
+def trade_off(curves: Mapping[str, pd.DataFrame], colours: Sequence[Any]) -> tuple[Figure, Axes]:
+    """Agreement against similarity, a path with intervals for each method as it gets stronger, in the colours in order."""
+    fig, ax = plt.subplots(figsize=(5.5, 4.4))
+    for (name, curve), colour, marker in zip(curves.items(), colours, "osD^vPX<>*", strict=False):
+        path(ax, curve["similarity"], curve["agreement"], color=colour, marker=marker, label=name)
     ax.set_xlabel("similarity to the planted picture (less is better)")
     ax.set_ylabel("agreement with the prompt (more is better)")
-    ax.legend()
+    fig.legend(loc="outside lower center", ncols=2)
     return fig, ax
 
 
