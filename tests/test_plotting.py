@@ -44,6 +44,17 @@ def test_pictures_stand_row_by_row_with_a_line_between() -> None:
     assert np.asarray(ax.images[1].get_array()).shape == (2, 14)
 
 
+def test_the_names_of_a_sheet_stand_at_the_middle_of_its_rows_and_columns() -> None:
+    fig, ax = plt.subplots()
+    plotting.show_pictures(ax, np.zeros((6, 9, 4, 3), np.uint8), 3)
+    plotting.label_sheet(ax, ["above", "below"], ["a", "b", "c"])
+    rows = {label.get_text(): place for label, place in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)}
+    columns = {label.get_text(): place for label, place in zip(ax.get_xticklabels(), ax.get_xticks(), strict=True)}
+    plt.close(fig)
+    assert rows == pytest.approx({"above": 4, "below": 14}, abs=1)
+    assert columns == pytest.approx({"a": 1.5, "b": 6.5, "c": 11.5}, abs=1)
+
+
 def test_sheets_have_their_titles_and_one_size_of_pictures() -> None:
     groups = {title: [np.full((4, 4, 3), count, np.uint8)] * count for title, count in (("few", 2), ("many", 7))}
     fig = plotting.sheets(groups, 3)

@@ -214,14 +214,14 @@ def show_pictures(ax: Axes, pictures: NDArray[np.uint8], columns: int, title: st
     ax.set_title(title, loc="left", fontsize="medium")
 
 
-def trade_off(curves: Mapping[str, pd.DataFrame]) -> tuple[Figure, Axes]:
-    """Agreement against similarity, a path with intervals for each method as it gets stronger."""
-    fig, ax = plt.subplots(figsize=(5.5, 4.2))
-    for (name, curve), marker in zip(curves.items(), "osD^vPX<>*", strict=False):
-        path(ax, curve["similarity"], curve["agreement"], marker=marker, label=name)
+def trade_off(curves: Mapping[str, pd.DataFrame], colours: Sequence[Any]) -> tuple[Figure, Axes]:
+    """Agreement against similarity, a path with intervals for each method as it gets stronger, in the colours in order."""
+    fig, ax = plt.subplots(figsize=(5.5, 4.4))
+    for (name, curve), colour, marker in zip(curves.items(), colours, "osD^vPX<>*", strict=False):
+        path(ax, curve["similarity"], curve["agreement"], color=colour, marker=marker, label=name)
     ax.set_xlabel("similarity to the planted picture (less is better)")
     ax.set_ylabel("agreement with the prompt (more is better)")
-    ax.legend()
+    fig.legend(loc="outside lower center", ncols=2)
     return fig, ax
 
 
@@ -237,3 +237,14 @@ def relative_panels(rows: pd.DataFrame, x: str, columns: list[str], label: str) 
 def stands(difference: Estimate) -> str:
     """How a first value stands to a second, by the interval of the first minus the second, to be read before the second."""
     return "lies above" if difference.low > 0 else "lies below" if difference.high < 0 else "cannot be told from"
+
+
+def label_sheet(ax: Axes, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
+    """Names at the left of the rows and above the columns of the sheet that `show_pictures` has drawn."""
+    height, width = ax.images[0].get_array().shape[:2]
+    ax.set_axis_on()
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.set_yticks([(row + 0.5) * height / len(rows) for row in range(len(rows))], rows)
+    ax.set_xticks([(column + 0.5) * width / len(columns) for column in range(len(columns))], columns)
