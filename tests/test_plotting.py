@@ -188,3 +188,12 @@ def test_lines_stand_in_panels_on_a_logarithmic_axis_with_one_legend() -> None:
         assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "100"]
         assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[1, 10, 100], [2, 20, 200]]
     assert [text.get_text() for text in grid.legend.get_texts()] == ["1", "2"]
+
+
+def test_a_long_table_stands_behind_a_line_that_opens_it() -> None:
+    table = plotting.table(pd.DataFrame({"detector": ["loss"]}))
+    page = BeautifulSoup(plotting.folded("All < 30", table).data, "html.parser")
+    fold = page.find("details", class_="folded", recursive=False)
+    assert "open" not in fold.attrs
+    assert fold.find("summary", recursive=False).text == "All < 30"
+    assert fold.select_one("div.scrolling td").text == "loss"

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from memlib.evaluation.bench import BASELINES
 from memlib.evaluation.intervals import Estimate
+from memlib.study.naming import detector_in_words, question
 
 SMALL = 4  # network evaluations an item: the budget of the sentences of single families
 PLAIN = {"pictures": "the plain loss", "prompts": "the text magnitude"}  # `memlib.evaluation.bench.BASELINES` in words
@@ -15,6 +17,11 @@ TOGETHER = {
     "all, by ranks": "the mean of all detectors' ranks",
     "all, AdaDetect": "AdaDetect",
     "all, learned": "a logistic regression on labels of the first half",
+}
+EXCLUDES = {
+    "ahead": "excludes 0, so it is ahead",
+    "behind": "excludes 0, so it is behind",
+    "neither": "does not exclude 0, so neither is ahead",
 }
 ENDINGS = {
     "ahead": "it is ahead",
@@ -43,6 +50,29 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         *_blind(found["blind"]),
         _control(found["control"]),
     ]
+
+
+def answer(row: Mapping[str, Any]) -> str:
+    """What a budget buys on one question, for a reader who knows no detector: a row of `for_budgets`."""
+    plain, item = PLAIN[row["items"]], row["items"].removesuffix("s")
+    asked = question(row["items"], row["contrast"])
+    begun = f"**{asked}{'' if asked.endswith('?') else ':'}** Of what costs at most {row['budget']:g} network evaluations a {item}"
+    reached = (
+        f"AUROC **{_estimate(row, 'AUROC')}** on the other (0.5 is a coin toss; n: {row['positives']} against "
+        f"{row['negatives']})"
+    )
+    if row["detector"] == BASELINES[row["items"]]:
+        return (
+            f"{begun}, nothing is better on one half of the items than {plain} itself (`{row['detector']}`): {reached}."
+        )
+    named = f"{begun}, the {detector_in_words(row['detector'])} (`{row['detector']}`) is best on one half of the items"
+    if row["minus baseline"] is None:
+        return f"{named}: {reached}; {plain} costs more."
+    difference = _estimate(row, "minus baseline")
+    return (
+        f"{named}: {reached}, {plain} {_estimate(row, 'baseline')}. The paired difference {difference} "
+        f"{EXCLUDES[verdict(difference)]}."
+    )
 
 
 def verdict(difference: Estimate) -> str:

@@ -232,3 +232,8 @@ def relative_panels(rows: pd.DataFrame, x: str, columns: list[str], label: str) 
     lines["dimensions"] = lines["d"].map("{} dimensions".format)
     look = {"hue": "p", "style": "what", "palette": PALETTE[: rows["p"].nunique()], "col": "dimensions"}
     return line_panels(lines, x, sorted(rows[x].unique())[-3:], y=label, **look).set(yscale="log")
+
+
+def folded(title: str, content: HTML) -> HTML:
+    """A table that is long, as a line that opens it."""
+    return HTML(f'<details class="folded"><summary>{html.escape(title)}</summary>{content.data}</details>')
