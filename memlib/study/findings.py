@@ -56,7 +56,8 @@ def answer(row: Mapping[str, Any]) -> str:
     """What a budget buys on one question, for a reader who knows no detector: a row of `for_budgets`."""
     plain, item = PLAIN[row["items"]], row["items"].removesuffix("s")
     asked = question(row["items"], row["contrast"])
-    begun = f"**{asked}{'' if asked.endswith('?') else ':'}** Of what costs at most {row['budget']:g} network evaluations a {item}"
+    asked = asked if asked.endswith("?") else f"{asked}:"
+    begun = f"**{asked}** Of what costs at most {row['budget']:g} network evaluations a {item}"
     reached = (
         f"AUROC **{_estimate(row, 'AUROC')}** on the other (0.5 is a coin toss; n: {row['positives']} against "
         f"{row['negatives']})"
