@@ -52,26 +52,27 @@ def findings(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def answer(row: Mapping[str, Any]) -> str:
-    """What a budget buys on one question, for a reader who knows no detector: a row of `for_budgets`."""
-    plain, item = PLAIN[row["items"]], row["items"].removesuffix("s")
-    asked = question(row["items"], row["contrast"])
-    asked = asked if asked.endswith("?") else f"{asked}:"
-    begun = f"**{asked}** Of what costs at most {row['budget']:g} network evaluations a {item}"
-    reached = (
-        f"AUROC **{_estimate(row, 'AUROC')}** on the other (0.5 is a coin toss; n: {row['positives']} against "
-        f"{row['negatives']})"
-    )
-    if row["detector"] == BASELINES[row["items"]]:
+def answers(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What budgets buy, for a reader who knows no detector: a sentence for each of some rows of `for_budgets`."""
+    return [_answer(row, "" if number else " (0.5 is a coin toss)") for number, row in enumerate(rows)]
+
+
+def _answer(row: Mapping[str, Any], scale: str) -> str:
+    items, plain = row["items"], PLAIN[row["items"]]
+    asked = question(items, row["contrast"]).rstrip("?")
+    begun = f"**{items.capitalize()}, at most {row['budget']:g} network evaluations. {asked}?**"
+    counts = f"{row['positives']} against {row['negatives']}"
+    reached = f"AUROC **{_estimate(row, 'AUROC')}** on the other{scale}, n: {counts}"
+    if row["detector"] == BASELINES[items]:
         return (
-            f"{begun}, nothing is better on one half of the items than {plain} itself (`{row['detector']}`): {reached}."
+            f"{begun} On one half of the items nothing is better than {plain} itself (`{row['detector']}`): {reached}."
         )
-    named = f"{begun}, the {detector_in_words(row['detector'])} (`{row['detector']}`) is best on one half of the items"
+    named = f"{begun} On one half of the items the {detector_in_words(row['detector'])} (`{row['detector']}`) is best"
     if row["minus baseline"] is None:
         return f"{named}: {reached}; {plain} costs more."
     difference = _estimate(row, "minus baseline")
     return (
-        f"{named}: {reached}, {plain} {_estimate(row, 'baseline')}. The paired difference {difference} "
+        f"{named}: {reached}; {plain} reaches {_estimate(row, 'baseline')}. The paired difference {difference} "
         f"{EXCLUDES[verdict(difference)]}."
     )
 
