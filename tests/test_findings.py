@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from memlib.evaluation.bench import ADAPTIVE, BASELINES, LEARNED, RANKS
-from memlib.study.findings import PLAIN, TOGETHER, findings, page
+from memlib.study.findings import PLAIN, TOGETHER, answers, findings, page
 
 AHEAD, BEHIND, NEITHER = (0.1, 0.02, 0.18), (-0.1, -0.18, -0.02), (0.05, -0.03, 0.13)
 
@@ -91,3 +91,35 @@ def test_the_other_sentences_count_what_they_say() -> None:
     assert page(found()).count("\n- ") == 2
     assert set(TOGETHER) == {RANKS, ADAPTIVE, LEARNED}
     assert set(PLAIN) == set(BASELINES)
+
+
+@pytest.mark.parametrize(
+    ("minus", "ending"),
+    [
+        (AHEAD, "0.100 [0.020, 0.180] excludes 0, so it is ahead."),
+        (BEHIND, "-0.100 [-0.180, -0.020] excludes 0, so it is behind."),
+        (NEITHER, "0.050 [-0.030, 0.130] does not exclude 0, so neither is ahead."),
+    ],
+)
+def test_an_answer_names_the_best_of_a_budget_and_the_plain_baseline(minus: tuple, ending: str) -> None:
+    first, second = answers([row("length", minus=minus)] * 2)
+    assert first == (
+        "**Pictures, at most 4 network evaluations. Which pictures does the model reproduce?** On one half of the items the "
+        "length of the prediction (`length`) is best: AUROC **0.800 [0.712, 0.900]** on the other (0.5 is a coin toss), n: 30 "
+        f"against 60; the plain loss reaches 0.750 [0.650, 0.850]. The paired difference {ending}"
+    )
+    assert second == first.replace(" (0.5 is a coin toss)", "")
+
+
+def test_an_answer_says_where_the_plain_baseline_is_best_and_where_it_is_too_dear() -> None:
+    rows = [
+        row("magnitude", 2, "prompts", contrast="x4 against kept out"),
+        row("one_step", items="prompts", minus=None),
+    ]
+    same, dear = answers(rows)
+    assert same.startswith(
+        "**Prompts, at most 2 network evaluations. x4 against kept out?** On one half of the items nothing"
+    )
+    assert "is better than the text magnitude itself (`magnitude`): AUROC **0.800" in same
+    assert "difference" not in same
+    assert dear.endswith("n: 30 against 60; the text magnitude costs more.")

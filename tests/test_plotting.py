@@ -212,3 +212,12 @@ def test_lines_stand_in_panels_on_a_logarithmic_axis_with_one_legend() -> None:
 )
 def test_a_difference_is_said_by_its_interval(low: float, high: float, said: str) -> None:
     assert plotting.stands(Estimate(0.2, low, high)) == said
+
+
+def test_a_long_table_stands_behind_a_line_that_opens_it() -> None:
+    table = plotting.table(pd.DataFrame({"detector": ["loss"]}))
+    page = BeautifulSoup(plotting.folded("All < 30", table).data, "html.parser")
+    fold = page.find("details", class_="folded", recursive=False)
+    assert "open" not in fold.attrs
+    assert fold.find("summary", recursive=False).text == "All < 30"
+    assert fold.select_one("div.scrolling td").text == "loss"

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from memlib.evaluation.bench import BASELINES
 from memlib.evaluation.intervals import Estimate
+from memlib.study.naming import detector_in_words, question
 
 PLAIN_ONES = ("loss", "magnitude")
 SMALL = 4  # network evaluations an item: the budget of the sentences of single families
@@ -16,6 +18,11 @@ TOGETHER = {
     "all, by ranks": "the mean of all detectors' ranks",
     "all, AdaDetect": "AdaDetect",
     "all, learned": "a logistic regression on labels of the first half",
+}
+EXCLUDES = {
+    "ahead": "excludes 0, so it is ahead",
+    "behind": "excludes 0, so it is behind",
+    "neither": "does not exclude 0, so neither is ahead",
 }
 ENDINGS = {
     "ahead": "it is ahead",
@@ -44,6 +51,31 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         *_blind(found["blind"]),
         _control(found["control"]),
     ]
+
+
+def answers(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What budgets buy, for a reader who knows no detector: a sentence for each of some rows of `for_budgets`."""
+    return [_answer(row, "" if number else " (0.5 is a coin toss)") for number, row in enumerate(rows)]
+
+
+def _answer(row: Mapping[str, Any], scale: str) -> str:
+    items, plain = row["items"], PLAIN[row["items"]]
+    asked = question(items, row["contrast"]).rstrip("?")
+    begun = f"**{items.capitalize()}, at most {row['budget']:g} network evaluations. {asked}?**"
+    counts = f"{row['positives']} against {row['negatives']}"
+    reached = f"AUROC **{_estimate(row, 'AUROC')}** on the other{scale}, n: {counts}"
+    if row["detector"] == BASELINES[items]:
+        return (
+            f"{begun} On one half of the items nothing is better than {plain} itself (`{row['detector']}`): {reached}."
+        )
+    named = f"{begun} On one half of the items the {detector_in_words(row['detector'])} (`{row['detector']}`) is best"
+    if row["minus baseline"] is None:
+        return f"{named}: {reached}; {plain} costs more."
+    difference = _estimate(row, "minus baseline")
+    return (
+        f"{named}: {reached}; {plain} reaches {_estimate(row, 'baseline')}. The paired difference {difference} "
+        f"{EXCLUDES[verdict(difference)]}."
+    )
 
 
 def verdict(difference: Estimate) -> str:

@@ -248,3 +248,8 @@ def label_sheet(ax: Axes, rows: Sequence[str] = (), columns: Sequence[str] = ())
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.set_yticks([(row + 0.5) * height / len(rows) for row in range(len(rows))], rows)
     ax.set_xticks([(column + 0.5) * width / len(columns) for column in range(len(columns))], columns)
+
+
+def folded(title: str, content: HTML) -> HTML:
+    """A table that is long, as a line that opens it."""
+    return HTML(f'<details class="folded"><summary>{html.escape(title)}</summary>{content.data}</details>')

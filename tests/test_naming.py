@@ -1,0 +1,65 @@
+"""What readers are shown in place of the code's names."""
+
+import pytest
+
+from memlib.detectors import ALL, find
+from memlib.study.naming import DETECTORS, detector_in_words, question, setting_in_words, with_code
+from memlib.tables import setting_name
+
+
+def test_every_detector_has_words_of_its_own() -> None:
+    assert DETECTORS.keys() == ALL.keys()
+    assert len(set(DETECTORS.values())) == len(ALL)
+    assert not [words for words in DETECTORS.values() if "_" in words]
+
+
+def test_a_detector_is_told_in_words_and_typed_by_its_name() -> None:
+    assert detector_in_words("gsa, learned") == "gradient of the loss, with labels"
+    assert detector_in_words("all, by ranks") == "all, by ranks"
+    assert detector_in_words("mine") == "mine"
+    assert with_code("length") == "length of the prediction (length)"
+    assert [with_code(name) for name in ("flipd", "mine", "all, learned")] == ["FLIPD", "mine", "all, with labels"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("", ""),
+        ("draws=4 prompt=True sigma=2.5", "4 noises, with the caption, at sigma 2.5"),
+        ("draws=1 sigma=0.667", "1 noise, at sigma 0.667"),
+        ("guidance=3 sampling_steps=25 sigma=9.33808 step=1 steps=4", "at step 2"),
+        ("noises=4 sigma=inf", "4 noises, at pure noise"),
+        (
+            "directions=2 rate_at=0.1884 sigma_min=0.02 steps=4",
+            "2 directions, 4 steps, the rate at sigma 0.19, from sigma 0.02",
+        ),
+        (
+            "layer=up_blocks.1.resnets.0.norm1.bias sigmas=[0.1,0.8]",
+            "2 levels from sigma 0.1 to 0.8, a layer of up block 1",
+        ),
+        ("layer=conv_in.bias", "a layer of conv in"),
+        ("layer=2 noises=2", "2 noises, layer 2"),
+        ("layer=all", "all layers"),
+        ("directions=1 quantity=flipd sigma=0.1", "1 direction, at sigma 0.1"),
+        ("noises=2 quantity=dispersion", "2 noises, by their spread"),
+        ("cells_wide=3", "cells wide 3"),
+    ],
+)
+def test_a_setting_is_told_in_words(name: str, words: str) -> None:
+    assert setting_in_words(name) == words
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_usual_setting_shows_a_name_of_the_code(name: str) -> None:
+    kept = ("sigmas", "crops", "timesteps")  # of other lists each value is a reading of its own
+    for asked in find(name).settings:
+        setting = {
+            key: value[0] if isinstance(value, list) and key not in kept else value for key, value in asked.items()
+        }
+        words = setting_in_words(setting_name(setting))
+        assert not {*"_[]{}"} & {*words}, words
+
+
+def test_a_question_without_words_stands_as_it_is() -> None:
+    assert question("pictures", "seen once against kept out") == "Which pictures did training see?"
+    assert question("pictures", "x4 against kept out") == "x4 against kept out"
