@@ -203,6 +203,16 @@ def test_a_budget_leaves_out_what_is_dearer() -> None:
     assert prices[prices["detector"] == "loss"]["evaluations"].tolist() == [1, 4]
 
 
+def test_what_is_affordable_is_what_is_judged_for_the_budget() -> None:
+    case = made(signal=1.0)
+    found = bench.affordable(case, (1, 4, 64))
+    columns = ["detector", "setting", "evaluations", "AUROC"]
+    for budget, part in found.groupby("budget"):
+        judged = bench.judge(case, budget)[columns].sort_values("detector", ignore_index=True)
+        pd.testing.assert_frame_equal(part[columns].sort_values("detector", ignore_index=True), judged)
+    assert found.groupby("budget").size().is_monotonic_increasing
+
+
 def test_the_best_for_a_budget_is_chosen_by_the_other_half() -> None:
     case = made(5, signal=0.5)
     found = bench.for_budgets(case, [0.5, 1, 3, 10]).set_index("budget")

@@ -42,6 +42,7 @@ REPEATED = (  # detectors and readings that are other detectors' scores
 )
 RANKS, ADAPTIVE, LEARNED = "all, by ranks", "all, AdaDetect", "all, learned"
 FIT = "fitted=True"  # the setting of a classifier of all settings
+FITTED_NAME = ", learned"  # what the name of such a detector ends in
 NULLS = 4  # items known to be outside, at least, that AdaDetect learns from and compares with
 SIDES, TOTAL = 2, 8  # items that a half needs on either side, of each training and of all of them together
 
@@ -295,17 +296,36 @@ def _price(own: Iterable[Setting]) -> int:
 def judge(case: Case, budget: float = float("inf"), seed: int = 0) -> pd.DataFrame:
     """A row for each detector, at the best setting for so many evaluations, in the order of its AUROC; see `row_of`."""
     whole = case.whole
-    own: dict[str, list[Setting]] = {}
-    for setting in whole.settings:
-        if setting.evaluations <= budget and (setting.detector != CURVE or setting.name == FIT):
-            fitted = setting.name == FIT  # the labels that it has learned from would choose it
-            own.setdefault(f"{setting.detector}, learned" if fitted else setting.detector, []).append(setting)
+    own = _by_detector(whole, budget)
     if not own:
         return pd.DataFrame()
     name = BASELINES[case.items]
     baseline = measured(whole, chosen(whole, own[name])[0], seed) if name in own else None
     rows = [row_of(whole, detector, among, baseline, seed) for detector, among in own.items()]
     return pd.DataFrame(rows).sort_values("AUROC", key=lambda column: column.map(lambda e: -e.value), kind="stable")
+
+
+def _by_detector(whole: Case, budget: float) -> dict[str, list[Setting]]:
+    """The settings of each detector for so many evaluations; what is fitted to labels is a detector by itself."""
+    own: dict[str, list[Setting]] = {}
+    for setting in whole.settings:
+        if setting.evaluations <= budget and (setting.detector != CURVE or setting.name == FIT):
+            fitted = setting.name == FIT  # the labels that it has learned from would choose it
+            own.setdefault(f"{setting.detector}{FITTED_NAME}" if fitted else setting.detector, []).append(setting)
+    return own
+
+
+def affordable(case: Case, budgets: Iterable[float], seed: int = 0) -> pd.DataFrame:
+    """The rows of `judge` for each of several budgets, with the `budget` and the AUROC alone."""
+    rows = []
+    for budget in budgets:
+        for name, among in _by_detector(case.whole, budget).items():
+            setting, _ = chosen(case.whole, among)
+            about = {key: getattr(case, key) for key in ("family", "items", "training", "kind", "contrast")}
+            said = {"detector": name, "setting": setting.name, "evaluations": setting.evaluations}
+            found = measured(case.whole, setting, seed).interval()
+            rows.append({"budget": budget} | about | said | {"AUROC": found})
+    return pd.DataFrame(rows)
 
 
 def frontier(case: Case, seed: int = 0) -> pd.DataFrame:

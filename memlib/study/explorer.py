@@ -1,18 +1,83 @@
-"""A page part in which the reader chooses a prompt: its tokens coloured, and what it draws beside what was copied.
+"""Page parts in which the reader chooses: a prompt and its tokens, a question to the bench, a training picture.
 
-Static HTML and a few lines of script of its own: no request leaves the page, and a native list is used by keyboard.
+Static HTML and a few lines of script of its own: no request leaves the page, and native lists and buttons are used by keyboard.
+How the last two look stands in book/_static/book.css.
 """
 
 import base64
 import html
 import io
-from collections.abc import Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from IPython.display import HTML
 from numpy.typing import NDArray
 from PIL import Image
+
+from memlib.evaluation.bench import BASELINES
+from memlib.evaluation.intervals import Estimate
+from memlib.study import names
+from memlib.study.findings import ENDINGS, PLAIN, verdict
+from memlib.truth.outcomes import is_copy, least_copies, original
+
+QUESTION = ["family", "items", "training", "contrast", "kind"]  # columns that tell questions to the bench apart
+KINDS = {
+    "membership": "Was it in training?",
+    "copies": "Was it planted?",
+    "memorisation": "Is it reproduced?",
+    "control": "Control: nothing to find",
+}
+CHOOSE_QUESTION = """
+const [family, question] = part.querySelectorAll("select"), groups = [...question.children];
+const holds = (budgets, one) => budgets.split(" ").includes(one);
+const show = () => {
+  const budget = part.querySelector("input:checked").value;
+  part.querySelectorAll("[data-case]").forEach(each => {
+    each.hidden = each.dataset.case != question.value || !holds(each.dataset.budgets ?? budget, budget);
+  });
+  part.querySelectorAll("li").forEach(row => {
+    row.hidden = !holds(row.dataset.budgets, budget);
+    row.ariaCurrent = holds(row.dataset.taken, budget);
+  });
+};
+const ask = () => {
+  question.replaceChildren(...groups.filter(group => group.dataset.family == family.value));
+  question.selectedIndex = 0;
+  show();
+};
+family.addEventListener("change", ask);
+part.addEventListener("change", show);
+part.querySelector(".choices").hidden = false;
+ask();"""
+CHOOSE_PICTURE = """
+const entries = JSON.parse(part.querySelector("script").textContent), list = part.querySelector("select");
+const show = () => {
+  const entry = entries[list.selectedIndex];
+  part.querySelectorAll("figure").forEach((figure, i) => {
+    const [place, label, caption] = entry.pictures[i];
+    figure.firstElementChild.style.backgroundPosition = place;
+    figure.firstElementChild.ariaLabel = label;
+    figure.lastElementChild.textContent = caption;
+  });
+  part.querySelectorAll(".facts li").forEach((fact, i) => { fact.textContent = entry.facts[i]; });
+  part.querySelectorAll(".dots li").forEach((row, i) => {
+    row.querySelector("i").style.setProperty("--at", entry.above[i] / 100);
+    row.querySelector("b").textContent = entry.above[i];
+  });
+};
+const go = step => { list.selectedIndex = (list.selectedIndex + step + entries.length) % entries.length; show(); };
+const [previous, next] = part.querySelectorAll("button");
+previous.addEventListener("click", () => go(-1));
+next.addEventListener("click", () => go(1));
+list.addEventListener("change", show);
+part.querySelector(".choices").hidden = false;
+show();"""
+NOTHING = "No detector that asks the model is as cheap."
+NEAREST = 4  # stored samples that are shown beside a picture
+COLUMNS = 16  # of the sheet that holds the small pictures
 
 COLOUR = "222, 143, 5"  # orange of the colour-blind palette; dark letters stay legible on it
 
@@ -62,12 +127,221 @@ def _pictures(entry: Explained, scale: int) -> str:
     figures = []
     for title, picture in entry.pictures.items():
         image = Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
-        buffer = io.BytesIO()
-        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, format="png")
-        source = base64.b64encode(buffer.getvalue()).decode()
+        source = _address(image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST))
         alt = html.escape(f"{title}, for the prompt {entry.prompt}")
         figures.append(
-            f'<figure style="display: inline-block; margin: .5em"><img src="data:image/png;base64,{source}" alt="{alt}">'
+            f'<figure style="display: inline-block; margin: .5em"><img src="{source}" alt="{alt}">'
             f"<figcaption>{html.escape(title)}</figcaption></figure>"
         )
     return "".join(figures)
+
+
+def bench_explorer(rows: pd.DataFrame, best: pd.DataFrame, name: str, budget: float) -> HTML:
+    """For a family, a question and a budget of network evaluations: the detector to take, and all that the budget is enough for.
+
+    rows: of `memlib.evaluation.bench.affordable`, best: of `for_budgets`, of as many questions. name: of the part, unique on the
+    page. budget: that is shown first, with the first question; without a script it is all that is shown.
+    """
+    budgets = sorted(rows["budget"].unique())
+    first = str(budgets.index(budget))
+    families: dict[str, dict[str, list[str]]] = {}
+    answers, lists = [], []
+    for number, (key, own) in enumerate(rows.groupby(QUESTION, sort=False)):
+        family, items, training, contrast, kind = key
+        option = f'<option value="{number}">{html.escape(f"{contrast} ({training})")}</option>'
+        families.setdefault(f"{family}, {items}", {}).setdefault(kind, []).append(option)
+        taken = best[best[QUESTION].eq(key).all(axis=1)].set_index("budget")
+        for text, where in _alike((_taken(taken.loc[each]) if each in taken.index else NOTHING) for each in budgets):
+            hidden = "" if number == 0 and first in where else " hidden"
+            answers.append(f'<p data-case="{number}" data-budgets="{" ".join(where)}"{hidden}>{text}</p>')
+        lines = "".join(_lines(own, taken, items, budgets, first))
+        lists.append(f'<ol class="dots" data-case="{number}"{" hidden" * (number > 0)}>{lines}</ol>')
+    names_of = "".join(f'<option value="{i}">{html.escape(family)}</option>' for i, family in enumerate(families))
+    groups = "".join(
+        f'<optgroup data-family="{i}" label="{html.escape(KINDS.get(kind, kind))}">{"".join(options)}</optgroup>'
+        for i, kinds in enumerate(families.values())
+        for kind, options in kinds.items()
+    )
+    buttons = "".join(
+        f'<label><input type="radio" name="{name}" value="{i}" autocomplete="off"{" checked" * (str(i) == first)}> '
+        f"at most {each:g}</label> "
+        for i, each in enumerate(budgets)
+    )
+    choices = (
+        f'<label>Model and items <select autocomplete="off">{names_of}</select></label>'
+        f'<label>Question <select autocomplete="off">{groups}</select></label>'
+        f"<fieldset><legend>Network evaluations an item</legend>{buttons}</fieldset>"
+    )
+    scale = '<p class="scale" aria-hidden="true"><i><b>0</b><b>0.5</b><b>1</b></i></p>'
+    shown = f'<div class="taken" aria-live="polite">{"".join(answers)}</div>{scale}{"".join(lists)}'
+    return _part(name, choices, shown, CHOOSE_QUESTION)
+
+
+def _alike(texts: Iterable[str]) -> Iterable[tuple[str, list[str]]]:
+    """Each different text with the places at which it stands."""
+    places: dict[str, list[str]] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(text, []).append(str(place))
+    return places.items()
+
+
+def _taken(row: pd.Series) -> str:
+    """A row of `memlib.evaluation.bench.for_budgets` in words."""
+    about = "; ".join(filter(None, [names.setting(row["setting"]), _price(row["evaluations"])]))
+    plain = PLAIN[row["items"]]
+    text = (
+        f"<strong>Take: {html.escape(names.detector(row['detector']))}</strong> ({html.escape(about)} an item). Its AUROC is "
+        f"{row['AUROC']} on {row['positives']} against {row['negatives']} items that it was not chosen by. "
+    )
+    if row["detector"] == BASELINES[row["items"]]:
+        return f"{text}It is {plain} itself: nothing else was better on the items that it was chosen by."
+    if not isinstance(row["baseline"], Estimate):
+        return f"{text}{plain[0].upper()}{plain[1:]} costs more."
+    difference = row["minus baseline"]
+    return (
+        f"{text}{plain[0].upper()}{plain[1:]} at its own best setting for the same budget: {row['baseline']}. Difference "
+        f"{difference}: {ENDINGS[verdict(difference)]}."
+    )
+
+
+def _lines(own: pd.DataFrame, taken: pd.DataFrame, items: str, budgets: Sequence[float], first: str) -> Iterable[str]:
+    """A line for each detector and setting of a question, the largest AUROC first, with the budgets that it is shown for."""
+    settings = own.groupby(["detector", "setting"], sort=False)
+    lines = sorted(settings, key=lambda line: -line[1]["AUROC"].iloc[0].value)
+    for (detector, setting), line in lines:
+        where = [str(budgets.index(each)) for each in line["budget"]]
+        chosen = taken[taken["detector"].eq(detector) & taken["setting"].eq(setting)].index
+        best = [str(budgets.index(each)) for each in chosen]
+        value, low, high = line["AUROC"].iloc[0]
+        place = f"--low: {low:.3f}; --at: {value:.3f}; --high: {high:.3f}"
+        state = (' aria-current="true"' if first in best else "") + ("" if first in where else " hidden")
+        yield (
+            f'<li data-budgets="{" ".join(where)}" data-taken="{" ".join(best)}"{state}>'
+            f'{_named(detector, items)}<i style="{place}"></i>'
+            f"<span>{line['AUROC'].iloc[0]} <small>{_price(line['evaluations'].iloc[0])}</small></span></li>"
+        )
+
+
+def _named(detector: str, items: str) -> str:
+    remark = names.remark(detector, BASELINES[items])
+    kind = {"plain baseline": "plain", "never looks at the model": "blind", "": ""}.get(remark, "more")
+    small = f" <small>{remark}</small>" if remark else ""
+    return f'<span class="{kind}">{html.escape(names.detector(detector))}{small}</span>'
+
+
+def _price(evaluations: int) -> str:
+    return "1 evaluation" if evaluations == 1 else f"{evaluations or 'no'} evaluations"
+
+
+def picture_explorer(
+    pictures: pd.DataFrame,
+    images: Mapping[str, NDArray[np.uint8]],
+    matches: pd.DataFrame,
+    drawn: Mapping[int, NDArray[np.uint8]],
+    scores: pd.DataFrame,
+    name: str,
+) -> HTML:
+    """For a training picture: how often it was seen, whether it is reproduced, the nearest samples, and how high it is scored.
+
+    pictures: by their ids, all that the samples were compared with, with `caption`, `copies`, `generated_copies`, `reproduced`
+    and `relative`; those with copies can be chosen. images: of these. matches: of the samples with the pictures, a row a sample.
+    drawn: the samples that are stored, by their number. scores: of all items, a column a detector. name: of the part, unique on
+    the page. Without a script the first picture is shown.
+    """
+    order = ["copies", "generated_copies", "caption"]
+    trained = pictures[pictures["copies"] > 0].sort_values(order, ascending=[False, False, True], kind="stable")
+    above = above_percent(scores).loc[trained.index]
+    copied = original(matches).where(is_copy(matches))
+    shown = [images[key] for key in trained.index] + list(drawn.values())
+    source, places = _sheet(shown)
+    stored = dict(zip(drawn, places[len(trained) :], strict=True))
+    enough = least_copies(len(matches), len(pictures))
+    entries: list[dict[str, Any]] = []
+    for number, (key, row) in enumerate(trained.iterrows()):
+        own = [(places[number], f"training picture: {row['caption']}", row["caption"])]
+        for sample, distance in _nearest(images[key], drawn):
+            verb = "a copy of it" if copied[sample] == key else "no copy of it"
+            own.append((stored[sample], f"sample {sample}, {verb}", f"{distance:.2f}, {verb}"))
+        facts = [
+            f"Training holds it {_times(row['copies'])} an epoch.",
+            f"{'The model reproduces it' if row['reproduced'] else 'The model does not reproduce it'}: "
+            f"{row['generated_copies'] or 'none'} of {len(matches)} samples are copies of it, and {enough} are asked for.",
+            f"The nearest of all samples comes to {row['relative']:.2f} of the distance below which a sample is a copy.",
+        ]
+        entries.append({"pictures": own, "facts": facts, "above": above.loc[key].tolist()})
+    options = "".join(
+        f'<optgroup label="seen {_times(copies)} an epoch">'
+        + "".join(f"<option>{html.escape(caption)}</option>" for caption in group["caption"])
+        + "</optgroup>"
+        for copies, group in trained.groupby("copies", sort=False)
+    )
+    choices = (
+        f'<label>Training picture <select autocomplete="off">{options}</select></label>'
+        '<button type="button">Previous</button> <button type="button">Next</button>'
+    )
+    large, *near = (_figure(*each) for each in entries[0]["pictures"])
+    facts = "".join(f"<li>{fact}</li>" for fact in entries[0]["facts"])
+    lines = "".join(
+        f'<li>{_named(detector, "pictures")}<i style="--at: {share / 100:.2f}"></i><span>above <b>{share}</b> %</span></li>'
+        for detector, share in above.iloc[0].items()
+    )
+    content = (
+        f'<div aria-live="polite" class="chosen">{large}<ul class="facts">{facts}</ul></div>'
+        f"<p>The nearest of the {len(drawn)} samples that are stored as pictures, and how far they are from it (root mean square "
+        f'over pixels, which run from -1 to 1):</p><div class="near">{"".join(near)}</div>'
+        f"<p>How many of all {len(scores)} pictures, trained on or kept out, each detector scores lower:</p>"
+        f'<p class="scale" aria-hidden="true"><i><b>0</b><b>50 %</b><b>100 %</b></i></p><ol class="dots">{lines}</ol>'
+        f'<script type="application/json">{json.dumps(entries).replace("<", chr(92) + "u003c")}</script>'
+    )
+    return _part(name, choices, content, CHOOSE_PICTURE, f"--sheet: url({source}); --rows: {-(-len(shown) // COLUMNS)}")
+
+
+def above_percent(scores: pd.DataFrame) -> pd.DataFrame:
+    """How many of a hundred items score lower than each, by each column, rounded down."""
+    return (100 * (scores.rank(method="min") - 1) // len(scores)).astype(int)
+
+
+def _nearest(picture: NDArray[np.uint8], drawn: Mapping[int, NDArray[np.uint8]]) -> list[tuple[int, float]]:
+    """The nearest samples and their distances: root mean square over pixels in [-1, 1]."""
+    others = np.stack(list(drawn.values())) / 127.5
+    distances = np.sqrt(((others - picture / 127.5) ** 2).mean(axis=(1, 2, 3)))
+    numbers = list(drawn)
+    return [(numbers[i], float(distances[i])) for i in np.argsort(distances, kind="stable")[:NEAREST]]
+
+
+def _sheet(images: Sequence[NDArray[np.uint8]]) -> tuple[str, list[str]]:
+    """All pictures as one, as an address, and where each lies, as CSS says it of a background."""
+    side, rows = images[0].shape[0], -(-len(images) // COLUMNS)
+    sheet = np.zeros((rows * side, COLUMNS * side, images[0].shape[2]), dtype=np.uint8)
+    places = []
+    for i, image in enumerate(images):
+        row, column = divmod(i, COLUMNS)
+        sheet[row * side : (row + 1) * side, column * side : (column + 1) * side] = image
+        places.append(f"{100 * column / (COLUMNS - 1):.4f}% {100 * row / max(rows - 1, 1):.4f}%")
+    return _address(Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)), places
+
+
+def _figure(place: str, label: str, caption: str) -> str:
+    return (
+        f'<figure><span class="pixels" role="img" aria-label="{html.escape(label)}" style="background-position: {place}"></span>'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def _times(copies: int) -> str:
+    return "once" if copies == 1 else f"{copies} times"
+
+
+def _part(name: str, choices: str, content: str, script: str, style: str = "") -> HTML:
+    """A part of a page: what is chosen by, which only a script can show, what is shown first, and the script."""
+    return HTML(
+        f'<div id="{name}" class="explorer" style="{style}"><div class="choices" hidden>{choices}</div>{content}</div>'
+        f"<script>(part => {{{script}}})(document.getElementById({json.dumps(name)}))</script>"
+    )
+
+
+def _address(image: Image.Image) -> str:
+    """A picture as an address that holds it."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
