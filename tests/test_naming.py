@@ -3,7 +3,8 @@
 import pytest
 
 from memlib.detectors import ALL, find
-from memlib.study.naming import DETECTORS, detector_in_words, question, setting_in_words, with_code
+from memlib.evaluation.bench import BASELINES, BLIND, LEARNED
+from memlib.study.naming import DETECTORS, detector_in_words, question, remark, setting_in_words, with_code
 from memlib.tables import setting_name
 
 
@@ -19,6 +20,14 @@ def test_a_detector_is_told_in_words_and_typed_by_its_name() -> None:
     assert detector_in_words("mine") == "mine"
     assert with_code("length") == "length of the prediction (length)"
     assert [with_code(name) for name in ("flipd", "mine", "all, learned")] == ["FLIPD", "mine", "all, with labels"]
+
+
+def test_remarks_say_who_knows_more_and_who_less() -> None:
+    assert remark("loss", BASELINES["pictures"]) == "plain baseline"
+    assert remark("loss") == ""
+    assert {remark(name) for name in BLIND} == {"never looks at the model"}
+    assert remark("gsa, learned") == remark(LEARNED) == "fitted to labels"
+    assert remark("growth") == ""
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from memlib.evaluation.bench import BASELINES
 from memlib.evaluation.intervals import Estimate
-from memlib.study import names
+from memlib.study import naming
 from memlib.study.findings import ENDINGS, PLAIN, verdict
 from memlib.truth.outcomes import is_copy, least_copies, original
 
@@ -187,10 +187,11 @@ def _alike(texts: Iterable[str]) -> Iterable[tuple[str, list[str]]]:
 
 def _taken(row: pd.Series) -> str:
     """A row of `memlib.evaluation.bench.for_budgets` in words."""
-    about = "; ".join(filter(None, [names.setting(row["setting"]), _price(row["evaluations"])]))
+    about = "; ".join(filter(None, [naming.setting_in_words(row["setting"]), _price(row["evaluations"])]))
     plain = PLAIN[row["items"]]
+    named = html.escape(naming.detector_in_words(row["detector"]))
     text = (
-        f"<strong>Take: {html.escape(names.detector(row['detector']))}</strong> ({html.escape(about)} an item). Its AUROC is "
+        f"<strong>Take: {named}</strong> ({html.escape(about)} an item). Its AUROC is "
         f"{row['AUROC']} on {row['positives']} against {row['negatives']} items that it was not chosen by. "
     )
     if row["detector"] == BASELINES[row["items"]]:
@@ -223,10 +224,10 @@ def _lines(own: pd.DataFrame, taken: pd.DataFrame, items: str, budgets: Sequence
 
 
 def _named(detector: str, items: str) -> str:
-    remark = names.remark(detector, BASELINES[items])
+    remark = naming.remark(detector, BASELINES[items])
     kind = {"plain baseline": "plain", "never looks at the model": "blind", "": ""}.get(remark, "more")
     small = f" <small>{remark}</small>" if remark else ""
-    return f'<span class="{kind}">{html.escape(names.detector(detector))}{small}</span>'
+    return f'<span class="{kind}">{html.escape(naming.detector_in_words(detector))}{small}</span>'
 
 
 def _price(evaluations: int) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from memlib.evaluation.bench import ADAPTIVE, BLIND, FITTED_NAME, LEARNED
 from memlib.tables import parse_setting
 
 DETECTORS = {  # by the names of `memlib.detectors.ALL`
@@ -46,6 +47,13 @@ DETECTORS = {  # by the names of `memlib.detectors.ALL`
     "prompt_length": "length of the prompt",
     "rarest_word": "rarest word",
 }
+KNOW_MORE = {  # what a detector is given beside the model and the item
+    "calibrated_growth": "asks a second model",
+    "calibrated_loss": "asks a second model",
+    "nearest_training": "sees the training set",
+    ADAPTIVE: "is given known non-members",
+    LEARNED: "fitted to labels",
+}
 QUESTIONS = {  # by the kind of items and the contrast
     ("pictures", "seen once against kept out"): "Which pictures did training see?",
     ("pictures", "reproduced or not, x16"): "Which pictures does the model reproduce?",
@@ -64,6 +72,15 @@ def with_code(name: str) -> str:
     """A detector in words, with the name that one types behind it where it is another."""
     words = detector_in_words(name)
     return words if name == words.lower() or ", " in name else f"{words} ({name})"
+
+
+def remark(name: str, baseline: str = "") -> str:
+    """What a reader has to know of a detector before comparing it with others; "" for one of the model and the item alone."""
+    if name == baseline:
+        return "plain baseline"
+    if name in BLIND:
+        return "never looks at the model"
+    return "fitted to labels" if name.endswith(FITTED_NAME) else KNOW_MORE.get(name, "")
 
 
 def question(items: str, contrast: str) -> str:
