@@ -16,7 +16,8 @@ from memlib.study.stages import timed_stage
 
 ROOT = Path(__file__).parent.parent
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+CHAPTERS = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
+PAGES = [TOC["root"], *(page["file"] for chapter in CHAPTERS for page in (chapter, *chapter.get("sections", [])))]
 CONFIG = yaml.safe_load((ROOT / "book/_config.yml").read_text())
 STAGES = {
     "code": set(),

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 HTML = ROOT / "book/_build/html"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+CHAPTERS = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
+PAGES = [TOC["root"], *(page["file"] for chapter in CHAPTERS for page in (chapter, *chapter.get("sections", [])))]
 
 CUT = """[
     ...[...document.querySelectorAll("article table")].map(table => table.closest(".scrolling")),
@@ -83,12 +84,25 @@ CONTRASTS = """[...document.querySelectorAll("article figcaption, article td, ar
 })"""
 
 
+LETTERS = """() => [...document.querySelectorAll("img[data-letters]")].filter(img => img.offsetWidth).map(
+    img => img.dataset.letters * img.getBoundingClientRect().width)"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_text_stands_out(browser, address: str, name: str, scheme: str) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
     page.goto(f"{address}/{name}.html", wait_until="networkidle")
     assert min(page.evaluate(CONTRASTS)) >= 4.5, "WCAG 2.2, 1.4.3"
+    page.close()
+
+
+@pytest.mark.parametrize("name", [page for page in PAGES if page.startswith("chapters/") and "reproducib" not in page])
+def test_a_chapter_answers_within_one_screen(browser, address: str, name: str) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{address}/{name}.html", wait_until="networkidle")
+    first = page.locator(".admonition.answer li").first.bounding_box()
+    assert first["y"] + first["height"] <= 900
     page.close()
 
 
@@ -134,6 +148,7 @@ def test_page(browser, address: str, name: str, width: int) -> None:
             picture.scroll_into_view_if_needed()
         assert picture.evaluate("image => image.complete && image.naturalWidth > 0"), "a figure that is not loaded"
         assert (picture.get_attribute("alt") or "").strip(), "a figure without alternative text"
+    assert min(page.evaluate(LETTERS), default=9) >= 8, "letters in a figure, in pixels"
     large = page.locator("article figure.result a > img, article figure a.image-reference > img")
     assert large.count() == page.locator("article figure.result img, article figure a.image-reference img").count()
     for i in range(large.count()):

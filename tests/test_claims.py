@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from statsmodels.stats.multitest import multipletests
 
@@ -23,7 +22,7 @@ from memlib.evaluation import measures, roc
 from memlib.evaluation.intervals import Estimate, mean_share, proportion
 from memlib.evaluation.measured import Difference
 from memlib.evaluation.split import choice_difference, choose, stratified_split
-from memlib.files import read_json, write_json, write_pictures, write_table
+from memlib.files import read_json, write_json, write_table
 from memlib.study import cases, claims, criteria, history
 from memlib.tables import read_scores
 
@@ -138,15 +137,7 @@ def make() -> None:
         chance = 0.7 if training.startswith("random") else 0.3
         samples = pd.DataFrame({"id": np.repeat(items["id"], 2), "guidance": np.tile([3.0, 7.5], 60)})
         write_table(f"tables/samples/{training}.parquet", samples.assign(copied=rng.random(120) < chance))
-    write_json("tables/training/main/model.json", {"parameters": 898_627})
-    write_json("tables/text_base/model.json", {"parameters": {"unet": 1_200_000, "vae": 300_000}})
-    write_table("tables/data/items.parquet", pd.DataFrame({"split": ["train"] * 1234 + ["heldout"]}))
-    groups = pd.DataFrame({"split": ["train", "train", "unseen"], "drawings": [6000, 720, 99]})
-    write_table("tables/drawings/groups.parquet", groups)
-    for name, size in (("data", 16), ("drawings", 32)):
-        write_pictures(f"tables/{name}/pictures.png", torch.zeros(3, 3, size, size, dtype=torch.uint8))
     write_registry()
-    claims.READING.write_text("How it is read.\n")
 
 
 def test_claims_are_judged_by_their_intervals() -> None:
@@ -186,6 +177,7 @@ def test_claims_are_collected_with_their_criteria_and_corrected_together(judged:
     assert grows["criterion"] == {
         "digest": criteria.digests(criteria.REGISTRY.read_text())["volume.grows"],
         "commit": "unknown",
+        "day": None,
     }
     loss = pd.read_parquet("tables/scores/main-loss.parquet")["score"]
     assert grows["baseline_ci95"] == pytest.approx(roc.auroc(loss[:40], loss[40:], 3)[1:], abs=0.012)
@@ -382,25 +374,46 @@ def test_in_another_study_what_cannot_be_judged_stays_open(project: pd.DataFrame
     assert grows["verdict"] == "open"
     assert "the tables hold 40" in grows["reason"]
     assert helps["holm_p_value"] == helps["p_value"]
-    assert "{cite}`hasegawa2025` | [open](chapters/growth.ipynb) |  |" in Path("book/generated/claims.md").read_text()
+    assert (
+        "{cite}`hasegawa2025` | [**open**](chapters/growth.ipynb) |  |" in Path("book/generated/claims.md").read_text()
+    )
 
 
 def test_the_table_says_what_was_found_and_how_it_was_judged(judged: None) -> None:
     grows, _ = read_json("metrics/claims.json")
     page = Path("book/generated/claims.md").read_text()
-    found = Estimate(grows["value"], *grows["ci95"])
-    verdict = f"**reproduced**, p = {grows['holm_p_value']:.3f}"
+    found, beyond = (Estimate(grows[f"{part}value"], *grows[f"{part}ci95"]) for part in ("", "beyond_baseline_"))
+    n = f"{grows['items']['positive']} + {grows['items']['negative']}"
+    said = {True: "yes", False: "no, it is worse", None: "not shown"}[
+        True if beyond.low > 0 else False if beyond.high < 0 else None
+    ]
+    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: {beyond} | "
+    assert page.startswith(f"| {' | '.join(claims.HEADER)} |")
+    assert row in page
+    fold = page.partition(row)[2].splitlines()[0]
+    assert fold.startswith(
+        "<details><summary>Criterion</summary>AUROC \\| of growth; reproduced if its whole 95 % interval"
+    )
+    assert "items. p = 0.0" in fold, "without history there is no date"
+    dated = grows | {"criterion": {"day": "2026-11-20", "commit": "0123456789abcdef"}}
+    assert "items. Committed on 2026-11-20 (`0123456`); p = 0.0" in claims.first_page([dated])
     baseline = Estimate(grows["baseline_value"], *grows["baseline_ci95"])
-    assert f"| [{verdict}](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {baseline} |  | " in page
-    assert page.startswith(
-        "**Scale**: image models of 0.9 million parameters, trained on 1,234 pictures of 16 x 16 pixels; text-to-image models "
-        "of 1.5 million, trained on 6,720 captioned drawings of 32 x 32.\n\n| Claim |"
+    assert f"; plain baseline {baseline}; detectable {grows['detectable']:.3f}.</details>" in fold
+
+
+def test_a_method_is_compared_with_the_plain_baseline_on_the_same_items(project: pd.DataFrame) -> None:
+    claim = criteria.read_claims()["volume.grows"].criterion
+    read = cases.read_cases("volume.grows", claim)
+    beyond, _ = cases.measure(read, cases.beyond_baseline(claim))
+    first, plain = (cases.measure(read, side)[0] for side in (criteria.Comparison(first=claim.first), claim.baseline))
+    assert beyond.value == pytest.approx(first.value - plain.value)
+    side, other, third = (criteria.Side(outcome=name) for name in ("drop", "loss", "random"))
+    taken = claim.model_copy(
+        update={"first": side, "minus": other, "baseline": criteria.Comparison(first=side, minus=third)}
     )
-    assert f"| {grows['detectable']:.3f} |" in page
-    assert (
-        "- *Leaving out helps.* Share copied; reproduced if its whole 95 % interval is above 0, not reproduced if the whole "
-        "interval is below; needs at least 20 items." in page
-    )
+    assert cases.beyond_baseline(taken) == criteria.Comparison(first=third, minus=other), "what is left: less is better"
+    apart = claim.model_copy(update={"first": side, "minus": other, "baseline": criteria.Comparison(first=third)})
+    assert cases.beyond_baseline(apart) is None
 
 
 def test_markers_become_criteria_and_verdicts(judged: None) -> None:
@@ -415,7 +428,7 @@ def test_markers_become_criteria_and_verdicts(judged: None) -> None:
     header, rule, row, last = table.splitlines()
     assert header == f"| {' | '.join(claims.HEADER)} |"
     assert rule.count("---") == len(claims.HEADER)
-    assert row.startswith("| Training images grow more \\| much more. | **reproduced**, p = 0.0")
+    assert row.startswith("| Training images grow more \\| much more. | reproduced | AUROC 0.")
     assert last == "Last."
     assert claims.fill_markers("x <!-- a comment --> y") == "x <!-- a comment --> y"
 
@@ -425,14 +438,20 @@ def test_a_page_answers_with_its_claims(judged: None) -> None:
     assert first.startswith(":::{admonition}")
     assert last == ":::"
     rows = {row["id"]: row for row in read_json(claims.FOUND)}
-    row, counts = rows["volume.grows"], rows["volume.grows"]["items"]
-    assert grows.startswith("- **reproduced**, p = 0.0")
-    found = claims.Estimate(row["value"], *row["ci95"])
-    assert f": Training images grow more | much more. AUROC {found}, asked above 0.5; plain baseline " in grows
-    assert grows.endswith(f"n: {counts['negative']} negative and {counts['positive']} positive.")
-    assert ": Leaving out helps. Difference in share " in helps
+    row = rows["volume.grows"]
+    found, baseline, beyond = (
+        Estimate(row[f"{part}value"], *row[f"{part}ci95"]) for part in ("", "baseline_", "beyond_baseline_")
+    )
+    n = f"{row['items']['positive']} + {row['items']['negative']}"
+    assert grows.startswith(
+        f"- **Training images grow more | much more.** Reproduced: AUROC {found}, asked above 0.5; n = {n}. "
+        f"The plain baseline: {baseline}; beyond it {beyond}, "
+    )
+    endings = ("so the method beats it.", "so the method is worse.", "whose interval contains 0.")
+    assert grows.endswith(endings[0 if beyond.low > 0 else 1 if beyond.high < 0 else 2])
+    assert helps.startswith("- **Leaving out helps.** ")
     assert claims.answers("chapters/other.ipynb") == ""
-    assert "\n- Said.\n- **reproduced**" in claims.answers("chapters/growth.ipynb", ["- Said."])
+    assert "\n- Said.\n- **Training images" in claims.answers("chapters/growth.ipynb", ["- Said."])
 
 
 @pytest.mark.parametrize(
@@ -519,22 +538,23 @@ def test_claims_of_this_study_are_a_family_of_their_own(project: pd.DataFrame) -
     for text in (page, plain):
         first, second = text.partition("**Claims of the papers**")[2].split("**Claims of this study**")
         assert text.count("| Claim | Verdict |") == 2
-        assert "**reproduced**" in first
+        assert "[**reproduced**]" in first
         assert "Ours tells. |" in second
-        assert "**holds**" in second
-        assert "**reproduced**" not in second
+        assert "[**holds**]" in second
+        assert "[**reproduced**]" not in second
     assert page.count("{cite}`hasegawa2025`") == 2
     assert "holds if its whole 95 % interval is above 0.5, does not if" in page
     missed = ours | {"verdict": "not reproduced", "holm_verdict": "inconclusive"}
-    assert "**does not hold**, p" in claims.findings([missed])
+    assert "[**does not hold, after correction inconclusive**]" in claims.findings([missed])
 
 
 def test_a_verdict_that_the_correction_takes_back_says_so(judged: None) -> None:
     grows, helps = read_json(claims.FOUND)
     taken = grows | {"holm_p_value": 0.0712, "holm_verdict": "inconclusive", "detectable": None}
     page = claims.first_page([taken | {"control_value": 0.5, "control_ci95": [0.4, 0.6]}, helps])
-    assert "**reproduced**, p = 0.071, after Holm's correction inconclusive" in page
-    assert "| 0.500 [0.400, 0.600] | nothing |" in page
+    assert "[**reproduced, after correction inconclusive**]" in page
+    assert ", corrected = 0.071; plain" in page
+    assert "; control 0.500 [0.400, 0.600]; detectable nothing.</details>" in page
 
 
 def test_a_control_is_the_same_contrast_with_scores_of_other_trainings(project: pd.DataFrame) -> None:
@@ -584,8 +604,9 @@ def test_a_file_gets_the_verdicts_between_its_markers(judged: None, monkeypatch:
     monkeypatch.setattr(claims, "collect", lambda: pytest.fail("judged again"))
     claims.main()
     text = Path("README.md").read_text()
-    assert text.startswith(f"Before.\n{claims.BEGIN}\n**Scale**: image models")
-    assert text.endswith(f"\n\nHow it is read.\n{claims.END}\nAfter.\n")
+    assert text.startswith(f"Before.\n{claims.BEGIN}\n| Claim | Verdict |")
+    assert text.endswith(f" |\n{claims.END}\nAfter.\n")
+    assert "details" not in text
     assert "](notebooks/growth.ipynb) | AUROC 0." in text
     assert Path(claims.FOUND).read_bytes() == found
 

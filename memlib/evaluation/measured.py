@@ -133,8 +133,10 @@ class Difference:
         return float(_students(level, freedom) * np.sqrt(sum(errors)))
 
     def interval(self, level: float = LEVEL) -> Estimate:
-        """The difference with its interval."""
-        return _widened(self.over_items(level), self.spread(level))
+        """The difference with its interval, no wider than differences can be."""
+        value, low, high = _widened(self.over_items(level), self.spread(level))
+        (a, b), (c, d) = self.first.bounds, self.second.bounds
+        return Estimate(value, max(low, a - d), min(high, b - c))
 
     def if_found(self, value: float, level: float = LEVEL) -> Estimate:
         """What the interval over items would be had the side that is tried come out otherwise, at the same correlation.

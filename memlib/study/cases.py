@@ -94,6 +94,16 @@ def measure(cases: Cases, comparison: Comparison | None = None) -> tuple[Measure
     return Difference(*values, same_trainings=trainings[0] == trainings[1], tried=tried), chosen
 
 
+def beyond_baseline(criterion: Criterion) -> Comparison | None:
+    """The method against the plain baseline, where they differ in one side of the comparison; None where in both."""
+    plain = criterion.baseline
+    if criterion.minus == plain.minus:
+        return Comparison(first=criterion.first, minus=plain.first)
+    if criterion.first == plain.first and criterion.minus and plain.minus:
+        return Comparison(first=plain.minus, minus=criterion.minus)  # what is left under each: less is better
+    return None
+
+
 def items_of(name: str, criterion: Criterion, training: str) -> pd.DataFrame:
     """The items of one training, by id, with the columns of all joined tables; the samples themselves for an agreement."""
     frame = pd.read_parquet(_existing(name, filled(criterion.items, training)))

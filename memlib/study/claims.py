@@ -1,7 +1,7 @@
 """The claims of the papers and of this study, judged on the tables by the criteria of book/claims.yml.
 
 Stage `claims` writes metrics/claims.json and the table of the book's first page; `python -m memlib.study.claims README.md` puts
-the same table, of results that are there, between two markers of a file. Chapters do not read them: a marker in their text,
+the same tables, of results that are there, between two markers of a file. Chapters do not read them: a marker in their text,
 filled when the book is built, stands for the criteria or the verdicts of some claims.
 """
 
@@ -11,21 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from memlib.evaluation.claims import after_correction, rounded, settle
 from memlib.evaluation.intervals import Estimate
-from memlib.files import atomic_write, read_json, read_pictures, suggest, write_json
-from memlib.study import cases
+from memlib.files import atomic_write, read_json, suggest, write_json
+from memlib.study import cases, history
 from memlib.study.criteria import REGISTRY, Claim, Comparison, committed_criteria, digests, is_the_study, read_claims
+from memlib.study.findings import verdict
 from memlib.study.stages import reporting_errors, timed_stage
 
 FOUND = Path("metrics/claims.json")
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
-HEADER = ("Claim", "Verdict", "Found here", "Threshold", "Plain baseline", "Control", "Detectable")
+HEADER = ("Claim", "Verdict", "Found here", "Threshold", "n", "Beats the plain baseline?", "How it is judged")
+KINDS = ("positive", "negative", "items")
+BEYOND = {
+    "ahead": "so the method beats it",
+    "behind": "so the method is worse",
+    "neither": "whose interval contains 0",
+}
 FAMILIES = ("Claims of the papers", "Claims of this study")  # p-values are corrected within each
 OWN = {"reproduced": "holds", "not reproduced": "does not hold"}  # verdicts on claims that no paper makes
-READING = Path("book/verdicts.md")  # how the table is read, and what it does not show
 BEGIN, END = "<!-- verdicts, written by `python -m memlib.study.claims README.md` -->", "<!-- end of verdicts -->"
 
 
@@ -48,7 +52,11 @@ def collect() -> list[dict[str, Any]]:
             read[name] = str(error)
     criteria = digests(REGISTRY.read_text())
     rows = [
-        {"id": name, "criterion": {"digest": criteria[name], "commit": commits[name]}} | _judged(claim, read[name])
+        {
+            "id": name,
+            "criterion": {"digest": criteria[name], "commit": commits[name], "day": history.day_of(commits[name])},
+        }
+        | _judged(claim, read[name])
         for name, claim in claims.items()
     ]
     for family in _families(rows, claims).values():
@@ -80,6 +88,9 @@ def _judged(claim: Claim, read: cases.Cases | str) -> dict[str, Any]:
     found, chosen = cases.measure(read)
     baseline, _ = cases.measure(read, claim.criterion.baseline)
     beside = rounded("baseline_", baseline.interval())
+    beyond = cases.beyond_baseline(claim.criterion)
+    if beyond:
+        beside |= rounded("beyond_baseline_", cases.measure(read, beyond)[0].interval())
     if claim.criterion.control:
         control, _ = cases.measure(read, Comparison(first=claim.criterion.control))
         beside |= rounded("control_", control.interval())
@@ -87,17 +98,16 @@ def _judged(claim: Claim, read: cases.Cases | str) -> dict[str, Any]:
 
 
 def first_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The scale, all claims as a MyST table, each linked to its page, and how they are judged in a box to open."""
+    """All claims as MyST tables, each linked to its page, with how it is judged in a fold."""
     claims = read_claims()
 
     def line(row: Mapping[str, Any]) -> tuple[str, ...]:
         claim = claims[row["id"]]
-        text, verdict, *others = _row(claim, row)
+        text, outcome, *others = _row(claim, row)
         cited = f"{text} {{cite}}`{claim.paper}`" if claim.paper else text
-        return cited, f"[{verdict}]({claim.page})", *others
+        return cited, f"[**{outcome}**]({claim.page})", *others
 
-    judged = _criteria("How each claim is judged", claims.values())
-    return "\n".join([scale(), "", *_tables(rows, claims, line), judged, ""])
+    return "\n".join(_tables(rows, claims, line))
 
 
 def _criteria(title: str, claims: Iterable[Claim]) -> str:
@@ -112,7 +122,7 @@ def answers(page: str, sentences: Sequence[str] = ()) -> str:
     lines = [
         *sentences,
         *(
-            _answer(claim, rows[name])
+            f"- {said(claim, rows[name])}"
             for name, claim in read_claims().items()
             if claim.page == page and name in rows and rows[name]["verdict"] != "open"
         ),
@@ -120,47 +130,38 @@ def answers(page: str, sentences: Sequence[str] = ()) -> str:
     return "\n".join([":::{admonition} What this run found", ":class: answer", "", *lines, ":::"]) if lines else ""
 
 
-def _answer(claim: Claim, row: Mapping[str, Any]) -> str:
-    text, verdict, found, threshold, baseline, *_ = _row(claim, row)
-    counts = " and ".join(f"{count} {kind}" for kind, count in row["items"].items())
-    reached = f"{found[0].upper()}{found[1:]}, asked {threshold}"
-    return f"- {verdict}: {text} {reached}; plain baseline {baseline}; n: {counts}."
+def said(claim: Claim, row: Mapping[str, Any]) -> str:
+    """How a claim came out, in sentences: what was found, the threshold, the plain baseline and the difference to it, n."""
+    text, outcome, found, threshold, n, *_ = _row(claim, row)
+    beside = f"The plain baseline: {_estimate(row, 'baseline_')}"
+    if "beyond_baseline_value" in row:
+        beside += f"; beyond it {_estimate(row, 'beyond_baseline_')}, {BEYOND[_ahead(row)]}"
+    return f"**{text}** {outcome[0].upper()}{outcome[1:]}: {found}, asked {threshold}; n = {n}. {beside}."
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The scale, all claims as a plain Markdown table, and how it is read."""
+    """All claims as plain Markdown tables."""
     claims = read_claims()
 
     def line(row: Mapping[str, Any]) -> tuple[str, ...]:
         claim = claims[row["id"]]
-        text, verdict, *others = _row(claim, row)
-        return text, f"[{verdict}](notebooks/{Path(claim.page).name})", *others
+        text, outcome, *others, _ = _row(claim, row)
+        return text, f"[**{outcome}**](notebooks/{Path(claim.page).name})", *others
 
-    return "\n".join([scale(), "", *_tables(rows, claims, line), READING.read_text().strip()])
+    return "\n".join(_tables(rows, claims, line, HEADER[:-1])).strip()
 
 
 def _tables(
-    rows: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim], line: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    rows: Sequence[Mapping[str, Any]],
+    claims: Mapping[str, Claim],
+    line: Callable[[Mapping[str, Any]], tuple[str, ...]],
+    header: Sequence[str] = HEADER,
 ) -> Iterator[str]:
     """The lines of a table for each family of claims, under its heading if there are two."""
     families = _families(rows, claims)
     for heading, family in families.items():
         yield from (f"**{heading}**", "") if len(families) > 1 else ()
-        yield from (_table(map(line, family)), "")
-
-
-def scale() -> str:
-    """The size of everything in one line, from the tables of the trainings and of their pictures."""
-    image, text = (read_json(f"tables/{name}/model.json") for name in ("training/main", "text_base"))
-    pictures = pd.read_parquet("tables/data/items.parquet")
-    drawings = pd.read_parquet("tables/drawings/groups.parquet").query("split == 'train'")
-    pixels = {name: read_pictures(f"tables/{name}/pictures.png").shape[1] for name in ("data", "drawings")}
-    return (
-        f"**Scale**: image models of {image['parameters'] / 1e6:.1f} million parameters, trained on "
-        f"{(pictures['split'] == 'train').sum():,} pictures of {pixels['data']} x {pixels['data']} pixels; text-to-image "
-        f"models of {sum(text['parameters'].values()) / 1e6:.1f} million, trained on {drawings['drawings'].sum():,} captioned "
-        f"drawings of {pixels['drawings']} x {pixels['drawings']}."
-    )
+        yield from (_table(map(line, family), header), "")
 
 
 def between_markers(text: str, content: str) -> str:
@@ -212,26 +213,54 @@ def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
     """Cells of a table, as `HEADER` names them."""
     if row["verdict"] == "open":
         return claim.claim, "open", *[""] * (len(HEADER) - 2)
-    p, words = row["holm_p_value"], OWN if claim.paper is None else {}
-    verdict, kept = (words.get(row[key], row[key]) for key in ("verdict", "holm_verdict"))
-    corrected = "" if kept == verdict else f", after Holm's correction {kept}"
+    words = OWN if claim.paper is None else {}
+    found, kept = (words.get(row[key], row[key]) for key in ("verdict", "holm_verdict"))
     return (
         claim.claim,
-        f"**{verdict}**, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}{corrected}",
+        f"{found}{'' if kept == found else f', after correction {kept}'}",
         f"{claim.criterion.measure} {_estimate(row, '')}",
         f"above {claim.criterion.above:g}",
-        _estimate(row, "baseline_"),
-        _estimate(row, "control_") if "control_value" in row else "",
-        "nothing" if row["detectable"] is None else f"{row['detectable']:.3f}",
+        " + ".join(str(row["items"][kind]) for kind in KINDS if kind in row["items"]),
+        _beyond(row),
+        f"<details><summary>Criterion</summary>{criterion(claim)} {_evidence(row)}</details>",
     )
+
+
+def _beyond(row: Mapping[str, Any]) -> str:
+    """Whether the method beats the plain baseline, with the paired difference."""
+    if "beyond_baseline_value" not in row:
+        return "not comparable"
+    said = {"ahead": "yes", "behind": "no, it is worse", "neither": "not shown"}
+    return f"{said[_ahead(row)]}: {_estimate(row, 'beyond_baseline_')}"
+
+
+def _ahead(row: Mapping[str, Any]) -> str:
+    return verdict(Estimate(row["beyond_baseline_value"], *row["beyond_baseline_ci95"]))
+
+
+def _evidence(row: Mapping[str, Any]) -> str:
+    """When the criterion was committed, and the figures beside the verdict."""
+    commit, day = row["criterion"]["commit"], row["criterion"]["day"]
+    parts = [
+        f"Committed on {day} (`{commit[:7]}`)" if day else "",
+        f"p {_small(row['p_value'])}, corrected {_small(row['holm_p_value'])}",
+        f"plain baseline {_estimate(row, 'baseline_')}",
+        f"control {_estimate(row, 'control_')}" if "control_value" in row else "",
+        f"detectable {'nothing' if row['detectable'] is None else format(row['detectable'], '.3f')}",
+    ]
+    return "; ".join(filter(None, parts)) + "."
+
+
+def _small(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def _estimate(row: Mapping[str, Any], prefix: str) -> str:
     return str(Estimate(row[f"{prefix}value"], *row[f"{prefix}ci95"]))
 
 
-def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [HEADER, ("---",) * len(HEADER), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+def _table(rows: Iterable[tuple[str, ...]], header: Sequence[str] = HEADER) -> str:
+    lines = [header, ("---",) * len(header), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from memlib.evaluation.intervals import Estimate
 
+PLAIN_ONES = ("loss", "magnitude")
 SMALL = 4  # network evaluations an item: the budget of the sentences of single families
 PLAIN = {"pictures": "the plain loss", "prompts": "the text magnitude"}  # `memlib.evaluation.bench.BASELINES` in words
 TOGETHER = {
@@ -36,7 +37,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
     """
     rows = found["for_a_budget"]
     return [
-        *(_of_family(own) for own in _by_question(rows)),
+        *(of_question(own, SMALL) for own in _by_question(rows)),
         _over_all(rows),
         *_upper(found["upper"]),
         *_combined(found["combined"]),
@@ -50,9 +51,17 @@ def verdict(difference: Estimate) -> str:
     return "ahead" if difference.low > 0 else "behind" if difference.high < 0 else "neither"
 
 
-def _of_family(rows: Sequence[Mapping[str, Any]]) -> str:
-    """On one question: what the dearest of the small budgets buys, or, where there is none, the cheapest."""
-    small = [row for row in rows if row["budget"] <= SMALL]
+def counts(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """In how many rows the chosen detector is ahead of the plain one of the same budget, behind, neither, or `same`."""
+    compared = [row for row in rows if row["minus baseline"] is not None]
+    same = [row for row in compared if row["detector"] in PLAIN_ONES]
+    others = [row for row in compared if row["detector"] not in PLAIN_ONES]
+    return Counter(verdict(_estimate(row, "minus baseline")) for row in others) + Counter(same=len(same))
+
+
+def of_question(rows: Sequence[Mapping[str, Any]], budget: float) -> str:
+    """On one question: what the dearest detector within the budget buys, or, where there is none, the cheapest."""
+    small = [row for row in rows if row["budget"] <= budget]
     row = small[-1] if small else rows[0]
     plain = PLAIN[row["items"]]
     begun = (
@@ -62,7 +71,7 @@ def _of_family(rows: Sequence[Mapping[str, Any]]) -> str:
     reached = f"an AUROC of {_estimate(row, 'AUROC')}"
     if row["minus baseline"] is None:
         return f"{begun} `{row['detector']}` reaches {reached}; {plain} costs more."
-    if row["detector"] in ("loss", "magnitude"):
+    if row["detector"] in PLAIN_ONES:
         return (
             f"{begun} nothing is better on the first half than {plain} itself, which reaches {reached} on the second."
         )
@@ -74,14 +83,12 @@ def _of_family(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _over_all(rows: Sequence[Mapping[str, Any]]) -> str:
-    same = sum(row["detector"] in ("loss", "magnitude") for row in rows)
-    others = [row for row in rows if row["minus baseline"] is not None and row["detector"] not in ("loss", "magnitude")]
-    counts = Counter(verdict(_estimate(row, "minus baseline")) for row in others)
+    found = counts(rows)
     budgets = _listed(f"{budget:g}" for budget in sorted({row["budget"] for row in rows}))
     return (
         f"Over all these questions and the budgets of {budgets} evaluations, the detector that the first half chooses is ahead "
-        f"of the plain loss or magnitude of the same budget in {counts['ahead']} cases, behind in {counts['behind']}, and "
-        f"neither in {counts['neither']}; in {same} the plain one itself is chosen."
+        f"of the plain loss or magnitude of the same budget in {found['ahead']} cases, behind in {found['behind']}, and "
+        f"neither in {found['neither']}; in {found['same']} the plain one itself is chosen."
     )
 
 

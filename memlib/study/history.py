@@ -45,6 +45,12 @@ def last_changes(path: str | Path, read: Callable[[str], Mapping[str, Any]]) -> 
     return {name: changed(name, entry) for name, entry in read(Path(path).read_text()).items()}
 
 
+def day_of(commit: str) -> str | None:
+    """The day on which a commit was made, as YYYY-MM-DD; None for a commit that is not known."""
+    found = _git("show", "--no-patch", "--format=%cs", commit)
+    return found.strip() if found else None
+
+
 def is_before(first: str, second: str) -> bool:
     """Whether a commit is a proper ancestor of another."""
     return first != second and _git("merge-base", "--is-ancestor", first, second) is not None

@@ -1,0 +1,110 @@
+"""The first page in what a run can change: counts of claims and comparisons, the scale, and sentences on both."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from memlib.files import read_json, write_json, write_pictures, write_table
+from memlib.study import front
+from memlib.study.criteria import read_claims
+
+ROOT = Path(__file__).parents[1]
+
+
+def budget_row(minus: tuple[float, float, float] | None, detector: str = "sima", **more: Any) -> dict[str, Any]:
+    def estimate(values: tuple[float, float, float]) -> dict[str, float]:
+        return dict(zip(("value", "low", "high"), values, strict=True))
+
+    return {
+        "family": "pixel U-Net",
+        "items": "pictures",
+        "contrast": "seen once against kept out",
+        "budget": 4,
+        "detector": detector,
+        "positives": 96,
+        "negatives": 95,
+        "AUROC": estimate((0.8, 0.7, 0.9)),
+        "baseline": estimate((0.7, 0.6, 0.8)),
+        "minus baseline": None if minus is None else estimate(minus),
+    } | more
+
+
+BENCH = {
+    "for_a_budget": [
+        budget_row((0.1, 0.02, 0.2)),
+        budget_row((-0.1, -0.2, -0.02)),
+        budget_row((0.1, -0.1, 0.3)),
+        budget_row((0, 0, 0), "loss"),
+        budget_row(None),
+    ]
+}
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    monkeypatch.chdir(ROOT)
+    return read_json("metrics/claims.json")
+
+
+def test_the_answer_counts_what_is_left_of_the_papers_claims_after_correction(rows: list[dict[str, Any]]) -> None:
+    claims = read_claims()
+    papers = [row for row in rows if claims[row["id"]].paper]
+    for row, left in zip(papers, ("reproduced", "reproduced", "not reproduced", "underpowered"), strict=False):
+        row["holm_verdict"] = left
+    for row in papers[4:]:
+        row["holm_verdict"] = "inconclusive"
+    said = front.answer(rows, BENCH)
+    assert f"Of {len(papers)} claims of the papers, 2 hold here" in said
+    assert f"1 do not, and {len(papers) - 3} stay undecided" in said
+    assert "in 1 of 4 comparisons" in said, (
+        "where the plain one is chosen it is not beaten; where it costs more, no one asks"
+    )
+    papers[0]["verdict"] = "open"
+    assert f"Of {len(papers) - 1} claims of the papers, 1 hold here" in front.answer(rows, BENCH)
+
+
+def test_each_finding_leads_to_the_page_that_shows_it(rows: list[dict[str, Any]]) -> None:
+    bench = {"for_a_budget": [budget_row((0.1, 0.02, 0.2)), budget_row(None, contrast="another")]}
+    said = front.findings(rows, bench)
+    assert len(said) == 1 + len(front.PICKED)
+    assert said[0].endswith("({doc}`chapters/bench`)")
+    assert "0.800 [0.700, 0.900]" in said[0]
+    claims = read_claims()
+    for name, sentence in zip(front.PICKED, said[1:], strict=True):
+        assert sentence.startswith(f"**{claims[name].claim}**")
+        assert sentence.endswith(f"({{doc}}`{claims[name].page.removesuffix('.ipynb')}`)")
+    assert len(front.findings(rows, read_json("metrics/bench.json"))) == len(front.ASKED) + len(front.PICKED)
+
+
+def test_the_scale_is_that_of_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json("tables/training/main/model.json", {"parameters": 898_627})
+    write_json("tables/text_base/model.json", {"parameters": {"unet": 1_200_000, "vae": 300_000}})
+    write_table("tables/data/items.parquet", pd.DataFrame({"split": ["train"] * 1234 + ["heldout"]}))
+    groups = pd.DataFrame({"split": ["train", "train", "unseen"], "drawings": [6000, 720, 99]})
+    write_table("tables/drawings/groups.parquet", groups)
+    for name, size in (("data", 16), ("drawings", 32)):
+        write_pictures(f"tables/{name}/pictures.png", torch.zeros(3, 3, size, size, dtype=torch.uint8))
+    said = (
+        "**Scale**: image models of 0.9 million parameters, trained on 1,234 pictures of 16 x 16 pixels; text-to-image models "
+        "of 1.5 million, trained on 6,720 captioned drawings of 32 x 32"
+    )
+    assert front.scale() == f"{said}."
+    machine = {"cores": 2, "gpus": []}
+    seconds = {"train@main": 1.0, "pair@a": 2.0, "pair@b": 3.0, "truth@main": 4.0}
+    measured = {"seconds": seconds, "wall_seconds": None, "total_seconds": 600.0, "machine": machine}
+    write_json("metrics/study.json", measured)
+    assert front.scale() == f"{said}; 3 trainings, 10 minutes on 2 cores."
+    write_json("metrics/study.json", measured | {"wall_seconds": 120.0, "machine": machine | {"gpus": ["a GPU"]}})
+    assert front.scale() == f"{said}; 3 trainings, 2 minutes on a GPU."
+
+
+def test_every_stage_that_trains_is_counted() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    commands = {name: (stage.get("do", stage))["cmd"] for name, stage in stages.items()}
+    train = {name for name, command in commands.items() if "memlib.study.train_" in command or "fine_tuning" in command}
+    assert set(front.TRAININGS) == train - {"judge"}, "but the judge, which generates nothing"
