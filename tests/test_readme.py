@@ -11,22 +11,23 @@ from pathlib import Path
 import pytest
 
 from memlib import cli
-from memlib.study.claims import BEGIN, END
+from memlib.study import readme
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]
+TYPED = ("index", "verdicts", "glossary", "method")  # pages that say what was found, beside what a run writes
 WORDS = 900  # of the README, its tables of claims not counted
 
 
-def written(path: Path) -> str:
-    """A page without the tables of claims."""
+def prose(path: Path) -> str:
+    """A page without what a run writes into it."""
     text = path.read_text()
-    return text.split(BEGIN)[0] + text.split(END)[1] if BEGIN in text else text
+    return readme.filled(text, dict.fromkeys(("answer", "verdicts"), "")) if path.name == "README.md" else text
 
 
 def commands(path: Path) -> list[list[str]]:
     """The command lines of a page, of its blocks and within its sentences, but for what only names a command or has a gap."""
-    text = written(path)
+    text = prose(path)
     blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", text, flags=re.DOTALL)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     lines = [line.strip() for block in blocks for line in block.splitlines()] + inline
@@ -34,8 +35,42 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in shown if line not in ("memlib audit", "memlib score")]
 
 
-def test_readme_is_short() -> None:
-    assert len(written(PAGES[0]).split()) <= WORDS
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_readme_says_what_the_run_found(there: None) -> None:
+    text = Path("README.md").read_text()
+    assert readme.filled(text, readme.written()) == text, "run `python -m memlib.study.readme`"
+
+
+def test_readme_is_short(there: None) -> None:
+    text = readme.between_markers(Path("README.md").read_text(), "verdicts", "")
+    assert len(re.sub("<!--.*?-->", "", text).split()) <= WORDS
+
+
+def test_pages_type_no_result() -> None:
+    """Results stand in what a run writes; in prose a number with two decimals is none that a run could change."""
+    for path in (ROOT / name for name in ("README.md", *(f"book/{page}.md" for page in TYPED))):
+        text = re.sub(r"```.*?```|https?://\S+|arXiv \S+", "", prose(path), flags=re.DOTALL)
+        assert not re.findall(r"\b0\.\d{2,}|\d+ of \d+ ", text)
+    numbers = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|seventeen"
+    assert not re.findall(rf"(?i)({numbers}) of ({numbers}|the) (rows|claims|verdicts)", prose(PAGES[0]))
+
+
+def test_what_a_run_writes_goes_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, end = readme.markers("verdicts")
+    for text in ("no markers", f"{end}{begin}", begin, f"{begin}{end}" * 2):
+        with pytest.raises(ValueError, match="goes between the lines '<!-- verdicts.*, once each"):
+            readme.between_markers(text, "verdicts", "x")
+    answer = "\n".join(readme.markers("answer"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(readme, "written", lambda: {"answer": "Yes.", "verdicts": "| holds |"})
+    Path("README.md").write_text(f"Before.\n{answer}\nBetween.\n{begin}\nold\n{end}\nAfter.\n")
+    readme.main()
+    said = answer.replace("\n", "\nYes.\n")
+    assert Path("README.md").read_text() == f"Before.\n{said}\nBetween.\n{begin}\n| holds |\n{end}\nAfter.\n"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
