@@ -134,6 +134,14 @@ def test_the_bright_pictures_are_the_discoveries(tmp_path: Path, capsys: pytest.
     assert "6 of 28 pictures are discoveries at a rate of false discoveries of 10 %. About 0.5 of them" in page.text
 
 
+def test_pictures_and_nulls_may_have_the_same_names(tmp_path: Path) -> None:
+    for name, level in (("suspects", 200), ("others", 100)):
+        write_pictures(tmp_path / name, [level] * 12, level)
+    asked = ["--images", tmp_path / "suspects", "--detectors", "bright", "--null-images", tmp_path / "others"]
+    found, _, _ = audit(tmp_path / "audit", "model", *asked)
+    assert (found["items"], found["nulls"], found["discoveries"]) == (12, 12, 12)
+
+
 def test_two_detectors_share_the_rate_and_the_chance_of_the_bounds(tmp_path: Path) -> None:
     arguments = ["model", "--images", "pictures", "--null-images", "nulls", "--fdr", "0.2", "--detectors"]
     alone, _, scores = audit(tmp_path / "one", *arguments, "bright")

@@ -129,10 +129,11 @@ def test_detectors_are_read_from_a_file(tmp_path: Path) -> None:
         read_candidates(tmp_path / "mine.txt")
 
 
-def test_the_example_of_the_book_runs_on_pixels_and_on_latents(tmp_path: Path) -> None:
-    page = (Path(__file__).parent.parent / "book/add_yours.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "book/add_yours.md"])
+def test_the_example_of_a_page_runs_on_pixels_and_on_latents(page: str, tmp_path: Path) -> None:
+    blocks = (Path(__file__).parent.parent / page).read_text().split("```python\n")[1:]
     path = tmp_path / "my_detector.py"
-    path.write_text(page.split("```python\n")[1].split("```")[0])
+    path.write_text(next(code for code in (block.split("```")[0] for block in blocks) if "Detector(" in code))
     (detector,) = read_candidates(path)
     for field in (pixel_field(), text_field()):
         assert check(detector, field, items_for(field, 6)) > 0

@@ -575,42 +575,6 @@ def test_a_control_is_the_same_contrast_with_scores_of_other_trainings(project: 
     assert row["control_value"] != row["value"]
 
 
-def test_the_verdicts_of_readme_are_those_of_the_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    text = Path("README.md").read_text()
-    written = claims.findings(read_json(claims.FOUND))
-    assert claims.between_markers(text, written) == text, "run `python -m memlib.study.claims README.md`"
-
-
-def test_readme_and_first_page_type_no_result() -> None:
-    """Results stand in generated tables; in prose a number with two decimals is none that a run could change."""
-    readme = (ROOT / "README.md").read_text()
-    before, after = readme.split(claims.BEGIN)[0], readme.split(claims.END)[1]
-    pages = [(ROOT / f"book/{name}.md").read_text() for name in ("index", "verdicts", "glossary", "method")]
-    for text in (before, after, *pages):
-        prose = re.sub(r"```.*?```|https?://\S+|arXiv \S+", "", text, flags=re.DOTALL)
-        assert not re.findall(r"\b0\.\d{2,}|\d+ of \d+ ", prose)
-    numbers = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|seventeen"
-    assert not re.findall(rf"(?i)({numbers}) of ({numbers}|the) (rows|claims|verdicts)", before + after)
-
-
-def test_a_file_gets_the_verdicts_between_its_markers(judged: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for text in ("no markers", f"{claims.END}{claims.BEGIN}", claims.BEGIN, f"{claims.BEGIN}{claims.END}" * 2):
-        with pytest.raises(ValueError, match="goes between the lines '<!-- verdicts.*, once each"):
-            claims.between_markers(text, "x")
-    Path("README.md").write_text(f"Before.\n{claims.BEGIN}\nold\n{claims.END}\nAfter.\n")
-    found = Path(claims.FOUND).read_bytes()
-    monkeypatch.setattr("sys.argv", ["claims", "README.md"])
-    monkeypatch.setattr(claims, "collect", lambda: pytest.fail("judged again"))
-    claims.main()
-    text = Path("README.md").read_text()
-    assert text.startswith(f"Before.\n{claims.BEGIN}\n| Claim | Verdict |")
-    assert text.endswith(f" |\n{claims.END}\nAfter.\n")
-    assert "details" not in text
-    assert "](notebooks/growth.ipynb) | AUROC 0." in text
-    assert Path(claims.FOUND).read_bytes() == found
-
-
 SCORES = {
     "main-growth": {"tables": {"growth": {"settings": [{"each": {"sigma": [0.5, 1]}, "draws": [1, 2]}]}}},
     "main-loss": {"tables": {"loss": {"settings": [{}]}}},

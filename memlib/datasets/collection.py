@@ -39,8 +39,8 @@ class Collection:
 
     @property
     def digest(self) -> str:
-        """Of the ids, in their order."""
-        return _digest("\0".join(self.ids).encode())
+        """Of the ids and of what they stand for, in their order."""
+        return _digest("\0".join([*self.ids, *self.digests]).encode())
 
     def read(self, ids: Sequence[str]) -> Items:
         """The items of some ids."""

@@ -1,11 +1,10 @@
 """The claims of the papers and of this study, judged on the tables by the criteria of book/claims.yml.
 
-Stage `claims` writes metrics/claims.json and the table of the book's first page; `python -m memlib.study.claims README.md` puts
-the same tables, of results that are there, between two markers of a file. Chapters do not read them: a marker in their text,
-filled when the book is built, stands for the criteria or the verdicts of some claims.
+Stage `claims` writes metrics/claims.json and the tables of the book's first page; `memlib.study.readme` puts the same tables
+into README.md. Chapters do not read them: a marker in their text, filled when the book is built, stands for the criteria or the
+verdicts of some claims.
 """
 
-import argparse
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,6 @@ BEYOND = {
 }
 FAMILIES = ("Claims of the papers", "Claims of this study")  # p-values are corrected within each
 OWN = {"reproduced": "holds", "not reproduced": "does not hold"}  # verdicts on claims that no paper makes
-BEGIN, END = "<!-- verdicts, written by `python -m memlib.study.claims README.md` -->", "<!-- end of verdicts -->"
 
 
 def collect() -> list[dict[str, Any]]:
@@ -164,14 +162,6 @@ def _tables(
         yield from (_table(map(line, family), header), "")
 
 
-def between_markers(text: str, content: str) -> str:
-    """A text with what stands between its two markers replaced; raises ValueError where they are not there, once each."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the table of verdicts goes between the lines {BEGIN!r} and {END!r}, once each")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
-
-
 def criterion(claim: Claim) -> str:
     """How a claim is judged, in words."""
     asked = claim.criterion
@@ -264,22 +254,8 @@ def _table(rows: Iterable[tuple[str, ...]], header: Sequence[str] = HEADER) -> s
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main() -> None:
-    """Judge all claims and write metrics/claims.json and the table of the first page; or put the table into a file."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("file", nargs="?", type=Path, help="file with the two markers; nothing is judged")
-    file = parser.parse_args().file
-    if file:
-        content = between_markers(file.read_text(), findings(read_json(FOUND)))
-        with atomic_write(file) as temporary:
-            temporary.write_text(content)
-    else:
-        with timed_stage("claims"):
-            judge_all()
-
-
 def judge_all() -> None:
-    """Write metrics/claims.json and the table that the first page includes."""
+    """Write metrics/claims.json and the tables that the first page includes."""
     rows = collect()
     write_json(FOUND, rows)
     with atomic_write("book/generated/claims.md") as temporary:
@@ -287,5 +263,5 @@ def judge_all() -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("claims"):
-        main()
+    with reporting_errors("claims"), timed_stage("claims"):
+        judge_all()
