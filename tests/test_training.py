@@ -155,7 +155,7 @@ def fork(folder: Path) -> None:
 def test_two_processes_train_as_one_does(
     start: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(CONFIG, learning_rate=1e-4)
+    config = replace(CONFIG, steps=12, learning_rate=1e-4)
     scratch_study(tmp_path, config)
     monkeypatch.setattr(sys, "argv", PROGRAM)
     start(tmp_path)
@@ -216,9 +216,9 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop.EMAModel, "copy_to", stop)
-        image_model.train(PICTURES, COPIES, CONFIG, tmp_path / "model", checkpoint)
+        image_model.train(PICTURES, COPIES, replace(CONFIG, steps=8), tmp_path / "model", checkpoint)
     assert checkpoint.exists()
-    other = replace(CONFIG, seed=1)
+    other = replace(CONFIG, steps=8, seed=1)
     image_model.train(PICTURES, COPIES, other, tmp_path / "resumed", checkpoint)
     image_model.train(PICTURES, COPIES, other, tmp_path / "fresh", tmp_path / "no-checkpoint.pt")
     name = "unet/diffusion_pytorch_model.safetensors"
