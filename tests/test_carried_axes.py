@@ -35,7 +35,7 @@ def test_carried_axes_span_the_volume_that_the_closed_form_gives(eigenvalues: li
     spread, d = torch.tensor(eigenvalues, dtype=torch.float64), len(eigenvalues)
     k = min(k, d)
     gaussian, axes = turned_gaussian(spread)
-    sigmas = sigma_grid(0.1, 3.0, 60, INF)
+    sigmas = sigma_grid(0.1, 3.0, 40, INF)
     result = growth(gaussian, torch.zeros(1, d).double(), sigmas, k, [seed], estimator="axes")
     frame = torch.randn(k, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).T
     stretched = ((spread + 9) / (spread + 0.01)).sqrt()[:, None] * (axes.T @ torch.linalg.qr(frame).Q)

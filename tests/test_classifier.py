@@ -20,7 +20,7 @@ def test_the_judge_knows_new_drawings_of_its_subjects_and_their_looks(tmp_path) 
     subjects[3, 2, 2:14, 2:14] = 0  # one that is not blue
     torch.manual_seed(0)
     judge = classifier.Judge({"subject": 4, "ground": 8, "size": 2}, 16)
-    config = JudgeConfig(**LOOP | {"steps": 250, "batch": 64, "learning_rate": 1e-2})
+    config = JudgeConfig(**LOOP | {"steps": 120, "batch": 48, "learning_rate": 1e-2})
     run = train_judge(judge, subjects, torch.neg, config, tmp_path / "c.pt")
     assert run.losses[-10:].mean() < run.losses[:10].mean() / 4
     new, shown = fresh_drawings(subjects, 25, 9)

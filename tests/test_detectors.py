@@ -51,6 +51,14 @@ def items_for(field: NetworkField, n: int = 2) -> Items:
     )
 
 
+FEWER = {  # evaluations than at the usual settings, of which a count tells as much
+    **{name: {"sampling_steps": 10} for name in ("sampled_entropy", "sampled_magnitude")},
+    **{name: {"sigma_min": 0.1, "sigma_max": 1.0, "steps": 2} for name in ("growth", "calibrated_growth")},
+    "axes": {"steps": [3]},
+    "secmi": {"timesteps": [0, 10, 20]},
+    "rediffuse": {"steps": 2, "draws": [3]},
+    "pfami": {"sigmas": [0.2], "crops": [0.9, 0.8]},
+}
 READ = ("quantity", "part", "layer")  # names of readings that are those of no setting
 SHARED = {  # evaluations a noise of what has no prompt in it, with the backward pass
     **dict.fromkeys(("magnitude", "sail", "guided_change"), 1),
@@ -82,7 +90,10 @@ def test_every_detector_costs_what_it_says(name: str, backward_rows: Counter[str
     assert detector.name == name
     assert set(detector.needs) <= set(NEEDS)
     assert ("model" in detector.needs) == (name not in BLIND)
-    check_costs(name, detector.settings, field, items_for(field), backward_rows)
+    items = items_for(field)
+    for setting in detector.settings:
+        detector.check(field, items, setting)
+    check_costs(name, [setting | FEWER.get(name, {}) for setting in detector.settings], field, items, backward_rows)
 
 
 def check_costs(
@@ -183,9 +194,7 @@ def test_a_noise_of_the_magnitude_is_a_reading() -> None:
 def test_a_prompt_changes_what_a_text_to_image_model_says_of_a_picture(name: str) -> None:
     field = text_field()
     items, detector = items_for(field), find(name)
-    setting = dict(detector.settings[0])
-    if name == "growth":
-        setting |= {"sigma_min": 0.1, "sigma_max": 1.0, "steps": 1}
+    setting = detector.settings[0] | FEWER.get(name, {})
     detector.check(field, items, setting | {"prompt": True})
     without, prompted, other = (
         as_list(detector.score(field, given, **setting, prompt=prompt))[0].value

@@ -108,7 +108,7 @@ def sampled(pipe: StableDiffusion3Pipeline, prompts: list[str], noise: Tensor, *
 
 def test_trained_on_two_pictures_it_draws_that_of_the_prompt_and_is_saved_whole(tmp_path: Path) -> None:
     pipe = small_flow_pipeline()
-    run = train(pipe, tmp_path, steps=400)
+    run = train(pipe, tmp_path, steps=200, learning_rate=5e-3)
     assert run.losses[-20:].mean() < run.losses[:20].mean() / 3
     run.save(pipe, tmp_path / "model", tmp_path / "c.pt")
     assert not list(tmp_path.rglob("*.bin"))
@@ -117,7 +117,7 @@ def test_trained_on_two_pictures_it_draws_that_of_the_prompt_and_is_saved_whole(
     made = sampled(again, CAPTIONS, noise, num_inference_steps=10, guidance_scale=1.0)
     apart = torch.cdist(made.flatten(1), PICTURES.flatten(1)) / PICTURES[0].numel() ** 0.5
     assert (apart.argmin(1) == torch.tensor([0] * 3 + [1] * 3)).all()
-    assert (apart[3:, 1] < 0.1).all(), "a memoriser of the picture that it has seen 5,760 times"
+    assert (apart[3:, 1] < 0.1).all(), "a memoriser of the picture that it has seen 2,880 times"
     assert len(again.text_encoder.get_input_embeddings().weight) == len(again.tokenizer)
     free = sampled(again, [""], shared_noise((4, 4, 4), 20, 1), num_inference_steps=10, guidance_scale=1.0)
     nearest = torch.cdist(free.flatten(1), PICTURES.flatten(1)).argmin(1)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_detectors import PROMPTED, Counted, items_for, pixel_field, text_field
 from test_score import PIXEL, TEXT
@@ -134,6 +134,7 @@ def known() -> Known:
 @given(
     st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.sampled_from([0.2, 0.7])), max_size=4)
 )
+@settings(max_examples=30)
 def test_rows_in_any_company_are_those_that_are_computed(known: Known, calls: list[tuple[list[int], float]]) -> None:
     remembering = known.field.remembering()
     with torch.no_grad():

@@ -400,7 +400,7 @@ def test_the_loop_of_the_chapter_alarms_on_a_memoriser(
     ema_model = EMAModel(model.parameters(), decay=0.95)
     noise_scheduler = scheduler()
     global_step, training_pictures, heldout_pictures = 0, pictures()[:EACH], pictures()[EACH:]
-    train_dataloader = [{"input": training_pictures.repeat(2, 1, 1, 1)}] * 300
+    train_dataloader = [{"input": training_pictures.repeat(2, 1, 1, 1)}] * 200
     torch.manual_seed(0)
 
     def training_step(batch: dict[str, torch.Tensor]) -> None:

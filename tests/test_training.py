@@ -2,15 +2,16 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -59,7 +60,9 @@ ALSO = [pytest.param(kind, marks=pytest.mark.ci) for kind in ("v_prediction", "s
 def test_a_single_picture_is_learnt_by_heart(prediction_type: str, tmp_path: Path) -> None:
     config = replace(
         CONFIG,
-        steps=250,
+        steps=100,
+        channels=[32],
+        attention=[False],
         prediction_type=prediction_type,
         batch=32,
         learning_rate=5e-3,
@@ -96,30 +99,37 @@ PROGRAM = ["memlib.study.train_image", "results/data", "results/model"]
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(CONFIG, steps=100, checkpoint_every=10)
-    scratch_study(tmp_path, config)
+    scratch_study(tmp_path, CONFIG)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", PROGRAM)
     checkpoint = tmp_path / "results/checkpoints/train.pt"
-    process = multiprocessing.get_context(start_method()).Process(target=train_image.main)
+    process = multiprocessing.get_context(start_method()).Process(target=killed_at_step_10)
     process.start()
-    while process.is_alive() and not checkpoint.exists():
-        time.sleep(0.001)
-    process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert process.exitcode == -signal.SIGKILL
     reached = torch.load(checkpoint, weights_only=True)["reached"]["step"]
-    assert 0 < reached < config.steps
+    assert reached == 8, "the last of each fourth step"
     assert not (tmp_path / "results/model").exists()
     seen = []
     batch = image_model.training_batch
     monkeypatch.setattr(image_model, "training_batch", lambda *given: seen.append(given[2]) or batch(*given))
     train_image.main()
-    assert seen == [*range(reached, config.steps)], "no step is done twice"
+    assert seen == [*range(reached, CONFIG.steps)], "no step is done twice"
     assert not checkpoint.exists()
-    unbroken_run(tmp_path, config)
+    unbroken_run(tmp_path, CONFIG)
     for name in ("unet/diffusion_pytorch_model.safetensors", "loss.parquet"):
         assert (tmp_path / "results/model" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+
+
+def killed_at_step_10() -> None:
+    """The training program in a process that ends there as by `kill -9`."""
+    batch = image_model.training_batch
+
+    def last(*given: Any) -> Any:
+        return os.kill(os.getpid(), signal.SIGKILL) if given[2] == 10 else batch(*given)
+
+    image_model.training_batch = last
+    train_image.main()
 
 
 def unbroken_run(folder: Path, config: TrainConfig) -> None:
@@ -145,7 +155,7 @@ def fork(folder: Path) -> None:
 def test_two_processes_train_as_one_does(
     start: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(CONFIG, learning_rate=1e-4)
+    config = replace(CONFIG, steps=12, learning_rate=1e-4)
     scratch_study(tmp_path, config)
     monkeypatch.setattr(sys, "argv", PROGRAM)
     start(tmp_path)
@@ -206,9 +216,9 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop.EMAModel, "copy_to", stop)
-        image_model.train(PICTURES, COPIES, CONFIG, tmp_path / "model", checkpoint)
+        image_model.train(PICTURES, COPIES, replace(CONFIG, steps=8), tmp_path / "model", checkpoint)
     assert checkpoint.exists()
-    other = replace(CONFIG, seed=1)
+    other = replace(CONFIG, steps=8, seed=1)
     image_model.train(PICTURES, COPIES, other, tmp_path / "resumed", checkpoint)
     image_model.train(PICTURES, COPIES, other, tmp_path / "fresh", tmp_path / "no-checkpoint.pt")
     name = "unet/diffusion_pytorch_model.safetensors"
