@@ -36,7 +36,11 @@ def test_remarks_say_who_knows_more_and_who_less() -> None:
         ("layer=up_blocks.0.conv1.bias sigmas=[0.1,0.2]", "noise levels 0.1, 0.2, one layer of the network"),
         ("layer=2", "one layer of the network"),
         ("layer=all timesteps=[0,10,20]", "3 timesteps, all layers"),
-        ("sigma=inf step=0 noises=4 quantity=edges", "noise level ∞, reading: edges, 4 noises, step 1"),
+        ("sigma=inf step=0 noises=4 quantity=edges", "noise level ∞, reading: edges, step 1 of sampling, 4 noises"),
+        (
+            "guidance=3 sampling_steps=25 sigma=9.33808 step=1 steps=4",
+            "noise level 9.34, guidance 3, step 2 of sampling",
+        ),
         ("directions=1 quantity=flipd sigma=0.2", "noise level 0.2, 1 random direction"),
     ],
 )

@@ -68,6 +68,7 @@ VALUES = {  # of a setting, in this order
     "part": "reading: {}",
     "crops": "crops of {} of a side",
     "guidance": "guidance {}",
+    "step": "step {} of sampling",
 }
 COUNTS = {
     "draws": "draw of noise|draws of noise",
@@ -99,6 +100,10 @@ def setting(name: str) -> str:
     if name == FIT:
         return "all settings together"
     said = parse_setting(name)
+    if "step" in said:
+        said = {"step": said["step"] + 1} | {
+            key: said[key] for key in said if key not in ("step", "steps", "sampling_steps")
+        }
     words = [form.format(_plain(said[key])) for key, form in VALUES.items() if said.get(key, "flipd") != "flipd"]
     for key, forms in COUNTS.items():
         if key in said:
@@ -106,8 +111,6 @@ def setting(name: str) -> str:
             words.append(f"{said[key]} {one if said[key] == 1 else several}")
     if "timesteps" in said:
         words.append(f"{len(said['timesteps'])} timesteps")
-    if "step" in said:
-        words.append(f"step {said['step'] + 1}")
     if "layer" in said:
         words.append({"all": "all layers"}.get(said["layer"], "one layer of the network"))
     if said.get("prompt"):
