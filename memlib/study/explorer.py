@@ -218,16 +218,17 @@ def _lines(own: pd.DataFrame, taken: pd.DataFrame, items: str, budgets: Sequence
         state = (' aria-current="true"' if first in best else "") + ("" if first in where else " hidden")
         yield (
             f'<li data-budgets="{" ".join(where)}" data-taken="{" ".join(best)}"{state}>'
-            f'{_named(detector, items)}<i style="{place}"></i>'
-            f"<span>{line['AUROC'].iloc[0]} <small>{_price(line['evaluations'].iloc[0])}</small></span></li>"
+            f'{_named(detector, items, _price(line["evaluations"].iloc[0]))}<i style="{place}"></i>'
+            f"<span>{line['AUROC'].iloc[0]}</span></li>"
         )
 
 
-def _named(detector: str, items: str) -> str:
+def _named(detector: str, items: str, price: str = "") -> str:
+    """A detector in words, what it costs, and what sets it apart from those of the model and the item alone."""
     remark = naming.remark(detector, BASELINES[items])
     kind = {"plain baseline": "plain", "never looks at the model": "blind", "": ""}.get(remark, "more")
-    small = f" <small>{remark}</small>" if remark else ""
-    return f'<span class="{kind}">{html.escape(naming.detector_in_words(detector))}{small}</span>'
+    small = "; ".join(filter(None, [remark, price]))
+    return f'<span class="{kind}">{html.escape(naming.detector_in_words(detector))} <small>{small}</small></span>'
 
 
 def _price(evaluations: int) -> str:
@@ -261,12 +262,12 @@ def picture_explorer(
     for number, (key, row) in enumerate(trained.iterrows()):
         own = [(places[number], f"training picture: {row['caption']}", row["caption"])]
         for sample, distance in _nearest(images[key], drawn):
-            verb = "a copy of it" if copied[sample] == key else "no copy of it"
-            own.append((stored[sample], f"sample {sample}, {verb}", f"{distance:.2f}, {verb}"))
+            verdict_of = "a copy" if copied[sample] == key else "no copy"
+            own.append((stored[sample], f"sample {sample}, {verdict_of}", f"{distance:.2f}: {verdict_of}"))
         facts = [
             f"Training holds it {_times(row['copies'])} an epoch.",
             f"{'The model reproduces it' if row['reproduced'] else 'The model does not reproduce it'}: "
-            f"{row['generated_copies'] or 'none'} of {len(matches)} samples are copies of it, and {enough} are asked for.",
+            f"{_copies(row['generated_copies'], len(matches))}, and {enough} would be enough.",
             f"The nearest of all samples comes to {row['relative']:.2f} of the distance below which a sample is a copy.",
         ]
         entries.append({"pictures": own, "facts": facts, "above": above.loc[key].tolist()})
@@ -331,6 +332,11 @@ def _figure(place: str, label: str, caption: str) -> str:
 
 def _times(copies: int) -> str:
     return "once" if copies == 1 else f"{copies} times"
+
+
+def _copies(count: int, samples: int) -> str:
+    verb = "are copies" if count > 1 else "is a copy"
+    return f"{count or 'none'} of {samples:,} samples {verb} of it"
 
 
 def _part(name: str, choices: str, content: str, script: str, style: str = "") -> HTML:
