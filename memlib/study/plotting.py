@@ -223,12 +223,3 @@ def trade_off(curves: Mapping[str, pd.DataFrame]) -> tuple[Figure, Axes]:
     ax.set_ylabel("agreement with the prompt (more is better)")
     ax.legend()
     return fig, ax
-
-
-def relative_panels(rows: pd.DataFrame, x: str, columns: list[str], label: str) -> sns.FacetGrid:
-    """Log-log lines of columns over `x`, relative to the column `truth`, for each p and, a panel each, dimension `d`."""
-    lines = rows.melt(["d", "p", "truth", x], columns, "what", label)
-    lines[label] = (lines[label] / lines["truth"]).abs()
-    lines["dimensions"] = lines["d"].map("{} dimensions".format)
-    look = {"hue": "p", "style": "what", "palette": PALETTE[: rows["p"].nunique()], "col": "dimensions"}
-    return line_panels(lines, x, sorted(rows[x].unique())[-3:], y=label, **look).set(yscale="log")
