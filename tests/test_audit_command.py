@@ -21,16 +21,20 @@ from scipy import stats
 from test_transformers import tiny
 
 from memlib import cli
-from memlib.audit import RECOMMENDED, Single, judged, recommended, single_scores
+from memlib.audit import RECOMMENDED, Single, _order, _whole_set, judged, recommended, single_scores
+from memlib.audit_report import Finding, Section, Suspect
 from memlib.datasets.images import ImageSet, save
 from memlib.datasets.prompts import read_prompts
 from memlib.detectors import ALL, find
 from memlib.detectors.api import Detector, Items, Scores
+from memlib.detectors.maps import copied_map
 from memlib.detectors.text import lost_without_words, token_significance
 from memlib.evaluation.discovery import fewest_nulls, most_false
 from memlib.fields.load import load_field
-from memlib.sampling.pipeline import cut_parts, shared_noise
+from memlib.fields.unet import UNetField
+from memlib.sampling.pipeline import cut_parts, generate, shared_noise
 from memlib.tables import setting_name
+from memlib.tensors import to_float, to_uint8
 
 EVIL = '<img src=x onerror=alert(1)>"'
 PROMPTS = ["a red apple", "the whale on a tree", "the blue whale", f"a {EVIL} apple"]
@@ -142,7 +146,11 @@ def test_pictures_and_nulls_may_have_the_same_names(tmp_path: Path) -> None:
     assert (found["items"], found["nulls"], found["discoveries"]) == (12, 12, 12)
 
 
-def test_two_detectors_share_the_rate_and_the_chance_of_the_bounds(tmp_path: Path) -> None:
+def test_two_detectors_share_the_rate_and_the_chance_of_the_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[float] = []
+    monkeypatch.setattr("memlib.audit.most_false", lambda p, level: levels.append(level) or most_false(p, level))
     arguments = ["model", "--images", "pictures", "--null-images", "nulls", "--fdr", "0.2", "--detectors"]
     alone, _, scores = audit(tmp_path / "one", *arguments, "bright")
     p_values = scores["p_value"].dropna()
@@ -154,6 +162,7 @@ def test_two_detectors_share_the_rate_and_the_chance_of_the_bounds(tmp_path: Pat
         assert (table["discovery"] == own).all()
         found |= set(table["item"][own])
         bounds += most_false(table["p_value"], 0.025)[own.sum() - 1] if own.any() else 0
+    assert levels == [0.05, 0.025, 0.025], "of one detector, then of two"
     assert both["discoveries"] == len(found)
     assert both["at most false"] == min(len(found), bounds)
     assert "Each of the 2 detectors has its share of the rate" in page.text
@@ -539,6 +548,115 @@ def test_captioned_pictures_are_audited_under_their_captions(tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "out")
     _, page, _ = audit(tmp_path / "out", "text", "--images", there, "--budget", "1", "--rows", "8")
     assert page.text.count("brightest where its prompt fixes it most") == 1, "none for a picture without a caption"
+
+
+def evidence(output: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> list[Suspect]:
+    """The suspects of the report of an audit, as they are given to it."""
+    seen: list[Section] = []
+    monkeypatch.setattr("memlib.audit.as_page", lambda sections, *_: seen.extend(sections) or "")
+    audit(output, *arguments)
+    (section,) = seen
+    return list(section.suspects)
+
+
+def weights(field: UNetField, prompt: str) -> list[tuple[str, float]]:
+    """The tokens of a prompt with their share of the largest significance."""
+    table = token_significance(field, [prompt], shared_noise(field.shape, 1, 0))
+    return list(zip(table["token"], table["significance"] / table["significance"].max(), strict=True))
+
+
+def fixed(field: UNetField, picture: np.ndarray, name: str, prompt: str) -> np.ndarray:
+    """The map of what a prompt fixes in a picture [H, W, C] of 0 to 255, of the item by itself."""
+    given = to_float(torch.from_numpy(picture).permute(2, 0, 1)[None])
+    return copied_map(field, given, [prompt], 1.0, 8, Items([name], 0).seeds)[0].double().numpy()
+
+
+def test_every_suspect_of_the_pictures_has_its_own_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two detectors rank the pictures in other orders than their names do; one of the five is not shown."""
+    captions = {"a": "the blue whale", "b": "", "c": "a red apple", "d": "the whale on a tree", "e": "a red whale"}
+    levels = dict(zip("abcde", (60, 180, 90, 150, 120), strict=True))
+    names = [f"{letter}.png" for letter in captions]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "like").mkdir()
+    rng = np.random.default_rng(5)
+    pictures = {n: (levels[n[0]] + rng.integers(-50, 50, (16, 16, 3))).astype(np.uint8) for n in names}
+    likes = {f"like-{n}": pictures[n] + np.uint8(1 + k) for k, n in enumerate(names)}
+    for folder, found in (("there", pictures), ("like", likes)):
+        for name, picture in found.items():
+            Image.fromarray(picture).save(tmp_path / folder / name)
+    for letter, caption in captions.items():
+        (tmp_path / "there" / f"{letter}.txt").write_text(caption)
+    arguments = ["text", "--images", tmp_path / "there", "--training", tmp_path / "like", "--rows", "8", "--show", "4"]
+    shown = evidence(tmp_path / "out", monkeypatch, *arguments, "--detectors", "bright", "magnitude")
+    scores = pd.read_parquet(tmp_path / "out" / "scores.parquet").pivot(
+        index="item", columns="detector", values="score"
+    )
+    ranks = scores.rank(ascending=False)
+    first = sorted(names, key=lambda name: (ranks.loc[name].sum(), name))[:4]
+    assert [suspect.name for suspect in shown] == first
+    assert first != sorted(first)
+    assert ranks["bright"].tolist() != ranks["magnitude"].tolist()
+    field = load_field("text")
+    for suspect in shown:
+        name, prompt, picture = suspect.name, captions[suspect.name[0]], pictures[suspect.name]
+        assert (suspect.prompt, suspect.drawn) == (prompt, False)
+        assert (suspect.picture == picture).all()
+        for detector, rank, row in suspect.readings:
+            assert (rank, row["score"]) == (ranks.loc[name, detector], scores.loc[name, detector])
+        assert [detector for detector, *_ in suspect.readings] == ["bright", "magnitude"]
+        distances = {n: ((p.astype(float) - picture) ** 2).mean() ** 0.5 / 127.5 for n, p in likes.items()}
+        assert suspect.match.name == f"like-{name}" == min(distances, key=distances.get)
+        assert suspect.match.distance == pytest.approx(distances[suspect.match.name], rel=1e-3)
+        assert (suspect.match.picture == likes[suspect.match.name]).all()
+        if not prompt:
+            assert suspect.copied is None
+            continue
+        np.testing.assert_allclose(suspect.copied, fixed(field, picture, name, prompt), rtol=1e-3, atol=1e-4)
+        assert [token for token, _ in suspect.tokens] == [token for token, _ in weights(field, prompt)]
+        assert [w for _, w in suspect.tokens] == pytest.approx([w for _, w in weights(field, prompt)], abs=1e-3)
+    assert any(suspect.copied is None for suspect in shown)
+
+
+def test_pictures_are_drawn_of_the_first_suspects_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first two of four prompts, each its own, with its map and the picture that it is nearest to."""
+    monkeypatch.setattr("memlib.audit.DRAWN", 2)
+    arguments = ["text", "--prompts", "prompts.txt", "--training", "pictures16", "--rows", "8", "--show", "4"]
+    shown = evidence(tmp_path, monkeypatch, *arguments)
+    field, noise = load_field("text"), shared_noise(torch.Size([4, 4, 4]), 1, 0)
+    training = {f"{n}.png": np.asarray(Image.open(f"pictures16/{n}.png")) for n in ("a", "b", "c", EVIL)}
+    for suspect in shown[:2]:
+        picture = generate(field.pipe, [suspect.prompt], noise, 25, 7.5, 16)[0, 0]
+        assert suspect.drawn
+        assert np.abs(to_uint8(picture).permute(1, 2, 0).numpy().astype(int) - suspect.picture).max() <= 1
+        distances = {n: ((p / 127.5 - 1 - picture.permute(1, 2, 0).numpy()) ** 2).mean() for n, p in training.items()}
+        assert suspect.match.name == min(distances, key=distances.get)
+        assert suspect.match.distance == pytest.approx(min(distances.values()) ** 0.5, rel=1e-3)
+        made = copied_map(field, picture[None], [suspect.prompt], 1.0, 8, Items([suspect.name], 0).seeds)[0]
+        np.testing.assert_allclose(suspect.copied, made.numpy(), rtol=2e-3, atol=1e-3)
+    assert [suspect.prompt for suspect in shown] == [suspect.name for suspect in shown]
+    for suspect in shown[2:]:
+        assert suspect.picture is suspect.match is suspect.copied is None
+    for suspect in shown:
+        assert [w for _, w in suspect.tokens] == pytest.approx([w for _, w in weights(field, suspect.prompt)], abs=1e-3)
+
+
+def finding(name: str, scores: dict[str, float], discovered: str) -> Finding:
+    ranked = pd.Series(scores, name="score").sort_values(ascending=False).to_frame()
+    return Finding(name, "", 1, ranked.assign(discovery=ranked.index.isin([*discovered])), np.zeros(1), 0.1)
+
+
+def test_discoveries_come_first_then_the_mean_rank_then_the_name() -> None:
+    """d is discovered by one detector alone, which the other ranks last; a and b have the same mean rank."""
+    first = finding("x", {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}, "")
+    second = finding("y", {"b": 4.0, "a": 3.0, "d": 2.0, "c": 1.0}, "d")
+    assert _order([first, second]) == ["d", "a", "b", "c"]
+
+
+def test_the_smallest_collection_that_can_be_tested_is_tested() -> None:
+    items = pd.DataFrame({"r": [1.0, 2.0, 3.0, 4.0]})
+    assert _whole_set([[items, items - 9]], 0).suspects == 2
+    assert _whole_set([[items[:3], items]], 0) is None
+    assert _whole_set([[items]], 0) is None, "without nulls"
 
 
 def test_make_audit_runs_the_command(world: Path) -> None:

@@ -157,6 +157,20 @@ def test_a_prompt_above_the_threshold_is_refused_or_warned_of(name: str) -> None
     assert watch.alarms == 1
 
 
+def test_the_threshold_itself_is_no_alarm_and_what_is_no_number_is() -> None:
+    pipe, how = made("U-Net")
+    guard, _, call = guarded(pipe, how, 1.0, "U-Net")
+    with replace(guard, threshold=1e9).on(pipe) as watch:
+        drawn(pipe, call)
+    with replace(guard, threshold=max(watch.magnitudes)).on(pipe) as again:
+        drawn(pipe, call)
+    assert again.alarms == 0
+    pipe.unet.conv_out.bias.data[0] = torch.nan
+    with pytest.raises(MemorisedPrompt) as refused, guard.on(pipe):
+        drawn(pipe, call)
+    assert refused.value.rows == [0, 1, 2]
+
+
 @pytest.mark.parametrize("name", JOINT)
 def test_less_guidance_is_guidance_that_brings_the_magnitude_to_the_threshold(name: str) -> None:
     pipe, how = made(name)

@@ -244,7 +244,9 @@ def test_alarms_are_counted_among_the_further_ordinary_prompts() -> None:
     alarms = pd.read_parquet("tables/audits/alarms.parquet").set_index("window")
     assert alarms["stopped"].between(20, 28).all(), alarms["stopped"]
     found = pd.read_parquet("tables/audits/guard/planted.parquet")
-    assert found["last step"].tolist() == [1.0, 0.5], "nor do these prompts decide which copies are stopped"
+    assert found["last step"].tolist() == found["together"].tolist() == [1.0, 0.5], (
+        "nor do these prompts decide which copies are stopped"
+    )
 
 
 @pytest.mark.parametrize("copied", ["", "a"])

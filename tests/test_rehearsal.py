@@ -42,6 +42,8 @@ def test_parts_are_of_the_asked_size_and_alike_for_all_scores() -> None:
     assert not rehearse(50 * np.ones(6), np.arange(40.0), 20, 0.3, 30, seed=1, suspects=7).equals(first)
     few = rehearse(np.arange(50.0, 56.0), np.zeros(40), 30, 0.5, 30, copies=2)
     assert set(few["named"]) == {2}
+    one = rehearse([50.0, -9.0], np.zeros(40), 30, 0.5, 40, copies=1)
+    assert 10 < one["found"].sum() < 30, "either of the two at random"
     everything = rehearse([1.0, 1.0], np.zeros(40), 20, 0.99, 3, suspects=7)
     assert set(everything["true_share_each"]) == {1.0}
     apart = rehearse([50.0, 51.0], np.r_[np.zeros(10), np.full(30, 9.0)], 10, 0.5, 5, apart=np.arange(40) < 10)

@@ -26,9 +26,9 @@ def test_the_reading_is_chosen_on_one_half_and_tested_on_the_other() -> None:
 
 
 def test_neither_units_nor_what_scores_lower_decide_what_is_compared() -> None:
-    suspects, outside = scores(80, 1.0, 0), scores(60, 0.0, 1)
+    suspects, outside = (each.assign(r0=-each["r1"]) for each in (scores(80, 1.0, 0), scores(60, 0.0, 1)))
     found = set_test(suspects, outside)
-    units = pd.Series({"r0": 1e-4, "r1": 1e4, "r2": 1e-2})
+    units = pd.Series({"r0": 1e4, "r1": 1e4, "r2": 1e-2})
     assert set_test(suspects * units + 7, outside * units + 7)[:-1] == found[:-1]
     lower = set_test(suspects - [9.0, 0.0, 0.0], outside)
     assert (lower.reading, lower.p_value) == ("r2", found.p_value)

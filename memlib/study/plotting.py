@@ -223,7 +223,6 @@ def trade_off(curves: Mapping[str, pd.DataFrame], colours: Sequence[Any]) -> tup
     ax.set_ylabel("agreement with the prompt (more is better)")
     fig.legend(loc="outside lower center", ncols=2)
     return fig, ax
-<<<<<<< HEAD
 
 
 def relative_panels(rows: pd.DataFrame, x: str, columns: list[str], label: str) -> sns.FacetGrid:
@@ -254,5 +253,3 @@ def label_sheet(ax: Axes, rows: Sequence[str] = (), columns: Sequence[str] = ())
 def folded(title: str, content: HTML) -> HTML:
     """A table that is long, as a line that opens it."""
     return HTML(f'<details class="folded"><summary>{html.escape(title)}</summary>{content.data}</details>')
-=======
->>>>>>> p-own
