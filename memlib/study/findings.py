@@ -11,7 +11,6 @@ from memlib.evaluation.bench import BASELINES
 from memlib.evaluation.intervals import Estimate
 from memlib.study.naming import detector_in_words, question
 
-PLAIN_ONES = ("loss", "magnitude")
 SMALL = 4  # network evaluations an item: the budget of the sentences of single families
 PLAIN = {"pictures": "the plain loss", "prompts": "the text magnitude"}  # `memlib.evaluation.bench.BASELINES` in words
 TOGETHER = {
@@ -44,7 +43,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
     """
     rows = found["for_a_budget"]
     return [
-        *(of_question(own, SMALL) for own in _by_question(rows)),
+        *(_of_question(own) for own in _by_question(rows)),
         _over_all(rows),
         *_upper(found["upper"]),
         *_combined(found["combined"]),
@@ -86,14 +85,14 @@ def verdict(difference: Estimate) -> str:
 def counts(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
     """In how many rows the chosen detector is ahead of the plain one of the same budget, behind, neither, or `same`."""
     compared = [row for row in rows if row["minus baseline"] is not None]
-    same = [row for row in compared if row["detector"] in PLAIN_ONES]
-    others = [row for row in compared if row["detector"] not in PLAIN_ONES]
+    same = [row for row in compared if row["detector"] in BASELINES.values()]
+    others = [row for row in compared if row["detector"] not in BASELINES.values()]
     return Counter(verdict(_estimate(row, "minus baseline")) for row in others) + Counter(same=len(same))
 
 
-def of_question(rows: Sequence[Mapping[str, Any]], budget: float) -> str:
-    """On one question: what the dearest detector within the budget buys, or, where there is none, the cheapest."""
-    small = [row for row in rows if row["budget"] <= budget]
+def _of_question(rows: Sequence[Mapping[str, Any]]) -> str:
+    """On one question: what the dearest of the small budgets buys, or, where there is none, the cheapest."""
+    small = [row for row in rows if row["budget"] <= SMALL]
     row = small[-1] if small else rows[0]
     plain = PLAIN[row["items"]]
     begun = (
@@ -103,7 +102,7 @@ def of_question(rows: Sequence[Mapping[str, Any]], budget: float) -> str:
     reached = f"an AUROC of {_estimate(row, 'AUROC')}"
     if row["minus baseline"] is None:
         return f"{begun} `{row['detector']}` reaches {reached}; {plain} costs more."
-    if row["detector"] in PLAIN_ONES:
+    if row["detector"] in BASELINES.values():
         return (
             f"{begun} nothing is better on the first half than {plain} itself, which reaches {reached} on the second."
         )

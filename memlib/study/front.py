@@ -1,7 +1,7 @@
 """The book's first page in what a run can change: the answer, the scale, and the findings, made of metrics and tables."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,14 +9,9 @@ import pandas as pd
 from memlib.files import read_json, read_pictures
 from memlib.study.claims import said
 from memlib.study.criteria import read_claims
-from memlib.study.findings import counts, of_question
+from memlib.study.findings import answers, counts
 from memlib.study.stages import STUDY
 
-ASKED = (  # of the bench: family, items, how the contrast begins, and the budget of network evaluations an item
-    ("pixel U-Net", "pictures", "seen once", 4),
-    ("pixel U-Net", "pictures", "reproduced", 4),
-    ("latent U-Net", "prompts", "planted", 2),
-)
 TRAININGS = (
     "train",
     "pair",
@@ -60,22 +55,13 @@ def findings(rows: Sequence[Mapping[str, Any]], bench: Mapping[str, Any]) -> lis
     """Sentences of MyST, each with its numbers, the plain baseline's and the page that shows it; arguments as for `answer`."""
     claims, judged = read_claims(), {row["id"]: row for row in rows if row["verdict"] != "open"}
     return [
-        *(f"{of_question(own, budget)} ({{doc}}`chapters/bench`)" for own, budget in _asked(bench["for_a_budget"])),
+        *(f"{sentence} ({{doc}}`chapters/bench`)" for sentence in answers(bench["answers"])),
         *(
             f"{said(claims[name], judged[name])} ({{doc}}`{claims[name].page.removesuffix('.ipynb')}`)"
             for name in PICKED
             if name in judged
         ),
     ]
-
-
-def _asked(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[list[Mapping[str, Any]], float]]:
-    """The bench's rows of each question of `ASKED` that it has, with the budget."""
-    for family, items, contrast, budget in ASKED:
-        own = [row for row in rows if (row["family"], row["items"]) == (family, items)]
-        own = [row for row in own if row["contrast"].startswith(contrast)]
-        if own:
-            yield own, budget
 
 
 def scale() -> str:
