@@ -31,7 +31,7 @@ from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields.digest import weights_digest
 from memlib.fields.load import load_field
 from memlib.processes import processes
-from memlib.score import Job, Made, Table, Workers, write_tables
+from memlib.score import Job, Made, Table, Workers, score_jobs, write_tables
 
 PICTURES = 40
 USUAL = {"sigma": 0.2, "draws": [1]}
@@ -129,6 +129,19 @@ def test_batches_that_workers_do_in_any_order_give_the_same_bytes(
         write("together", partial(others, 4))
     assert write("together", partial(others, None)) == write("alone")
     assert len(done) == len(set(done)) == 10
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_workers_are_told_whether_detectors_share(share: bool, tmp_path: Path) -> None:
+    field, told = load_field("model", rows=3), []
+    items, _ = load_items(images="training")
+
+    def others(batches: Sequence[Sequence[Job]], share: bool) -> Iterator[list[Made]]:
+        told.append(share)
+        yield from ([*score_jobs(field, jobs, share)] for jobs in batches)
+
+    write_tables(field, [Table(items, find("loss"), [USUAL], tmp_path / "a")], share=share, workers=others)
+    assert told == [share]
 
 
 def test_a_worker_that_sees_another_model_or_none_says_so(worker: Callable[..., Worker]) -> None:

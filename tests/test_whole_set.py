@@ -67,19 +67,20 @@ def test_power_grows_with_the_collection_and_is_the_level_without_a_difference()
 def test_a_collection_holds_as_many_members_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def looked_at(suspects: pd.DataFrame, outside: pd.DataFrame, *_: int) -> SetTest:
-        seen.append((suspects, outside))
+    def looked_at(suspects: pd.DataFrame, outside: pd.DataFrame, seed: int, _: int) -> SetTest:
+        seen.append((suspects, outside, seed))
         return SetTest("r0", 0.05, 0, 0, 0.5)
 
     monkeypatch.setattr("memlib.evaluation.whole_set.set_test", looked_at)
     members, outside = scores(20, 0.0, 0), scores(30, 0.0, 1).rename(index="o{}".format)
     assert rejections(members, outside, 10, 0.3, repeats=3).all(), "a p-value of the level itself rejects"
-    for suspects, left in seen:
+    for suspects, left, _ in seen:
         assert suspects.index.isin(members.index).sum() == 3
         assert len(suspects) == 10
         assert len(left) == 23
         assert not left.index.isin(suspects.index).any()
     assert not seen[0][0].equals(seen[1][0])
+    assert len({seed for *_, seed in seen}) == 3, "other halves each time"
 
 
 def test_many_items_are_permuted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
