@@ -59,10 +59,12 @@ def test_the_answer_counts_what_is_left_of_the_papers_claims_after_correction(ro
         row["holm_verdict"] = "inconclusive"
     said = front.answer(rows, BENCH)
     assert f"Of {len(papers)} claims of the papers, 2 hold here" in said
-    assert f"1 do not, and {len(papers) - 3} stay undecided" in said
+    assert f"1 fail, and {len(papers) - 3} stay undecided" in said
     assert "in 1 of 4 comparisons" in said, (
         "where the plain one is chosen it is not beaten; where it costs more, no one asks"
     )
+    papers[2]["holm_verdict"] = "inconclusive"
+    assert ", none fail, and " in front.answer(rows, BENCH)
     papers[0]["verdict"] = "open"
     assert f"Of {len(papers) - 1} claims of the papers, 1 hold here" in front.answer(rows, BENCH)
 

@@ -46,7 +46,7 @@ def finished(tmp_path: Path) -> BeautifulSoup:
         "<h1>Growth</h1>",
         cell("import torch"),
         cell("seed = 4"),
-        "<p>Words.</p>",
+        "<p>Words of 95 % and n = 12.</p>",
         cell("draw(1)", FIGURE, folded=True),
         cell("x = [1, 2]"),
         cell("print(3)", f"{printed}{TABLE}"),
@@ -116,6 +116,7 @@ def test_tables_scroll_by_keyboard_and_those_of_claims_have_labelled_cells(finis
 def test_numbers_that_belong_together_stay_in_one_line(finished: BeautifulSoup) -> None:
     assert finished.find("td", string="0.9 [0.8,\u00a01.0]")
     assert finished.find("figcaption", string="Growth tells, p\u00a0<\u00a00.05.")
+    assert finished.find("p", string="Words of 95\u00a0% and n\u00a0=\u00a012.")
     assert "x = [1, 2]" in finished.get_text(), "but code stays as it is"
 
 

@@ -186,21 +186,6 @@ def test_a_map_of_signed_values_has_its_grid_upright_and_a_scale_alike_on_both_s
     assert own_scale.norm.vmax == pytest.approx(97.5)
 
 
-def test_lines_stand_in_panels_on_a_logarithmic_axis_with_one_legend() -> None:
-    rows = pd.DataFrame(
-        [(x, x * slope, slope, panel) for x in (1, 10, 100) for slope in (1, 2) for panel in ("left", "right")],
-        columns=["x", "value", "slope", "panel"],
-    )
-    grid = plotting.line_panels(rows, "x", [1, 100], y="value", hue="slope", style="slope", col="panel")
-    plt.close(grid.figure)
-    assert [ax.get_title() for ax in grid.axes.flat] == ["left", "right"]
-    for ax in grid.axes.flat:
-        assert ax.get_xscale() == "log"
-        assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "100"]
-        assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[1, 10, 100], [2, 20, 200]]
-    assert [text.get_text() for text in grid.legend.get_texts()] == ["1", "2"]
-
-
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [

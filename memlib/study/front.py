@@ -44,11 +44,15 @@ def answer(rows: Sequence[Mapping[str, Any]], bench: Mapping[str, Any]) -> str:
     undecided = kept["inconclusive"] + kept["underpowered"]
     ahead = counts(bench["for_a_budget"])
     return (
-        f"**Of {kept.total()} claims of the papers, {kept['reproduced']} hold here after correction for their number, "
-        f"{kept['not reproduced']} do not, and {undecided} stay undecided on models this small. For the same number of network "
-        f"evaluations, a detector chosen on other items beats the plain loss or the plain text magnitude in {ahead['ahead']} "
+        f"**Of {kept.total()} claims of the papers, {_none(kept['reproduced'])} hold here after correction for their number, "
+        f"{_none(kept['not reproduced'])} fail, and {_none(undecided)} stay undecided on models this small. For the same number of network "
+        f"evaluations, a detector chosen on other items beats the plain loss or text magnitude in {_none(ahead['ahead'])} "
         f"of {ahead.total()} comparisons.**"
     )
+
+
+def _none(count: int) -> str:
+    return str(count or "none")
 
 
 def findings(rows: Sequence[Mapping[str, Any]], bench: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup, Tag
 CHAPTERS, IMAGES, DATA = "chapters", "_images", "_downloads"
 CARDS = "Verdict"  # a table with such a column is a table of claims
 SCROLLING = ("scrolling", "pst-scrollable-table-container")
-UNBROKEN = re.compile(r"\[[-\d.]+, [-\d.]+\]|\bp [=<] [\d.]+")
+UNBROKEN = re.compile(r"\[[-\d.]+, [-\d.]+\]|\b[pn] [=<] [\d.]+|\d %")
 PNG, CSV = "data:image/png;base64,", "data:text/csv;base64,"
 SUMMARY = (
     "SHOW_SEARCH_SUMMARY: true"  # the search fetches pages for their summaries, which no browser allows from files
@@ -149,7 +149,7 @@ def fit_tables(page: BeautifulSoup, folder: Path, path: Path) -> None:
 
 
 def keep_together(page: BeautifulSoup) -> None:
-    """Keep intervals and p-values of prose and tables in one line."""
+    """Keep intervals, p-values, counts and percentages of prose and tables in one line."""
     for text in page.find_all(string=UNBROKEN):
         if not text.find_parent(["pre", "script"]):
             text.replace_with(UNBROKEN.sub(lambda found: found[0].replace(" ", "\u00a0"), text))

@@ -155,23 +155,6 @@ def label_ends(ax: Axes) -> None:
         )
 
 
-def line_panels(rows: pd.DataFrame, x: str, ticks: Sequence[float], **style: Any) -> sns.FacetGrid:
-    """Lines over x on a logarithmic axis, in panels with one legend below them.
-
-    rows: in long form; ticks: of the axis. style: that of `seaborn.relplot`, such as the columns y, hue and col.
-    """
-    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has a layout of its own
-        look = {"markers": True, "errorbar": None, "height": 2.7, "aspect": 1.1} | style
-        grid = sns.relplot(rows, kind="line", x=x, **look)
-        grid.set(xscale="log", xticks=ticks, xticklabels=[f"{tick:g}" for tick in ticks])
-        grid.set_titles("{col_name}")
-        for ax in grid.axes.flat:
-            ax.tick_params("x", which="minor", bottom=False, labelbottom=False)
-        sns.move_legend(grid, "upper center", bbox_to_anchor=(0.5, 0), ncol=3, title="")
-        grid.tight_layout()
-    return grid
-
-
 def signed_map(ax: Axes, grid: pd.DataFrame, column: str, largest: float | None = None) -> QuadMesh:
     """A column of values over a plane as colours: brown below zero, purple above, on a logarithmic scale on both sides.
 
@@ -223,15 +206,6 @@ def trade_off(curves: Mapping[str, pd.DataFrame], colours: Sequence[Any]) -> tup
     ax.set_ylabel("agreement with the prompt (more is better)")
     fig.legend(loc="outside lower center", ncols=2)
     return fig, ax
-
-
-def relative_panels(rows: pd.DataFrame, x: str, columns: list[str], label: str) -> sns.FacetGrid:
-    """Log-log lines of columns over `x`, relative to the column `truth`, for each p and, a panel each, dimension `d`."""
-    lines = rows.melt(["d", "p", "truth", x], columns, "what", label)
-    lines[label] = (lines[label] / lines["truth"]).abs()
-    lines["dimensions"] = lines["d"].map("{} dimensions".format)
-    look = {"hue": "p", "style": "what", "palette": PALETTE[: rows["p"].nunique()], "col": "dimensions"}
-    return line_panels(lines, x, sorted(rows[x].unique())[-3:], y=label, **look).set(yscale="log")
 
 
 def stands(difference: Estimate) -> str:
