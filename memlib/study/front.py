@@ -45,9 +45,9 @@ def answer(rows: Sequence[Mapping[str, Any]], bench: Mapping[str, Any]) -> str:
     ahead = counts(bench["for_a_budget"])
     return (
         f"**Of {kept.total()} claims of the papers, {_none(kept['reproduced'])} hold here after correction for their number, "
-        f"{_none(kept['not reproduced'])} fail, and {_none(undecided)} stay undecided on models this small. For the same number of network "
-        f"evaluations, a detector chosen on other items beats the plain loss or text magnitude in {_none(ahead['ahead'])} "
-        f"of {ahead.total()} comparisons.**"
+        f"{_none(kept['not reproduced'])} fail, and {_none(undecided)} stay undecided on models this small. For the same number "
+        f"of network evaluations, a detector chosen on other items beats the plain loss or text magnitude in "
+        f"{_none(ahead['ahead'])} of {ahead.total()} comparisons.**"
     )
 
 
