@@ -72,6 +72,22 @@ def test_search(browser, address: str, served: bool) -> None:
     page.close()
 
 
+@pytest.mark.parametrize("width", [400, 1280])
+def test_explorers_of_the_bench_by_keyboard(browser, address: str, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(f"{address}/chapters/bench.html", wait_until="networkidle")
+    for part, controls in (("#bench-explorer", "select, input:checked"), ("#picture-explorer", "select, button")):
+        for i in range(page.locator(part).locator(controls).count()):
+            control = page.locator(part).locator(controls).nth(i)
+            before = page.locator(part).inner_text()
+            control.focus()
+            page.keyboard.press("Enter" if control.evaluate("control => control.tagName") == "BUTTON" else "ArrowDown")
+            assert page.locator(part).inner_text() != before, "a control that changes nothing"
+            assert page.locator(part).locator(".dots li:visible").count() > 0
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
 CONTRASTS = """[...document.querySelectorAll("article figcaption, article td, article summary, article p")].map(part => {
     let box = part;
     const opaque = colour => !colour.endsWith(", 0)") && colour != "transparent";

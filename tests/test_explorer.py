@@ -1,15 +1,26 @@
-"""The page part for choosing a prompt: what is shown, by keyboard and without a request."""
+"""The page parts in which a reader chooses: what is shown, by keyboard and without a request."""
 
 import base64
 import io
+import json
 import re
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from bs4 import BeautifulSoup, Tag
 from PIL import Image
 
-from memlib.study.explorer import Explained, explorer
+from memlib.evaluation.intervals import Estimate
+from memlib.study import names
+from memlib.study.explorer import NOTHING, Explained, above_percent, bench_explorer, explorer, picture_explorer
+from memlib.truth.outcomes import least_copies, reproduced
+
+CHROMIUM = shutil.which("chromium")
+STYLE = Path(__file__).parent.parent / "book/_static/book.css"
 
 
 def entries() -> list[Explained]:
@@ -41,27 +52,248 @@ def test_a_picture_is_shown_larger_and_otherwise_as_it_is() -> None:
     np.testing.assert_array_equal(shown[1], grey[..., 0].repeat(3, 0).repeat(3, 1))
 
 
-def test_a_reader_chooses_by_keyboard(tmp_path) -> None:
-    browser_path = shutil.which("chromium")
-    if browser_path is None:
+@pytest.fixture
+def page(tmp_path) -> Iterator:
+    """A page on a phone, in the book's style, which `page.show` fills with a part; it asks no host for anything."""
+    if CHROMIUM is None:
         pytest.skip("there is no Chromium here")
     from playwright.sync_api import sync_playwright
 
-    page_file = tmp_path / "page.html"
-    page_file.write_text(f"<html lang=en><meta charset=utf-8><body>{explorer(entries(), 'tokens').data}</body></html>")
+    def show(part: str) -> None:
+        file = tmp_path / "page.html"
+        style = f"<style>{STYLE.read_text()}</style>"
+        file.write_text(f"<!doctype html><html lang=en><meta charset=utf-8>{style}<body>{part}</body></html>")
+        page.goto(file.as_uri())
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 360, "height": 640})
-        requests = []
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 400, "height": 800})
+        requests, errors = [], []
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(page_file.as_uri())
-        shown = page.locator("[data-entry]:visible")
-        assert shown.count() == 1
-        assert "apple" in shown.inner_text()
-        page.keyboard.press("Tab")
-        page.keyboard.press("ArrowDown")
-        assert shown.count() == 1
-        assert "whale" in shown.inner_text()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.show = show
+        yield page
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
         browser.close()
+    assert not errors
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+def test_a_reader_chooses_a_prompt_by_keyboard(page) -> None:
+    page.show(explorer(entries(), "tokens").data)
+    shown = page.locator("[data-entry]:visible")
+    assert shown.count() == 1
+    assert "apple" in shown.inner_text()
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    assert shown.count() == 1
+    assert "whale" in shown.inner_text()
+
+
+BUDGETS = [1, 4]
+QUESTIONS = [  # family, items, training, contrast, kind
+    ("pixel U-Net", "pictures", "long <one>", "seen once against kept out", "membership"),
+    ("pixel U-Net", "pictures", "long <one>", "x16 against kept out", "copies"),
+    ("latent U-Net", "prompts", "share 5%", "planted against drawn freely", "copies"),
+]
+PRICES = {"pictures": {"loss": (1, 4), "growth": (3,), "png_size": (0,)}, "prompts": {"magnitude": (4,)}}
+
+
+def asked() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of every detector for each budget, and the best ones, with AUROCs that are all different."""
+    columns = ["family", "items", "training", "contrast", "kind"]
+    rows, best = [], []
+    for number, question in enumerate(QUESTIONS):
+        about = dict(zip(columns, question, strict=True))
+        for budget in BUDGETS:
+            own = []
+            for place, (detector, prices) in enumerate(PRICES[about["items"]].items()):
+                fit = [price for price in prices if price <= budget]
+                if fit:
+                    value = 0.5 + 0.1 * number + 0.03 * place + 0.007 * max(fit)
+                    row = {"detector": detector, "setting": f"draws={max(fit)}", "evaluations": max(fit)}
+                    own.append(about | row | {"budget": budget, "AUROC": Estimate(value, value - 0.1, value + 0.1)})
+            rows += own
+            asking = [row for row in own if row["detector"] != "png_size"]
+            if asking:
+                taken, plain = asking[-1], asking[0]["AUROC"]
+                difference = Estimate(*(a - plain.value for a in taken["AUROC"]))
+                counts = {"positives": 40 + number, "negatives": 50}
+                best.append(taken | counts | {"baseline": plain, "minus baseline": difference})
+    return pd.DataFrame(rows), pd.DataFrame(best)
+
+
+def visible(part: Tag, what: str) -> list[Tag]:
+    return [each for each in part.select(what) if not each.find_parent(hidden=True) and not each.has_attr("hidden")]
+
+
+def lines_of(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    ordered = sorted(rows.itertuples(), key=lambda row: -row.AUROC.value)
+    return [(names.detector(row.detector), str(row.AUROC)) for row in ordered]
+
+
+def test_the_first_question_is_shown_without_a_script() -> None:
+    rows, best = asked()
+    part = BeautifulSoup(bench_explorer(rows, best, "bench", 4).data, "html.parser")
+    first = rows[rows["contrast"].eq(QUESTIONS[0][3]) & rows["budget"].eq(4)]
+    found = [(line.span.contents[0].strip(), line.find_all("span")[-1].text) for line in visible(part, ".dots li")]
+    assert found == lines_of(first)
+    (answer,) = visible(part, ".taken p")
+    taken = best[best["contrast"].eq(QUESTIONS[0][3]) & best["budget"].eq(4)].iloc[0]
+    for said in (
+        names.detector(taken["detector"]),
+        taken["AUROC"],
+        taken["baseline"],
+        taken["minus baseline"],
+        "40 against 50",
+    ):
+        assert str(said) in answer.text
+    (chosen,) = (line for line in visible(part, ".dots li") if line.get("aria-current"))
+    assert chosen.span.contents[0].strip() == names.detector(taken["detector"])
+    assert not visible(part, ".choices")
+
+
+def test_every_line_stands_with_its_budgets_and_its_interval() -> None:
+    rows, best = asked()
+    part = BeautifulSoup(bench_explorer(rows, best, "bench", 1).data, "html.parser")
+    for number, question in enumerate(QUESTIONS):
+        for place, budget in enumerate(BUDGETS):
+            own = rows[rows["contrast"].eq(question[3]) & rows["budget"].eq(budget)]
+            lines = [
+                line
+                for line in part.select(f'ol[data-case="{number}"] li')
+                if str(place) in line["data-budgets"].split()
+            ]
+            assert [(line.span.contents[0].strip(), line.find_all("span")[-1].text) for line in lines] == lines_of(own)
+            for line, (_, estimate) in zip(lines, lines_of(own), strict=True):
+                drawn = re.findall(r"--(?:low|at|high): ([-\d.]+)", line.i["style"])
+                assert sorted(drawn) == sorted(re.findall(r"[\d.]+", estimate))
+    assert NOTHING in [text.text for text in part.select('p[data-case="2"]')], "the magnitude costs more than 1"
+
+
+def test_names_of_trainings_and_detectors_are_escaped() -> None:
+    rows, best = asked()
+    found = bench_explorer(rows.replace("growth", "<mine>"), best.replace("growth", "<mine>"), "bench", 4).data
+    assert "<one>" not in found
+    assert "<mine>" not in found
+    assert "long &lt;one&gt;" in found
+    assert "&lt;mine&gt;" in found
+
+
+@pytest.mark.ci
+def test_a_reader_asks_the_bench_by_keyboard(page) -> None:
+    rows, best = asked()
+    page.show(bench_explorer(rows, best, "bench", 4).data)
+
+    def shown() -> tuple[list[str], str]:
+        lines = page.locator(".dots li:visible > span:last-child").all_inner_texts()
+        return lines, page.locator(".taken p:visible").inner_text()
+
+    def expected(number: int, budget: int) -> list[str]:
+        own = rows[rows["contrast"].eq(QUESTIONS[number][3]) & rows["budget"].eq(budget)]
+        return [estimate for _, estimate in lines_of(own)]
+
+    assert shown()[0] == expected(0, 4)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    assert shown()[0] == expected(1, 4)
+    assert "41 against 50" in shown()[1]
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowUp")
+    assert shown()[0] == expected(1, 1)
+    assert page.locator('[aria-current="true"]:visible').count() == 1
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("ArrowDown")
+    assert page.locator("option").all_inner_texts()[2:] == ["planted against drawn freely (share 5%)"]
+    assert shown() == ([], NOTHING)
+
+
+def judged() -> tuple[pd.DataFrame, dict, pd.DataFrame, dict, pd.DataFrame]:
+    """Four pictures, one of them kept out; samples of which three are stored; two detectors."""
+    rng = np.random.default_rng(3)
+    ids = ["a", "b", "c", "out"]
+    images = {key: rng.integers(0, 256, (4, 4, 3), dtype=np.uint8) for key in ids}
+    matches = pd.DataFrame({"picture": ["a", "b", "a", "a"] * 5, "relative": [0.2, 1.5, 0.9, 3.0] * 5})
+    matches = matches.assign(embedded_relative=2.0, distance=1.0, second_distance=2.0)
+    drawn = {0: images["a"] ^ 4, 1: rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), 2: images["a"] ^ 16}
+    about = {
+        "caption": ["<b>bold</b>", "bee", "</script>", "never"],
+        "copies": [16, 1, 1, 0],
+        "relative": [0.2, 1.5, 2, 3],
+    }
+    pictures = pd.DataFrame(about, index=ids).join(reproduced(matches, ids))
+    scores = pd.DataFrame({"growth": [4.0, 2.0, 1.0, 2.0], "png_size": [1.0, 2.0, 3.0, 4.0]}, index=ids)
+    return pictures, images, matches, drawn, scores
+
+
+def test_percentages_count_the_items_that_score_lower() -> None:
+    scores = judged()[-1]
+    assert above_percent(scores)["growth"].tolist() == [75, 25, 0, 25]
+    assert above_percent(scores)["png_size"].tolist() == [0, 25, 50, 75]
+
+
+def test_a_picture_is_shown_with_its_truth_its_samples_and_its_scores() -> None:
+    pictures, images, matches, drawn, scores = judged()
+    part = BeautifulSoup(picture_explorer(pictures, images, matches, drawn, scores, "pictures").data, "html.parser")
+    assert [option.text for option in part.select("option")] == ["<b>bold</b>", "</script>", "bee"]
+    first, *others = json.loads(part.select_one("script").text)
+    enough = least_copies(len(matches), len(pictures))
+    assert [fact.text for fact in part.select(".facts li")] == first["facts"]
+    assert first["facts"][0] == "Training holds it 16 times an epoch."
+    assert first["facts"][1].startswith("The model reproduces it: 10 of 20 samples are copies of it")
+    assert f"{enough} would be enough" in first["facts"][1]
+    assert "0.20" in first["facts"][2]
+    assert others[0]["facts"][1].startswith("The model does not reproduce it: none of 20 samples is a copy")
+    assert [caption for _, _, caption in first["pictures"]] == [
+        "<b>bold</b>",
+        f"{4 / 127.5:.2f}: a copy",
+        f"{16 / 127.5:.2f}: a copy",
+        first["pictures"][3][2],
+    ]
+    assert first["pictures"][3][2].endswith(": no copy")
+    assert [entry["above"] for entry in (first, *others)] == [[75, 0], [0, 50], [25, 25]]
+    assert [line.b.text for line in part.select(".dots li")] == ["75", "0"]
+
+
+def test_each_place_of_the_sheet_holds_its_picture() -> None:
+    pictures, images, matches, drawn, scores = judged()
+    page = picture_explorer(pictures, images, matches, drawn, scores, "pictures").data
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)", page)[1]))))
+    side, entries = 4, json.loads(BeautifulSoup(page, "html.parser").select_one("script").text)
+    shown = [images["a"], drawn[0], drawn[2], drawn[1]]
+    for (place, _, _), picture in zip(entries[0]["pictures"], shown, strict=True):
+        offsets = [float(share.rstrip("%")) / 100 for share in place.split()] * (np.array(sheet.shape[1::-1]) - side)
+        left, top = offsets.round().astype(int)
+        np.testing.assert_allclose(offsets, (left, top), atol=0.01)
+        np.testing.assert_array_equal(sheet[top : top + side, left : left + side], picture)
+
+
+@pytest.mark.ci
+def test_a_reader_goes_through_pictures_by_keyboard(page) -> None:
+    given = judged()
+    html = picture_explorer(*given, "pictures").data
+    page.show(html)
+    entries = json.loads(BeautifulSoup(html, "html.parser").select_one("script").text)
+
+    def assert_shown(number: int) -> None:
+        entry = entries[number]
+        assert page.locator(".facts li").all_inner_texts() == entry["facts"]
+        assert page.locator("figcaption").all_inner_texts() == [caption for _, _, caption in entry["pictures"]]
+        labels = [box.get_attribute("aria-label") for box in page.locator("[role=img]").all()]
+        assert labels == [label for _, label, _ in entry["pictures"]]
+        assert page.locator(".dots b").all_inner_texts() == [str(share) for share in entry["above"]]
+
+    assert_shown(0)
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    assert_shown(1)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert_shown(0)
+    page.keyboard.press("Enter")
+    assert_shown(2)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert_shown(0)

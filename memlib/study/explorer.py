@@ -150,7 +150,7 @@ def bench_explorer(rows: pd.DataFrame, best: pd.DataFrame, name: str, budget: fl
         family, items, training, contrast, kind = key
         option = f'<option value="{number}">{html.escape(f"{contrast} ({training})")}</option>'
         families.setdefault(f"{family}, {items}", {}).setdefault(kind, []).append(option)
-        taken = best[best[QUESTION].eq(key).all(axis=1)].set_index("budget")
+        taken = best[best[QUESTION].eq([*key]).all(axis=1)].set_index("budget")
         for text, where in _alike((_taken(taken.loc[each]) if each in taken.index else NOTHING) for each in budgets):
             hidden = "" if number == 0 and first in where else " hidden"
             answers.append(f'<p data-case="{number}" data-budgets="{" ".join(where)}"{hidden}>{text}</p>')
