@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup, Tag
 from PIL import Image
 
 from memlib.evaluation.intervals import Estimate
-from memlib.study import names
+from memlib.study import naming
 from memlib.study.explorer import NOTHING, Explained, above_percent, bench_explorer, explorer, picture_explorer
 from memlib.truth.outcomes import least_copies, reproduced
 
@@ -129,7 +129,7 @@ def visible(part: Tag, what: str) -> list[Tag]:
 
 def lines_of(rows: pd.DataFrame) -> list[tuple[str, str]]:
     ordered = sorted(rows.itertuples(), key=lambda row: -row.AUROC.value)
-    return [(names.detector(row.detector), str(row.AUROC)) for row in ordered]
+    return [(naming.detector_in_words(row.detector), str(row.AUROC)) for row in ordered]
 
 
 def test_the_first_question_is_shown_without_a_script() -> None:
@@ -141,7 +141,7 @@ def test_the_first_question_is_shown_without_a_script() -> None:
     (answer,) = visible(part, ".taken p")
     taken = best[best["contrast"].eq(QUESTIONS[0][3]) & best["budget"].eq(4)].iloc[0]
     for said in (
-        names.detector(taken["detector"]),
+        naming.detector_in_words(taken["detector"]),
         taken["AUROC"],
         taken["baseline"],
         taken["minus baseline"],
@@ -149,7 +149,7 @@ def test_the_first_question_is_shown_without_a_script() -> None:
     ):
         assert str(said) in answer.text
     (chosen,) = (line for line in visible(part, ".dots li") if line.get("aria-current"))
-    assert chosen.span.contents[0].strip() == names.detector(taken["detector"])
+    assert chosen.span.contents[0].strip() == naming.detector_in_words(taken["detector"])
     assert not visible(part, ".choices")
 
 
