@@ -252,6 +252,8 @@ def build(
         (folder / "reproducibility.md").write_text(reproducibility(stages))
         rows, bench = read_json(FOUND), read_json(BENCH)
         (folder / "answer.md").write_text(f"{front.answer(rows, bench)}\n\n{front.scale()}\n")
+        (folder / "figure.md").write_text(f"{front.figure(bench)}\n")
+        (folder / "uses.md").write_text(front.uses(rows))
         (folder / "findings.md").write_text("".join(f"- {said}\n" for said in front.findings(rows, bench)))
     program = Path(sys.executable).with_name("jupyter-book")
     with tempfile.TemporaryDirectory() as folder:
