@@ -15,18 +15,13 @@ from memlib.evaluation.intervals import Estimate
 from memlib.files import atomic_write, read_json, suggest, write_json
 from memlib.study import cases, history
 from memlib.study.criteria import REGISTRY, Claim, Comparison, committed_criteria, digests, is_the_study, read_claims
-from memlib.study.findings import verdict
+from memlib.study.differences import BEATS, BEYOND, verdict
 from memlib.study.stages import reporting_errors, timed_stage
 
 FOUND = Path("metrics/claims.json")
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
 HEADER = ("Claim", "Verdict", "Found here", "Threshold", "n", "Beats the plain baseline?", "How it is judged")
 KINDS = ("positive", "negative", "items")
-BEYOND = {
-    "ahead": "so the method beats it",
-    "behind": "so the method is worse",
-    "neither": "whose interval contains 0",
-}
 FAMILIES = ("Claims of the papers", "Claims of this study")  # p-values are corrected within each
 OWN = {"reproduced": "holds", "not reproduced": "does not hold"}  # verdicts on claims that no paper makes
 
@@ -220,8 +215,7 @@ def _beyond(row: Mapping[str, Any]) -> str:
     """Whether the method beats the plain baseline, with the paired difference."""
     if "beyond_baseline_value" not in row:
         return "not comparable"
-    said = {"ahead": "yes", "behind": "no, it is worse", "neither": "not shown"}
-    return f"{said[_ahead(row)]}: {_estimate(row, 'beyond_baseline_')}"
+    return f"{BEATS[_ahead(row)]}: {_estimate(row, 'beyond_baseline_')}"
 
 
 def _ahead(row: Mapping[str, Any]) -> str:

@@ -17,13 +17,13 @@ from IPython.display import HTML
 from numpy.typing import NDArray
 from PIL import Image
 
-from memlib.evaluation.bench import BASELINES
+from memlib.evaluation.bench import BASELINES, QUESTION
 from memlib.evaluation.intervals import Estimate
 from memlib.study import naming
-from memlib.study.findings import ENDINGS, PLAIN, verdict
+from memlib.study.differences import ENDINGS, verdict
+from memlib.study.findings import PLAIN
 from memlib.truth.outcomes import is_copy, least_copies, original
 
-QUESTION = ["family", "items", "training", "contrast", "kind"]  # columns that tell questions to the bench apart
 KINDS = {
     "membership": "Was it in training?",
     "copies": "Was it planted?",
