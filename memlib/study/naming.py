@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from memlib.evaluation.bench import ADAPTIVE, BLIND, FITTED_NAME, LEARNED
+from memlib.evaluation.bench import ADAPTIVE, BLIND, FITTED_NAME
 from memlib.tables import parse_setting
 
 DETECTORS = {  # by the names of `memlib.detectors.ALL`
@@ -52,7 +52,6 @@ KNOW_MORE = {  # what a detector is given beside the model and the item
     "calibrated_loss": "asks a second model",
     "nearest_training": "sees the training set",
     ADAPTIVE: "is given known non-members",
-    LEARNED: "fitted to labels",
 }
 QUESTIONS = {  # by the kind of items and the contrast
     ("pictures", "seen once against kept out"): "Which pictures did training see?",
