@@ -6,8 +6,8 @@ import pytest
 
 from memlib.detectors import ALL, find
 from memlib.evaluation.bench import ADAPTIVE, BASELINES, BLIND, GIVEN, LEARNED
-from memlib.study.naming import DETECTORS, detector_in_words, question, remark, setting_in_words, with_code
 from memlib.files import read_json
+from memlib.study.naming import DETECTORS, detector_in_words, question, remark, setting_in_words, with_code
 from memlib.tables import setting_name
 
 
