@@ -16,7 +16,7 @@ from PIL import Image
 
 from memlib.evaluation.intervals import Estimate
 from memlib.study import naming
-from memlib.study.explorer import NOTHING, Explained, above_percent, bench_explorer, explorer, picture_explorer
+from memlib.study.explorer import NOTHING, SCALE, Explained, above_percent, bench_explorer, explorer, picture_explorer
 from memlib.truth.outcomes import least_copies, reproduced
 
 CHROMIUM = shutil.which("chromium")
@@ -43,13 +43,13 @@ def test_tokens_are_shaded_by_their_share_and_texts_escaped() -> None:
 
 def test_a_picture_is_shown_larger_and_otherwise_as_it_is() -> None:
     (entry, *_) = entries()
-    page = explorer([entry], "tokens", scale=3).data
+    page = explorer([entry], "tokens").data
     shown = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in re.findall(r"base64,([^\"]+)", page)
     ]
     colour, grey = entry.pictures.values()
-    np.testing.assert_array_equal(shown[0], colour.repeat(3, 0).repeat(3, 1))
-    np.testing.assert_array_equal(shown[1], grey[..., 0].repeat(3, 0).repeat(3, 1))
+    np.testing.assert_array_equal(shown[0], colour.repeat(SCALE, 0).repeat(SCALE, 1))
+    np.testing.assert_array_equal(shown[1], grey[..., 0].repeat(SCALE, 0).repeat(SCALE, 1))
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 
 from memlib.detectors import ALL, find
 from memlib.evaluation.bench import ADAPTIVE, BASELINES, BLIND, GIVEN, LEARNED
+from memlib.evaluation.bench import KINDS as OF_CASES
 from memlib.files import read_json
-from memlib.study.naming import DETECTORS, detector_in_words, question, remark, setting_in_words, with_code
+from memlib.study.naming import DETECTORS, KINDS, detector_in_words, question, remark, setting_in_words, with_code
 from memlib.tables import setting_name
 
 
@@ -77,6 +78,7 @@ def test_no_usual_setting_shows_a_name_of_the_code(name: str) -> None:
 def test_every_question_of_the_first_page_has_words() -> None:
     asked = read_json(Path(__file__).parents[1] / "metrics/bench.json")["for_a_budget"]
     assert all(question(row["items"], row["contrast"]).endswith("?") for row in asked)
+    assert {*KINDS, "control"} == {*OF_CASES}
 
 
 def test_a_question_without_words_stands_as_it_is() -> None:

@@ -59,6 +59,11 @@ QUESTIONS = {  # by the kind of items and the contrast
     ("pictures", "planted against drawn freely"): "Which drawings were planted?",
     ("prompts", "planted against drawn freely"): "Which prompts belong to planted pictures?",
 }
+KINDS = {  # of questions, by the kind of a case that is no control
+    "membership": "Was it in training?",
+    "copies": "Was it planted?",
+    "memorisation": "Is it reproduced?",
+}
 
 
 def detector_in_words(name: str) -> str:
