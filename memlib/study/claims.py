@@ -154,7 +154,7 @@ def _tables(
     families = _families(rows, claims)
     for heading, family in families.items():
         yield from (f"**{heading}**", "") if len(families) > 1 else ()
-        yield from (_table(map(line, family), header), "")
+        yield from (table(map(line, family), header), "")
 
 
 def criterion(claim: Claim) -> str:
@@ -185,7 +185,7 @@ def _filled(kind: str, names: list[str]) -> str:
         judged = [_entry(claims, name, REGISTRY) for name in names]
         return _criteria("How it is judged" if len(names) == 1 else "How they are judged", judged)
     rows = {row["id"]: row for row in read_json(FOUND)}
-    return _table([_row(_entry(claims, name, REGISTRY), _entry(rows, name, FOUND)) for name in names])
+    return table([_row(_entry(claims, name, REGISTRY), _entry(rows, name, FOUND)) for name in names])
 
 
 def _entry(entries: Mapping[str, Any], name: str, source: Path) -> Any:
@@ -243,8 +243,9 @@ def _estimate(row: Mapping[str, Any], prefix: str) -> str:
     return str(Estimate(row[f"{prefix}value"], *row[f"{prefix}ci95"]))
 
 
-def _table(rows: Iterable[tuple[str, ...]], header: Sequence[str] = HEADER) -> str:
-    lines = [header, ("---",) * len(header), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+def table(rows: Iterable[Iterable[Any]], header: Sequence[str] = HEADER) -> str:
+    """A table in Markdown."""
+    lines = [header, ("---",) * len(header), *([str(cell).replace("|", r"\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
