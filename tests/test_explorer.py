@@ -16,8 +16,18 @@ from PIL import Image
 
 from memlib.evaluation.intervals import Estimate
 from memlib.study import naming
-from memlib.study.explorer import NOTHING, SCALE, Explained, above_percent, bench_explorer, explorer, picture_explorer
-from memlib.truth.outcomes import least_copies, reproduced
+from memlib.study.draw_samples import EXAMPLES
+from memlib.study.explorer import (
+    NOTHING,
+    SCALE,
+    Explained,
+    above_percent,
+    bench_explorer,
+    explorer,
+    picture_explorer,
+    stored_samples,
+)
+from memlib.truth.outcomes import borderline, clearest, least_copies, reproduced
 
 CHROMIUM = shutil.which("chromium")
 STYLE = Path(__file__).parent.parent / "book/_static/book.css"
@@ -284,10 +294,23 @@ def test_a_picture_is_shown_with_its_truth_its_samples_and_its_scores() -> None:
         f"{16 / 127.5 / 3**0.5:.2f}: a copy",
         *(caption for _, _, caption in first["pictures"][3:]),
     ]
+    labels = {label for _, label, _ in others[0]["pictures"]}
+    assert labels & {"sample 0, copies another", "sample 2, copies another", "sample 4, copies another"}
     assert len(first["pictures"]) == 5, "the picture and its four nearest samples"
     assert first["pictures"][3][2].endswith(": no copy")
     assert [entry["above"] for entry in (first, *others)] == [[75, 0], [25, 25], [0, 50]]
     assert [line.b.text for line in part.select(".dots li")] == ["75", "0"]
+
+
+@pytest.mark.parametrize("different", [2, 12])
+def test_stored_samples_have_the_numbers_that_their_stage_gave_them(different: int) -> None:
+    rng = np.random.default_rng(5)
+    matches = pd.DataFrame({"picture": rng.choice([*"abcdefghijkl"[:different]], 90), "relative": rng.random(90) * 2})
+    pictures = np.arange(90, dtype=np.uint8)[:, None, None, None] + np.zeros((90, 2, 2, 1), dtype=np.uint8)
+    examples = pictures[[*clearest(matches, EXAMPLES), *borderline(matches, EXAMPLES)]]
+    found = stored_samples(matches, pictures[:10], examples)
+    assert {*range(10), *clearest(matches, EXAMPLES), *borderline(matches, EXAMPLES)} == found.keys()
+    assert all((picture == number).all() for number, picture in found.items())
 
 
 def test_each_place_of_the_sheet_holds_its_picture() -> None:

@@ -22,7 +22,7 @@ from memlib.evaluation.intervals import Estimate
 from memlib.study import naming
 from memlib.study.differences import ENDINGS, verdict
 from memlib.study.findings import PLAIN
-from memlib.truth.outcomes import is_copy, least_copies, original
+from memlib.truth.outcomes import borderline, clearest, is_copy, least_copies, original
 
 CHOOSE_PROMPT = """
 const list = part.querySelector("select");
@@ -253,14 +253,9 @@ def picture_explorer(
     for number, (key, row) in enumerate(trained.iterrows()):
         own = [(places[number], f"training picture: {row['caption']}", row["caption"])]
         for sample, distance in _nearest(images[key], drawn):
-            verdict_of = "a copy" if copied[sample] == key else "no copy"
-            own.append((stored[sample], f"sample {sample}, {verdict_of}", f"{distance:.2f}: {verdict_of}"))
-        facts = [
-            f"Training holds it {_times(row['copies'])} an epoch.",
-            f"{'The model reproduces it' if row['reproduced'] else 'The model does not reproduce it'}: "
-            f"{_copies(row['generated_copies'], len(matches))}, and {enough} would be enough.",
-            f"The nearest of all samples comes to {row['relative']:.2f} of the distance below which a sample is a copy.",
-        ]
+            what = "a copy" if copied[sample] == key else "no copy" if pd.isna(copied[sample]) else "copies another"
+            own.append((stored[sample], f"sample {sample}, {what}", f"{distance:.2f}: {what}"))
+        facts = _facts(row, len(matches), enough)
         entries.append({"pictures": own, "facts": facts, "above": above.loc[key].tolist()})
     options = "".join(
         f'<optgroup label="seen {_times(copies)} an epoch">'
@@ -287,6 +282,29 @@ def picture_explorer(
         f'<script type="application/json">{json.dumps(entries).replace("<", chr(92) + "u003c")}</script>'
     )
     return _part(name, choices, content, CHOOSE_PICTURE, f"--sheet: url({source}); --rows: {-(-len(shown) // COLUMNS)}")
+
+
+def _facts(picture: pd.Series, samples: int, enough: int) -> list[str]:
+    """How often training holds a picture, whether the model reproduces it, and how near samples come to it, in sentences."""
+    return [
+        f"Training holds it {_times(picture['copies'])} an epoch.",
+        f"{'The model reproduces it' if picture['reproduced'] else 'The model does not reproduce it'}: "
+        f"{_copies(picture['generated_copies'], samples)}, and {enough} would be enough.",
+        f"The nearest of all samples comes to {picture['relative']:.2f} of the distance below which a sample is a copy.",
+    ]
+
+
+def stored_samples(
+    matches: pd.DataFrame, first: Iterable[NDArray[np.uint8]], examples: Sequence[NDArray[np.uint8]]
+) -> dict[int, NDArray[np.uint8]]:
+    """The samples of which a stage `truth` stores pictures, by their number.
+
+    first: of pictures.png, the samples in their order. examples: of examples.png, as many borderline cases as clearest copies, or
+    more where there are few different copies.
+    """
+    clear = clearest(matches, len(examples) // 2)
+    border = borderline(matches, len(examples) - len(clear))
+    return dict(enumerate(first)) | dict(zip([*clear, *border], examples, strict=True))
 
 
 def above_percent(scores: pd.DataFrame) -> pd.DataFrame:
