@@ -419,6 +419,10 @@ def test_a_method_is_compared_with_the_plain_baseline_on_the_same_items(project:
     assert cases.beyond_baseline(taken) == criteria.Comparison(first=third, minus=other), "what is left: less is better"
     apart = claim.model_copy(update={"first": side, "minus": other, "baseline": criteria.Comparison(first=third)})
     assert cases.beyond_baseline(apart) is None
+    both = claim.model_copy(
+        update={"first": side, "minus": other, "baseline": criteria.Comparison(first=third, minus=side)}
+    )
+    assert cases.beyond_baseline(both) is None, "they differ in both sides"
 
 
 def test_markers_become_criteria_and_verdicts(judged: None) -> None:

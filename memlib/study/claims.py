@@ -15,18 +15,13 @@ from memlib.evaluation.intervals import Estimate
 from memlib.files import atomic_write, read_json, suggest, write_json
 from memlib.study import cases, history
 from memlib.study.criteria import REGISTRY, Claim, Comparison, committed_criteria, digests, is_the_study, read_claims
-from memlib.study.findings import verdict
+from memlib.study.differences import BEATS, BEYOND, verdict
 from memlib.study.stages import reporting_errors, timed_stage
 
 FOUND = Path("metrics/claims.json")
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
 HEADER = ("Claim", "Verdict", "Found here", "Threshold", "n", "Beats the plain baseline?", "How it is judged")
 KINDS = ("positive", "negative", "items")
-BEYOND = {
-    "ahead": "so the method beats it",
-    "behind": "so the method is worse",
-    "neither": "whose interval contains 0",
-}
 FAMILIES = ("Claims of the papers", "Claims of this study")  # p-values are corrected within each
 OWN = {"reproduced": "holds", "not reproduced": "does not hold"}  # verdicts on claims that no paper makes
 
@@ -159,7 +154,7 @@ def _tables(
     families = _families(rows, claims)
     for heading, family in families.items():
         yield from (f"**{heading}**", "") if len(families) > 1 else ()
-        yield from (_table(map(line, family), header), "")
+        yield from (table(map(line, family), header), "")
 
 
 def criterion(claim: Claim) -> str:
@@ -190,7 +185,7 @@ def _filled(kind: str, names: list[str]) -> str:
         judged = [_entry(claims, name, REGISTRY) for name in names]
         return _criteria("How it is judged" if len(names) == 1 else "How they are judged", judged)
     rows = {row["id"]: row for row in read_json(FOUND)}
-    return _table([_row(_entry(claims, name, REGISTRY), _entry(rows, name, FOUND)) for name in names])
+    return table([_row(_entry(claims, name, REGISTRY), _entry(rows, name, FOUND)) for name in names])
 
 
 def _entry(entries: Mapping[str, Any], name: str, source: Path) -> Any:
@@ -222,8 +217,7 @@ def _beyond(claim: Claim, row: Mapping[str, Any]) -> str:
     """Whether the method beats the plain baseline, and which, with the paired difference."""
     if "beyond_baseline_value" not in row:
         return f"not comparable ({claim.plain})"
-    said = {"ahead": "yes", "behind": "no, worse", "neither": "not shown"}
-    return f"{said[_ahead(row)]}: {_estimate(row, 'beyond_baseline_')} against {claim.plain}"
+    return f"{BEATS[_ahead(row)]}: {_estimate(row, 'beyond_baseline_')} against {claim.plain}"
 
 
 def _ahead(row: Mapping[str, Any]) -> str:
@@ -253,8 +247,9 @@ def _estimate(row: Mapping[str, Any], prefix: str) -> str:
     return str(Estimate(row[f"{prefix}value"], *row[f"{prefix}ci95"]))
 
 
-def _table(rows: Iterable[tuple[str, ...]], header: Sequence[str] = HEADER) -> str:
-    lines = [header, ("---",) * len(header), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+def table(rows: Iterable[Iterable[Any]], header: Sequence[str] = HEADER) -> str:
+    """A table in Markdown."""
+    lines = [header, ("---",) * len(header), *([str(cell).replace("|", r"\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

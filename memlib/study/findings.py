@@ -9,6 +9,7 @@ from typing import Any
 
 from memlib.evaluation.bench import BASELINES
 from memlib.evaluation.intervals import Estimate
+from memlib.study.differences import ENDINGS, verdict
 from memlib.study.naming import detector_in_words, question
 
 SMALL = 4  # network evaluations an item: the budget of the sentences of single families
@@ -17,16 +18,6 @@ TOGETHER = {
     "all, by ranks": "the mean of all detectors' ranks",
     "all, AdaDetect": "AdaDetect",
     "all, learned": "a logistic regression on labels of the first half",
-}
-EXCLUDES = {
-    "ahead": "excludes 0, so it is ahead",
-    "behind": "excludes 0, so it is behind",
-    "neither": "does not exclude 0, so neither is ahead",
-}
-ENDINGS = {
-    "ahead": "it is ahead",
-    "behind": "it is behind",
-    "neither": "the interval holds 0, so neither is ahead",
 }
 
 
@@ -46,7 +37,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         *(_of_question(own) for own in _by_question(rows)),
         _over_all(rows),
         *_upper(found["upper"]),
-        *_combined(found["combined"]),
+        *combined(found["combined"]),
         *_blind(found["blind"]),
         _control(found["control"]),
     ]
@@ -72,14 +63,9 @@ def _answer(row: Mapping[str, Any], scale: str) -> str:
         return f"{named}: {reached}; {plain} costs more."
     difference = _estimate(row, "minus baseline")
     return (
-        f"{named}: {reached}; {plain} reaches {_estimate(row, 'baseline')}. The paired difference {difference} "
-        f"{EXCLUDES[verdict(difference)]}."
+        f"{named}: {reached}; {plain} reaches {_estimate(row, 'baseline')}; paired difference {difference}: "
+        f"{ENDINGS[verdict(difference)]}."
     )
-
-
-def verdict(difference: Estimate) -> str:
-    """Whether what the second is taken from is `ahead`, `behind` or, where the interval holds 0, `neither`."""
-    return "ahead" if difference.low > 0 else "behind" if difference.high < 0 else "neither"
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
@@ -130,7 +116,8 @@ def _upper(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Whoever may also compare a prompt's samples with the training set reaches {reached} on prompts."]
 
 
-def _combined(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def combined(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What detectors together add to the best single one, a sentence, of rows of `memlib.evaluation.bench.combined`."""
     parts = []
     for name, said in TOGETHER.items():
         own = [row for row in rows if row["detector"] == name]
@@ -146,7 +133,7 @@ def _blind(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     values = [_estimate(row, "AUROC").value for row in rows]
-    away = [row for row in rows if not _holds_half(_estimate(row, "AUROC"))]
+    away = [row for row in rows if not _estimate(row, "AUROC").contains(0.5)]
     ending = ", as they should."
     if away:
         named = _listed(f"`{row['detector']}` ({row['family']}, {row['items']})" for row in away)
@@ -172,11 +159,7 @@ def _by_question(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
 
 
 def _estimate(row: Mapping[str, Any], name: str) -> Estimate:
-    return Estimate(**row[name])
-
-
-def _holds_half(estimate: Estimate) -> bool:
-    return estimate.low <= 0.5 <= estimate.high
+    return row[name] if isinstance(row[name], Estimate) else Estimate(**row[name])  # as a metrics file holds it
 
 
 def _listed(parts: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from memlib.files import read_json, read_pictures
 from memlib.study.claims import said
 from memlib.study.criteria import read_claims
 from memlib.study.findings import answers, counts
+from memlib.study.provenance import kind
 from memlib.study.stages import STUDY
 
 TRAININGS = (
@@ -142,7 +143,7 @@ def _took() -> str:
     if not STUDY.exists():
         return ""
     measured = read_json(STUDY)
-    trainings = sum(name.partition("@")[0] in TRAININGS for name in measured["seconds"])
+    trainings = sum(kind(name) in TRAININGS for name in measured["seconds"])
     minutes, machine = (measured["wall_seconds"] or measured["total_seconds"]) / 60, measured["machine"]
     device = " and ".join(machine["gpus"]) or f"{machine['cores']} cores"
     return f"; {trainings} trainings, {minutes:.0f} minutes on {device}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from memlib.evaluation.bench import ADAPTIVE, BLIND, FITTED_NAME, LEARNED
+from memlib.evaluation.bench import ADAPTIVE, BLIND, FITTED_NAME
 from memlib.tables import parse_setting
 
 DETECTORS = {  # by the names of `memlib.detectors.ALL`
@@ -52,13 +52,17 @@ KNOW_MORE = {  # what a detector is given beside the model and the item
     "calibrated_loss": "asks a second model",
     "nearest_training": "sees the training set",
     ADAPTIVE: "is given known non-members",
-    LEARNED: "fitted to labels",
 }
 QUESTIONS = {  # by the kind of items and the contrast
     ("pictures", "seen once against kept out"): "Which pictures did training see?",
     ("pictures", "reproduced or not, x16"): "Which pictures does the model reproduce?",
     ("pictures", "planted against drawn freely"): "Which drawings were planted?",
     ("prompts", "planted against drawn freely"): "Which prompts belong to planted pictures?",
+}
+KINDS = {  # of questions, by the kind of a case that is no control
+    "membership": "Was it in training?",
+    "copies": "Was it planted?",
+    "memorisation": "Is it reproduced?",
 }
 
 
