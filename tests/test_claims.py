@@ -202,6 +202,7 @@ def test_shares_of_two_arms_are_those_of_their_tables(project: pd.DataFrame) -> 
     arm = np.column_stack([copied(f"arm-{k}") for k in range(2)])
     expected = Difference(measures.share(control, 5), measures.share(arm, 5), same_trainings=False)
     assert found.interval() == expected.interval()
+    assert found.largest == pytest.approx(control.mean()), "had nothing been copied in the other arm"
 
 
 def test_a_picture_is_named_in_time_no_later_than_its_copies(project: pd.DataFrame) -> None:
