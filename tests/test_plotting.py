@@ -193,3 +193,9 @@ def test_a_long_table_stands_behind_a_line_that_opens_it() -> None:
     assert "open" not in fold.attrs
     assert fold.find("summary", recursive=False).text == "All < 30"
     assert fold.select_one("div.scrolling td").text == "loss"
+
+
+def test_a_share_is_written_in_percent_with_a_space() -> None:
+    assert plotting.percent(0.95) == "95 %"
+    assert plotting.percent(0.0825, 1) == "8.2 %"
+    assert plotting.percent(1) == "100 %"

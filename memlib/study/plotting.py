@@ -213,3 +213,8 @@ def label_sheet(ax: Axes, rows: Sequence[str] = (), columns: Sequence[str] = ())
 def folded(title: str, content: HTML) -> HTML:
     """A table that is long, as a line that opens it."""
     return HTML(f'<details class="folded"><summary>{html.escape(title)}</summary>{content.data}</details>')
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as the book writes it: 0.95 is "95 %"."""
+    return f"{100 * share:.{digits}f} %"
