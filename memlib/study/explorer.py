@@ -21,7 +21,7 @@ from memlib.evaluation.bench import BASELINES, QUESTION
 from memlib.evaluation.intervals import Estimate
 from memlib.study import naming
 from memlib.study.differences import ENDINGS, verdict
-from memlib.study.findings import PLAIN
+from memlib.study.findings import PLAIN, counted
 from memlib.truth.outcomes import borderline, clearest, is_copy, least_copies, original
 
 CHOOSE_PROMPT = """
@@ -139,7 +139,9 @@ def bench_explorer(rows: pd.DataFrame, best: pd.DataFrame, name: str, budget: fl
     answers, lists = [], []
     for number, (key, own) in enumerate(rows.groupby(QUESTION, sort=False)):
         family, items, training, contrast, kind = key
-        option = f'<option value="{number}">{html.escape(f"{contrast} ({training})")}</option>'
+        option = (
+            f'<option value="{number}">{html.escape(f"{contrast} ({naming.training_in_short(training)})")}</option>'
+        )
         families.setdefault(f"{family}, {items}", {}).setdefault(kind, []).append(option)
         taken = best[best[QUESTION].eq([*key]).all(axis=1)].set_index("budget")
         for text, where in _alike((_taken(taken.loc[each]) if each in taken.index else NOTHING) for each in budgets):
@@ -180,11 +182,15 @@ def _taken(row: pd.Series) -> str:
     """A row of `memlib.evaluation.bench.for_budgets` in words."""
     about = "; ".join(filter(None, [naming.setting_in_words(row["setting"]), _price(row["evaluations"])]))
     plain = PLAIN[row["items"]]
-    named = html.escape(naming.detector_in_words(row["detector"]))
-    text = (
-        f"<strong>Take: {named}</strong> ({html.escape(about)} an item). Its AUROC is "
-        f"{row['AUROC']} on {row['positives']} against {row['negatives']} items that it was not chosen by. "
-    )
+    named = f"{html.escape(naming.detector_in_words(row['detector']))}</strong> ({html.escape(about)} an item)"
+    judged = f"on {counted(row)} that it was not chosen by, training: {html.escape(row['training'])}. "
+    if row["AUROC"].low > 0.5:
+        text = f"<strong>Take: {named}. Its AUROC is {row['AUROC']} {judged}"
+    else:
+        text = (
+            "<strong>Nothing is shown to tell these apart at this budget.</strong> Best on the other half was "
+            f"<strong>{named}: its AUROC is {row['AUROC']} {judged}"
+        )
     if row["detector"] == BASELINES[row["items"]]:
         return f"{text}It is {plain} itself: nothing else was better on the items that it was chosen by."
     if not isinstance(row["baseline"], Estimate):
