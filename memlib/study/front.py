@@ -10,7 +10,7 @@ from memlib.evaluation.intervals import Estimate
 from memlib.files import read_json, read_pictures
 from memlib.study.claims import said
 from memlib.study.criteria import read_claims
-from memlib.study.findings import answers, counts
+from memlib.study.findings import answers, counts, wins
 from memlib.study.provenance import kind
 from memlib.study.stages import STUDY
 
@@ -26,12 +26,10 @@ TRAININGS = (
     "template_arm",
     "fine_tuning",
 )
-PICKED = (  # a claim of each paper, and the three uses
+PICKED = (  # a claim of each of the three papers, and one of this study's own
     "volume.trained_above_unseen",
     "p_laplace.memorised_images",
     "text.first_step_detects",
-    "audit.tells_a_collection",
-    "guard.first_step_stops_copies",
     "monitor.named_before_copied",
 )
 
@@ -74,7 +72,8 @@ def answer(rows: Sequence[Mapping[str, Any]], bench: Mapping[str, Any]) -> str:
 
 def figure(bench: Mapping[str, Any]) -> str:
     """The figure of the bench as MyST, its caption with what it shows."""
-    found = counts(bench["for_a_budget"])
+    rows = bench["for_a_budget"]
+    found, won = counts(rows), wins(rows)
     return "\n".join(
         [
             "```{figure} _static/bench.png",
@@ -83,8 +82,9 @@ def figure(bench: Mapping[str, Any]) -> str:
             ":width: 100%",
             "",
             f"What is chosen for a budget of network evaluations beats the plain loss or magnitude in {found['ahead']} of "
-            f"{found.total()} comparisons, is worse in {found['behind']}, and is the plain one itself in {found['same']}; here "
-            "the three main questions. Chosen on one half of the items, judged on the other ({doc}`chapters/bench`).",
+            f"{found.total()} comparisons{': ' if won else ''}{'; '.join(won)}. It is worse in {found['behind']}, and is the "
+            f"plain one itself in {found['same']}; here the three main questions. Chosen on one half of the items, judged on the other "
+            "({doc}`chapters/bench`).",
             "```",
         ]
     )
@@ -115,7 +115,7 @@ def findings(rows: Sequence[Mapping[str, Any]], bench: Mapping[str, Any]) -> lis
     """Sentences of MyST, each with its numbers, the plain baseline's and the page that shows it; arguments as for `answer`."""
     claims, judged = read_claims(), {row["id"]: row for row in rows if row["verdict"] != "open"}
     return [
-        *(f"{sentence} ({{doc}}`chapters/bench`)" for sentence in answers(bench["answers"])),
+        *(f"{sentence} ({{doc}}`chapters/bench`)" for sentence in answers(bench["answers"], bench["second_model"])),
         *(
             f"{said(claims[name], judged[name])} ({{doc}}`{claims[name].page.removesuffix('.ipynb')}`)"
             for name in PICKED
