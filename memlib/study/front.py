@@ -82,9 +82,9 @@ def figure(bench: Mapping[str, Any]) -> str:
             ":width: 100%",
             "",
             f"What is chosen for a budget of network evaluations beats the plain loss or magnitude in {found['ahead']} of "
-            f"{found.total()} comparisons{': ' if won else ''}{'; '.join(won)}. It is worse in {found['behind']}, and is the "
-            f"plain one itself in {found['same']}; here the three main questions. Chosen on one half of the items, judged on the other "
-            "({doc}`chapters/bench`).",
+            f"{found.total()} comparisons{': ' if won else ''}{'; '.join(won)}. It is worse in {found['behind']}, and "
+            f"is the plain one itself in {found['same']}; here the three main questions. Chosen on one half of the "
+            "items, judged on the other ({doc}`chapters/bench`).",
             "```",
         ]
     )
