@@ -202,6 +202,29 @@ def test_an_answer_says_where_the_plain_baseline_itself_is_taken_and_where_it_co
     assert "1 evaluation an item" in part.select_one('p[data-case="0"][data-budgets="0"]').text
 
 
+def test_nothing_is_advised_where_the_interval_does_not_lie_above_one_half() -> None:
+    rows, best = asked()
+    for auroc, advised in (
+        (Estimate(0.7, 0.51, 0.8), True),
+        (Estimate(0.6, 0.5, 0.8), False),
+        (Estimate(0.3, 0.1, 0.4), False),
+    ):
+        shown = best.assign(AUROC=[auroc] * len(best))
+        part = BeautifulSoup(bench_explorer(rows, shown, "bench", 4).data, "html.parser")
+        (answer,) = visible(part, ".taken p")
+        assert answer.text.startswith("Take: ") is advised
+        assert ("Nothing is shown to tell these apart at this budget." in answer.text) is not advised
+        assert str(auroc) in answer.text
+
+
+def test_the_plain_baseline_is_not_compared_with_itself() -> None:
+    rows, best = asked()
+    part = BeautifulSoup(bench_explorer(rows, best.assign(detector="loss"), "bench", 4).data, "html.parser")
+    (answer,) = visible(part, ".taken p")
+    assert "It is the plain loss itself" in answer.text
+    assert "Difference" not in answer.text
+
+
 def test_names_of_trainings_and_detectors_are_escaped() -> None:
     rows, best = asked()
     found = bench_explorer(rows.replace("growth", "<mine>"), best.replace("growth", "<mine>"), "bench", 4).data

@@ -8,7 +8,17 @@ from memlib.detectors import ALL, find
 from memlib.evaluation.bench import ADAPTIVE, BASELINES, BLIND, GIVEN, LEARNED
 from memlib.evaluation.bench import KINDS as OF_CASES
 from memlib.files import read_json
-from memlib.study.naming import DETECTORS, KINDS, detector_in_words, question, remark, setting_in_words, with_code
+from memlib.study.naming import (
+    DETECTORS,
+    KINDS,
+    MEASURES,
+    detector_in_words,
+    question,
+    remark,
+    setting_in_words,
+    training_in_short,
+    with_code,
+)
 from memlib.tables import setting_name
 
 
@@ -16,6 +26,24 @@ def test_every_detector_has_words_of_its_own() -> None:
     assert DETECTORS.keys() == ALL.keys()
     assert len(set(DETECTORS.values())) == len(ALL)
     assert not [words for words in DETECTORS.values() if "_" in words]
+
+
+def test_every_detector_says_what_it_measures_and_where_it_comes_from() -> None:
+    assert MEASURES.keys() == ALL.keys()
+    told = [what for what, _ in MEASURES.values()]
+    assert len({*told}) == len(ALL)
+    assert all(30 < len(what) < 120 or name in BLIND for name, (what, _) in MEASURES.items())
+    assert all(source for _, source in MEASURES.values())
+
+
+def test_a_way_of_training_fits_into_a_list() -> None:
+    short = {
+        "300 steps from the reference": "300 steps",
+        "planted share 25%": "25% planted",
+        "main, 1,100 steps": "main",
+        "mine": "mine",
+    }
+    assert {name: training_in_short(name) for name in short} == short
 
 
 def test_a_detector_is_told_in_words_and_typed_by_its_name() -> None:

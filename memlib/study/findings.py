@@ -11,7 +11,7 @@ from typing import Any
 from memlib.evaluation.bench import BASELINES
 from memlib.evaluation.intervals import Estimate
 from memlib.study.differences import ENDINGS, verdict
-from memlib.study.naming import MEASURES, detector_in_words, question, with_code
+from memlib.study.naming import MEASURES, detector_in_words, question
 
 SMALL = 4  # network evaluations an item: the budget of the sentences of single families
 PLAIN = {"pictures": "the plain loss", "prompts": "the text magnitude"}  # `memlib.evaluation.bench.BASELINES` in words
@@ -62,7 +62,7 @@ def _answer(row: Mapping[str, Any], scale: str) -> str:
     if _is_baseline(row):
         return f"{begun} On one half of the items nothing is better than {plain} itself: {reached}."
     measures = f"`{row['detector']}`: {MEASURES[row['detector']][0]}" if row["detector"] in MEASURES else "a new one"
-    named = f"{begun} On one half of the items the {detector_in_words(row['detector'])} ({measures}) is best"
+    named = f"{begun} On one half of the items {_named(row['detector'])} ({measures}) is best"
     if row["minus baseline"] is None:
         return f"{named}: {reached}; {plain} costs more."
     difference = _estimate(row, "minus baseline")
@@ -78,12 +78,12 @@ def _second_model(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         difference = _estimate(row, "minus baseline")
         parts.append(
-            f"*{question(row['items'], row['contrast'])}* ({row['training']}) The {detector_in_words(row['detector'])} "
-            f"({row['evaluations']:g} evaluations) reaches AUROC **{_estimate(row, 'AUROC')}**, {PLAIN[row['items']]} "
-            f"{_estimate(row, 'baseline')}, n: {counted(row)}; paired difference {difference}: "
+            f"*{question(row['items'], row['contrast'])}* {_named(row['detector'], capital=True)} ({row['evaluations']:g} "
+            f"evaluations) reaches AUROC **{_estimate(row, 'AUROC')}**, {PLAIN[row['items']]} {_estimate(row, 'baseline')}, n: "
+            f"{counted(row)}; paired difference {difference}: "
             f"{ENDINGS[verdict(difference)]}."
         )
-    return f"**With a second model that was trained without these {rows[0]['items']}.** {' '.join(parts)}"
+    return f"**With a second model, trained without these {rows[0]['items']}.** {' '.join(parts)}"
 
 
 def wins(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -110,9 +110,8 @@ def other_trainings(rows: Sequence[Mapping[str, Any]]) -> str:
             row = min(such, key=lambda each: abs(each["budget"] - SMALL))
             parts.append(
                 f" {end.capitalize()} at {_budgets(such)}: {row['family']}, {row['training']}, "
-                f"*{question(row['items'], row['contrast'])}* At {row['budget']:g} the {detector_in_words(row['detector'])} "
-                f"reaches {_estimate(row, 'AUROC')}, {PLAIN[row['items']]} {_estimate(row, 'baseline')}, n: {counted(row)}; "
-                f"difference {_estimate(row, 'minus baseline')}."
+                f"*{question(row['items'], row['contrast'])}* (at {row['budget']:g}: {detector_in_words(row['detector'])}, "
+                f"{_estimate(row, 'AUROC')}; difference {_estimate(row, 'minus baseline')}; n: {counted(row)})."
             )
     return (
         f"**The same questions in other ways of training**, at the budgets of {_budgets(rows)}: ahead in {found['ahead']} of "
@@ -155,14 +154,14 @@ def _of_question(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     reached = f"an AUROC of {_estimate(row, 'AUROC')}"
     if row["minus baseline"] is None:
-        return f"{begun} {with_code(row['detector'])} reaches {reached}; {plain} costs more."
+        return f"{begun} {_named(row['detector'])} reaches {reached}; {plain} costs more."
     if _is_baseline(row):
         return (
             f"{begun} nothing is better on the first half than {plain} itself, which reaches {reached} on the second."
         )
     difference = _estimate(row, "minus baseline")
     return (
-        f"{begun} {with_code(row['detector'])} reaches {reached}, {plain} {_estimate(row, 'baseline')}; difference "
+        f"{begun} {_named(row['detector'])} reaches {reached}, {plain} {_estimate(row, 'baseline')}; difference "
         f"{difference}: {ENDINGS[verdict(difference)]}."
     )
 
@@ -220,6 +219,14 @@ def _control(groups: Sequence[Mapping[str, Any]]) -> str:
         "sides are the same pictures in exchanged roles, 95 % should; prompts and captioned drawings of the two sides differ by "
         "themselves, which a detector may read."
     )
+
+
+def _named(detector: str, capital: bool = False) -> str:
+    """A detector in words as the subject of a sentence, with its article where it is no proper name."""
+    words = detector_in_words(detector)
+    if words.islower() or words.startswith("p-"):
+        return f"{'The' if capital else 'the'} {words}"
+    return words
 
 
 def _budgets(rows: Iterable[Mapping[str, Any]]) -> str:

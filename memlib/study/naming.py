@@ -152,11 +152,11 @@ MEASURES = {  # what a detector scores, all turned so that more means memorised,
     ),
     "gradient_difference": (
         "how much the prompt changes the gradient of the predicted noise's length at the first step",
-        "memlib/detectors/first_step.py",
+        "documented in the code",
     ),
     "guided_change": (
         "how much the noise predicted under the prompt changes over the first step of guided sampling",
-        "memlib/detectors/first_step.py",
+        "documented in the code",
     ),
     "attention_entropy": (
         "how evenly one layer attends to the prompt's tokens at the first step",
