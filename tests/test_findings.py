@@ -140,7 +140,7 @@ def test_a_second_model_adds_a_sentence_that_the_interval_decides() -> None:
     assert said.startswith("**With a second model, trained without these pictures.** *Which pictures does")
     assert said.count("The calibrated loss (8 evaluations) reaches AUROC **0.800 [0.712, 0.900]**") == 2
     assert "0.100 [0.020, 0.180]: the detector is ahead." in said
-    assert said.endswith("0.050 [-0.030, 0.130] does not exclude 0, so neither is ahead.")
+    assert said.endswith("0.050 [-0.030, 0.130]: the interval contains 0, so neither is ahead.")
 
 
 def test_items_are_counted_once_more_as_different_ones_where_a_row_knows_them() -> None:
