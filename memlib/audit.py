@@ -99,7 +99,7 @@ class Training(NamedTuple):
     captions: list[str] | None
 
 
-# (evaluations an item, detector, setting), the better ones below. By the bench of the study (metrics/bench.json): at 1, 2, 4 and 16
+# (evaluations an item, detector, setting), the better ones below. By the bench of the study (metrics/bench.json): at up to 16
 # evaluations no detector is ahead of the plain ones on any of its questions, with 95 % intervals of paired differences.
 RECOMMENDED = {
     "pictures": (
