@@ -272,7 +272,7 @@ def _card(suspect: Suspect) -> str:
         near = f"nearest in training: {suspect.match.name}, distance {suspect.match.distance:.3f}"
         pictures.append(_figure(suspect.match.picture, near))
     return (
-        f'<div class="card{" found" if found else ""}"><h4>{_text(suspect.name)}{" · discovery" if found else ""}</h4>'
+        f'<div class="card{" found" if found else ""}"><h4>{_text(_title(suspect))}{" · discovery" if found else ""}</h4>'
         + _words(suspect)
         + (f'<div class="pair">{"".join(pictures)}</div>' if pictures else "")
         + "<dl>"
@@ -281,9 +281,14 @@ def _card(suspect: Suspect) -> str:
     )
 
 
+def _title(suspect: Suspect) -> str:
+    """What a reader knows an item by: its prompt or caption, or, without any, its name."""
+    return (suspect.prompt or "").strip() or suspect.name
+
+
 def _words(suspect: Suspect) -> str:
-    """The prompt, where it is not the name, and its coloured tokens."""
-    own = "" if suspect.prompt in (None, "", suspect.name) else f"<p>{_text(suspect.prompt)}</p>"
+    """The name, where it is not the title, and the coloured tokens of the prompt."""
+    own = "" if _title(suspect) == suspect.name else f"<p><code>{_text(suspect.name)}</code></p>"
     tokens = " ".join(
         f'<span class="token" style="background: rgba(234, 88, 12, {0.75 * weight:.2f})">{_text(token)}</span>'
         for token, weight in suspect.tokens or ()

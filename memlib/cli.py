@@ -83,7 +83,7 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from memlib import bench
-    from memlib.evaluation.bench import flat
+    from memlib.evaluation.intervals import flat
 
     known, found, told = bench.entries(), None, []
     if options.path is not None:

@@ -211,6 +211,7 @@ def test_what_is_affordable_is_what_is_judged_for_the_budget() -> None:
         judged = bench.judge(case, budget)[columns].sort_values("detector", ignore_index=True)
         pd.testing.assert_frame_equal(part[columns].sort_values("detector", ignore_index=True), judged)
     assert found.groupby("budget").size().is_monotonic_increasing
+    assert found[[*ABOUT]].drop_duplicates().to_dict("records") == [ABOUT]
 
 
 def test_the_best_for_a_budget_is_chosen_by_the_other_half() -> None:
@@ -255,12 +256,20 @@ def test_correlations_are_of_chosen_settings_on_the_reported_half() -> None:
     assert together.loc["loss", "length"] == pytest.approx(expected)
 
 
-def test_csv_has_each_interval_in_three_columns() -> None:
-    flat = bench.flat(bench.judge(made(7)))
-    assert {"AUROC", "AUROC low", "AUROC high", "minus loss", "minus loss low", "FPR reached high", "detector"} <= set(
-        flat
-    )
-    assert (flat["AUROC low"] <= flat["AUROC"]).all()
+def test_the_best_single_detector_is_chosen_by_the_other_half_and_set_beside_the_plain_one() -> None:
+    cases = [made(seed, signal=0.5) for seed in (1, 2, 3)]
+    judged = [bench.judge(case).assign(contrast=str(number)) for number, case in enumerate(cases)]
+    control = judged[0].assign(kind="control", training="none")
+    found = bench.best_single(pd.concat([*judged, control], ignore_index=True))
+    assert found["contrast"].tolist() == ["0", "1", "2"], "a control asks for nothing"
+    for rows, (_, best) in zip(judged, found.iterrows(), strict=True):
+        rows = rows.set_index("detector")
+        asked = rows.loc[["loss", "length", "magnitude", "gsa"]]
+        assert best["detector"] == asked["chosen by"].idxmax()
+        assert best["AUROC"] == rows.loc[best["detector"], "AUROC"]
+        assert best["baseline"] == rows.loc["loss", "AUROC"]
+        assert best["minus baseline"].value == pytest.approx(best["AUROC"].value - best["baseline"].value)
+    assert found["detector"].nunique() > 1
 
 
 def test_cases_are_asked_for_by_family_and_contrast() -> None:

@@ -63,7 +63,13 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "baseline": {"first": side},
     }
     criterion |= {"trainings": ["main"], "at_least": {"items": 9}, "seed": 1}
-    claim = {"paper": "x", "claim": "Growth tells.", "page": "chapters/growth.ipynb", "criterion": criterion}
+    claim = {
+        "paper": "x",
+        "claim": "Growth tells.",
+        "plain": "loss",
+        "page": "chapters/growth.ipynb",
+        "criterion": criterion,
+    }
     (tmp_path / "book").mkdir()
     (tmp_path / "book/claims.yml").write_text(yaml.safe_dump({"volume": {"trained": claim}}))
     (tmp_path / "book/_config.yml").write_text(yaml.safe_dump(CONFIG))

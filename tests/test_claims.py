@@ -63,12 +63,15 @@ REGISTRY = {
         "grows": {
             "paper": "hasegawa2025",
             "claim": "Training images grow more | much more.",
+            "plain": "the loss",
             "page": "chapters/growth.ipynb",
             "criterion": AUROC,
         },
         "helps": {
             "paper": "hasegawa2025",
             "claim": "Leaving out helps.",
+            "variant": True,
+            "plain": "the other order",
             "page": "chapters/growth.ipynb",
             "criterion": SHARE,
         },
@@ -199,6 +202,7 @@ def test_shares_of_two_arms_are_those_of_their_tables(project: pd.DataFrame) -> 
     arm = np.column_stack([copied(f"arm-{k}") for k in range(2)])
     expected = Difference(measures.share(control, 5), measures.share(arm, 5), same_trainings=False)
     assert found.interval() == expected.interval()
+    assert found.largest == pytest.approx(control.mean()), "had nothing been copied in the other arm"
 
 
 def test_a_picture_is_named_in_time_no_later_than_its_copies(project: pd.DataFrame) -> None:
@@ -384,19 +388,21 @@ def test_the_table_says_what_was_found_and_how_it_was_judged(judged: None) -> No
     page = Path("book/generated/claims.md").read_text()
     found, beyond = (Estimate(grows[f"{part}value"], *grows[f"{part}ci95"]) for part in ("", "beyond_baseline_"))
     n = f"{grows['items']['positive']} + {grows['items']['negative']}"
-    said = {True: "yes", False: "no, it is worse", None: "not shown"}[
+    said = {True: "yes", False: "no, worse", None: "not shown"}[
         True if beyond.low > 0 else False if beyond.high < 0 else None
     ]
-    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: {beyond} | "
+    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: {beyond} against the loss | "
     assert page.startswith(f"| {' | '.join(claims.HEADER)} |")
     assert row in page
     fold = page.partition(row)[2].splitlines()[0]
     assert fold.startswith(
         "<details><summary>Criterion</summary>AUROC \\| of growth; reproduced if its whole 95 % interval"
     )
-    assert "items. p = 0.0" in fold, "without history there is no date"
+    assert "items. Without correction reproduced; p = 0.0" in fold, "without history there is no date"
     dated = grows | {"criterion": {"day": "2026-11-20", "commit": "0123456789abcdef"}}
-    assert "items. Committed on 2026-11-20 (`0123456`); p = 0.0" in claims.first_page([dated])
+    assert "items. Committed on 2026-11-20 (`0123456`); without correction reproduced; p = 0.0" in claims.first_page(
+        [dated]
+    )
     baseline = Estimate(grows["baseline_value"], *grows["baseline_ci95"])
     assert f"; plain baseline {baseline}; detectable {grows['detectable']:.3f}.</details>" in fold
 
@@ -414,6 +420,10 @@ def test_a_method_is_compared_with_the_plain_baseline_on_the_same_items(project:
     assert cases.beyond_baseline(taken) == criteria.Comparison(first=third, minus=other), "what is left: less is better"
     apart = claim.model_copy(update={"first": side, "minus": other, "baseline": criteria.Comparison(first=third)})
     assert cases.beyond_baseline(apart) is None
+    both = claim.model_copy(
+        update={"first": side, "minus": other, "baseline": criteria.Comparison(first=third, minus=side)}
+    )
+    assert cases.beyond_baseline(both) is None, "they differ in both sides"
 
 
 def test_markers_become_criteria_and_verdicts(judged: None) -> None:
@@ -445,7 +455,7 @@ def test_a_page_answers_with_its_claims(judged: None) -> None:
     n = f"{row['items']['positive']} + {row['items']['negative']}"
     assert grows.startswith(
         f"- **Training images grow more | much more.** Reproduced: AUROC {found}, asked above 0.5; n = {n}. "
-        f"The plain baseline: {baseline}; beyond it {beyond}, "
+        f"The plain baseline, the loss: {baseline}; beyond it {beyond}, "
     )
     endings = ("so the method beats it.", "so the method is worse.", "whose interval contains 0.")
     assert grows.endswith(endings[0 if beyond.low > 0 else 1 if beyond.high < 0 else 2])
@@ -545,14 +555,16 @@ def test_claims_of_this_study_are_a_family_of_their_own(project: pd.DataFrame) -
     assert page.count("{cite}`hasegawa2025`") == 2
     assert "holds if its whole 95 % interval is above 0.5, does not if" in page
     missed = ours | {"verdict": "not reproduced", "holm_verdict": "inconclusive"}
-    assert "[**does not hold, after correction inconclusive**]" in claims.findings([missed])
+    assert "[**inconclusive**]" in claims.findings([missed])
+    assert "ithout correction does not hold; p" in claims.first_page([missed])
 
 
 def test_a_verdict_that_the_correction_takes_back_says_so(judged: None) -> None:
     grows, helps = read_json(claims.FOUND)
     taken = grows | {"holm_p_value": 0.0712, "holm_verdict": "inconclusive", "detectable": None}
     page = claims.first_page([taken | {"control_value": 0.5, "control_ci95": [0.4, 0.6]}, helps])
-    assert "[**reproduced, after correction inconclusive**]" in page
+    assert "[**inconclusive**](chapters/growth.ipynb)" in page
+    assert "ithout correction reproduced; p" in page
     assert ", corrected = 0.071; plain" in page
     assert "; control 0.500 [0.400, 0.600]; detectable nothing.</details>" in page
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,9 +60,9 @@ def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
-def test_pictures_in_files_are_those_of_the_tensor(folder: Path) -> None:
+def test_pictures_in_files_are_those_of_the_tensor() -> None:
     """A part stays in its files, rows are read, and what has changed since is said."""
-    items, _ = load_items(images=folder / "training")
+    items, _ = load_items(images="training")
     assert isinstance(items.pictures, PictureFiles)
     whole = items.rows(range(3)).pictures
     assert items.pictures.shape == whole.shape == (3, 3, 8, 8)
@@ -90,16 +91,18 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
     """A worker in this process, with nothing of Ray but its names."""
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda given: given, cloudpickle=cloudpickle))
 
-    def made(model: str = "model", digest: str | None = None) -> Worker:
+    def made(
+        model: str = "model", digest: str | None = None, training: object = None, captions: object = None
+    ) -> Worker:
         digest = weights_digest(load_field("model", rows=3)) if digest is None else digest
-        return Worker(Source(str(Path(model).resolve()), "float32", 3, digest, "reference"), None, None)
+        return Worker(Source(str(Path(model).resolve()), "float32", 3, digest, "reference"), training, captions)
 
     return made
 
 
-def asked(worker: Worker, jobs: Sequence[Job]) -> dict:
+def asked(worker: Worker, jobs: Sequence[Job], share: bool = True) -> dict:
     """What a worker gives for a batch that went to it as bytes."""
-    return worker(pa.table({"number": [0], "jobs": [cloudpickle.dumps((_sent(jobs), True))]})).to_pylist()[0]
+    return worker(pa.table({"number": [0], "jobs": [cloudpickle.dumps((_sent(jobs), share))]})).to_pylist()[0]
 
 
 def test_batches_that_workers_do_in_any_order_give_the_same_bytes(
@@ -131,8 +134,25 @@ def test_batches_that_workers_do_in_any_order_give_the_same_bytes(
     assert len(done) == len(set(done)) == 10
 
 
+def test_a_worker_scores_beside_the_training_set_that_it_was_given(worker: Callable[..., Worker]) -> None:
+    pictures, _ = load_items(images="training")
+    training, captions = pictures.rows(range(3)).pictures, ["a red apple", "a whale", "a red whale"]
+    given = replace(pictures, prompts=["an apple", "a whale", "red"], training=training, captions=captions)
+    jobs = [Job(given.part(1, 3), find(name), [{}], Path(name)) for name in ("nearest_picture", "rarest_word")]
+    found = asked(worker(training=training, captions=captions), jobs)
+    expected = [pd.read_parquet(BytesIO(content)) for _, content in score_jobs(None, jobs, True)]
+    for content, table in zip(found["scores"], expected, strict=True):
+        pd.testing.assert_frame_equal(pd.read_parquet(BytesIO(content)), table)
+
+
+def test_what_a_machine_does_not_see_is_named() -> None:
+    assert cluster._look(["model", "nowhere"])[0] == ["nowhere"]
+
+
 @pytest.mark.parametrize("share", [True, False])
-def test_workers_are_told_whether_detectors_share(share: bool, tmp_path: Path) -> None:
+def test_workers_are_told_whether_detectors_share(
+    share: bool, worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     field, told = load_field("model", rows=3), []
     items, _ = load_items(images="training")
 
@@ -141,7 +161,9 @@ def test_workers_are_told_whether_detectors_share(share: bool, tmp_path: Path) -
         yield from ([*score_jobs(field, jobs, share)] for jobs in batches)
 
     write_tables(field, [Table(items, find("loss"), [USUAL], tmp_path / "a")], share=share, workers=others)
-    assert told == [share]
+    monkeypatch.setattr(cluster, "score_jobs", lambda _, jobs, share: told.append(share) or iter(()))
+    asked(worker(), [Job(items, find("loss"), [USUAL], Path("a"))], share)
+    assert told == [share, share]
 
 
 def test_a_worker_that_sees_another_model_or_none_says_so(worker: Callable[..., Worker]) -> None:

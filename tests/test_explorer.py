@@ -16,8 +16,18 @@ from PIL import Image
 
 from memlib.evaluation.intervals import Estimate
 from memlib.study import naming
-from memlib.study.explorer import NOTHING, Explained, above_percent, bench_explorer, explorer, picture_explorer
-from memlib.truth.outcomes import least_copies, reproduced
+from memlib.study.draw_samples import EXAMPLES
+from memlib.study.explorer import (
+    NOTHING,
+    SCALE,
+    Explained,
+    above_percent,
+    bench_explorer,
+    explorer,
+    picture_explorer,
+    stored_samples,
+)
+from memlib.truth.outcomes import borderline, clearest, least_copies, reproduced
 
 CHROMIUM = shutil.which("chromium")
 STYLE = Path(__file__).parent.parent / "book/_static/book.css"
@@ -43,13 +53,13 @@ def test_tokens_are_shaded_by_their_share_and_texts_escaped() -> None:
 
 def test_a_picture_is_shown_larger_and_otherwise_as_it_is() -> None:
     (entry, *_) = entries()
-    page = explorer([entry], "tokens", scale=3).data
+    page = explorer([entry], "tokens").data
     shown = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in re.findall(r"base64,([^\"]+)", page)
     ]
     colour, grey = entry.pictures.values()
-    np.testing.assert_array_equal(shown[0], colour.repeat(3, 0).repeat(3, 1))
-    np.testing.assert_array_equal(shown[1], grey[..., 0].repeat(3, 0).repeat(3, 1))
+    np.testing.assert_array_equal(shown[0], colour.repeat(SCALE, 0).repeat(SCALE, 1))
+    np.testing.assert_array_equal(shown[1], grey[..., 0].repeat(SCALE, 0).repeat(SCALE, 1))
 
 
 @pytest.fixture
@@ -140,6 +150,12 @@ def test_the_first_question_is_shown_without_a_script() -> None:
     assert found == lines_of(first)
     (answer,) = visible(part, ".taken p")
     taken = best[best["contrast"].eq(QUESTIONS[0][3]) & best["budget"].eq(4)].iloc[0]
+    assert [part.span.text for part in visible(part, ".dots li")] == [
+        "size as PNG never looks at the model; no evaluations",
+        "volume growth 3 evaluations",
+        "plain loss plain baseline; 4 evaluations",
+    ]
+    assert [line.span.get("class") for line in visible(part, ".dots li")] == [["blind"], [], ["plain"]]
     for said in (
         naming.detector_in_words(taken["detector"]),
         taken["AUROC"],
@@ -169,6 +185,21 @@ def test_every_line_stands_with_its_budgets_and_its_interval() -> None:
                 drawn = re.findall(r"--(?:low|at|high): ([-\d.]+)", line.i["style"])
                 assert sorted(drawn) == sorted(re.findall(r"[\d.]+", estimate))
     assert NOTHING in [text.text for text in part.select('p[data-case="2"]')], "the magnitude costs more than 1"
+
+
+def test_an_answer_says_where_the_plain_baseline_itself_is_taken_and_where_it_costs_more() -> None:
+    rows, best = asked()
+    part = BeautifulSoup(bench_explorer(rows, best, "bench", 4).data, "html.parser")
+    (same,) = (text.text for text in part.select('p[data-case="2"]') if text.text != NOTHING)
+    assert same.startswith("Take: text magnitude (4 noises; 4 evaluations an item).")
+    assert same.endswith("It is the text magnitude itself: nothing else was better on the items that it was chosen by.")
+    labels = [group["label"] for group in part.select("optgroup")]
+    assert labels == ["Was it in training?", "Was it planted?", "Was it planted?"]
+    dear = best.assign(**{"baseline": None, "minus baseline": None})
+    part = BeautifulSoup(bench_explorer(rows, dear, "bench", 4).data, "html.parser")
+    (answer,) = visible(part, ".taken p")
+    assert answer.text.endswith("The plain loss costs more.")
+    assert "1 evaluation an item" in part.select_one('p[data-case="0"][data-budgets="0"]').text
 
 
 def test_names_of_trainings_and_detectors_are_escaped() -> None:
@@ -211,17 +242,21 @@ def test_a_reader_asks_the_bench_by_keyboard(page) -> None:
 
 
 def judged() -> tuple[pd.DataFrame, dict, pd.DataFrame, dict, pd.DataFrame]:
-    """Four pictures, one of them kept out; samples of which three are stored; two detectors."""
+    """Four pictures, one of them kept out; samples of which five are stored; two detectors."""
     rng = np.random.default_rng(3)
     ids = ["a", "b", "c", "out"]
     images = {key: rng.integers(0, 256, (4, 4, 3), dtype=np.uint8) for key in ids}
-    matches = pd.DataFrame({"picture": ["a", "b", "a", "a"] * 5, "relative": [0.2, 1.5, 0.9, 3.0] * 5})
+    matches = pd.DataFrame(
+        {"picture": ["a", "b", "a", "a"] * 5, "relative": [0.2, 1.5, 0.9, 3.0] * 4 + [0.2, 0.8, 0.9, 3.0]}
+    )
     matches = matches.assign(embedded_relative=2.0, distance=1.0, second_distance=2.0)
-    drawn = {0: images["a"] ^ 4, 1: rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), 2: images["a"] ^ 16}
+    uneven = np.array([16, 0, 0], dtype=np.uint8)  # in one of three colours
+    drawn = {0: images["a"] ^ 4, 1: images["b"] ^ 1, 2: images["a"] ^ uneven}
+    drawn |= {number: rng.integers(0, 256, (4, 4, 3), dtype=np.uint8) for number in (3, 4)}
     about = {
         "caption": ["<b>bold</b>", "bee", "</script>", "never"],
         "copies": [16, 1, 1, 0],
-        "relative": [0.2, 1.5, 2, 3],
+        "relative": [0.2, 0.8, 2, 3],
     }
     pictures = pd.DataFrame(about, index=ids).join(reproduced(matches, ids))
     scores = pd.DataFrame({"growth": [4.0, 2.0, 1.0, 2.0], "png_size": [1.0, 2.0, 3.0, 4.0]}, index=ids)
@@ -237,7 +272,10 @@ def test_percentages_count_the_items_that_score_lower() -> None:
 def test_a_picture_is_shown_with_its_truth_its_samples_and_its_scores() -> None:
     pictures, images, matches, drawn, scores = judged()
     part = BeautifulSoup(picture_explorer(pictures, images, matches, drawn, scores, "pictures").data, "html.parser")
-    assert [option.text for option in part.select("option")] == ["<b>bold</b>", "</script>", "bee"]
+    assert [option.text for option in part.select("option")] == ["<b>bold</b>", "bee", "</script>"], (
+        "the most copied first"
+    )
+    assert [group["label"] for group in part.select("optgroup")] == ["seen 16 times an epoch", "seen once an epoch"]
     first, *others = json.loads(part.select_one("script").text)
     enough = least_copies(len(matches), len(pictures))
     assert [fact.text for fact in part.select(".facts li")] == first["facts"]
@@ -245,16 +283,34 @@ def test_a_picture_is_shown_with_its_truth_its_samples_and_its_scores() -> None:
     assert first["facts"][1].startswith("The model reproduces it: 10 of 20 samples are copies of it")
     assert f"{enough} would be enough" in first["facts"][1]
     assert "0.20" in first["facts"][2]
-    assert others[0]["facts"][1].startswith("The model does not reproduce it: none of 20 samples is a copy")
+    assert others[0]["facts"][1] == (
+        f"The model does not reproduce it: 1 of 20 samples is a copy of it, and {enough} would be enough."
+    )
+    assert others[1]["facts"][1].startswith("The model does not reproduce it: none of 20 samples is a copy")
+    assert others[0]["pictures"][1][2] == f"{1 / 127.5:.2f}: no copy", "near as it is"
     assert [caption for _, _, caption in first["pictures"]] == [
         "<b>bold</b>",
         f"{4 / 127.5:.2f}: a copy",
-        f"{16 / 127.5:.2f}: a copy",
-        first["pictures"][3][2],
+        f"{16 / 127.5 / 3**0.5:.2f}: a copy",
+        *(caption for _, _, caption in first["pictures"][3:]),
     ]
+    labels = {label for _, label, _ in others[0]["pictures"]}
+    assert labels & {"sample 0, copies another", "sample 2, copies another", "sample 4, copies another"}
+    assert len(first["pictures"]) == 5, "the picture and its four nearest samples"
     assert first["pictures"][3][2].endswith(": no copy")
-    assert [entry["above"] for entry in (first, *others)] == [[75, 0], [0, 50], [25, 25]]
+    assert [entry["above"] for entry in (first, *others)] == [[75, 0], [25, 25], [0, 50]]
     assert [line.b.text for line in part.select(".dots li")] == ["75", "0"]
+
+
+@pytest.mark.parametrize("different", [2, 12])
+def test_stored_samples_have_the_numbers_that_their_stage_gave_them(different: int) -> None:
+    rng = np.random.default_rng(5)
+    matches = pd.DataFrame({"picture": rng.choice([*"abcdefghijkl"[:different]], 90), "relative": rng.random(90) * 2})
+    pictures = np.arange(90, dtype=np.uint8)[:, None, None, None] + np.zeros((90, 2, 2, 1), dtype=np.uint8)
+    examples = pictures[[*clearest(matches, EXAMPLES), *borderline(matches, EXAMPLES)]]
+    found = stored_samples(matches, pictures[:10], examples)
+    assert {*range(10), *clearest(matches, EXAMPLES), *borderline(matches, EXAMPLES)} == found.keys()
+    assert all((picture == number).all() for number, picture in found.items())
 
 
 def test_each_place_of_the_sheet_holds_its_picture() -> None:
@@ -262,8 +318,7 @@ def test_each_place_of_the_sheet_holds_its_picture() -> None:
     page = picture_explorer(pictures, images, matches, drawn, scores, "pictures").data
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)", page)[1]))))
     side, entries = 4, json.loads(BeautifulSoup(page, "html.parser").select_one("script").text)
-    shown = [images["a"], drawn[0], drawn[2], drawn[1]]
-    for (place, _, _), picture in zip(entries[0]["pictures"], shown, strict=True):
+    for (place, _, _), picture in zip(entries[0]["pictures"], [images["a"], drawn[0], drawn[2]], strict=False):
         offsets = [float(share.rstrip("%")) / 100 for share in place.split()] * (np.array(sheet.shape[1::-1]) - side)
         left, top = offsets.round().astype(int)
         np.testing.assert_allclose(offsets, (left, top), atol=0.01)

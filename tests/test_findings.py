@@ -38,7 +38,11 @@ def found(**more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("minus", "ending"),
-    [(AHEAD, "it is ahead."), (BEHIND, "it is behind."), (NEITHER, "the interval holds 0, so neither is ahead.")],
+    [
+        (AHEAD, "the detector is ahead."),
+        (BEHIND, "the detector is behind."),
+        (NEITHER, "the interval contains 0, so neither is ahead."),
+    ],
 )
 def test_a_family_is_compared_with_the_plain_loss_as_the_interval_says(minus: tuple, ending: str) -> None:
     first, over_all, control = findings(found(for_a_budget=[row(minus=minus)]))
@@ -75,6 +79,7 @@ def test_the_other_sentences_count_what_they_say() -> None:
     together = [{"detector": RANKS, "minus best part": estimate(*minus)} for minus in (AHEAD, AHEAD, BEHIND)]
     together += [{"detector": ADAPTIVE, "minus best part": estimate(*NEITHER)}]
     blind = [row("png_size", AUROC=estimate(0.52, 0.4, 0.64)), row("variation", AUROC=estimate(0.6, 0.51, 0.7))]
+    blind += [row("flat_share", AUROC=estimate(0.3, 0.2, 0.49))]
     upper = [row("nearest_training", AUROC=estimate(0.9, 0.8, 0.95), family="latent U-Net")]
     told = findings(found(combined=together, blind=blind, upper=upper))
     assert told[2].endswith("reaches 0.900 [0.800, 0.950] (latent U-Net) on prompts.")
@@ -83,8 +88,8 @@ def test_the_other_sentences_count_what_they_say() -> None:
         "questions and behind in 0."
     )
     assert (
-        "reach AUROCs of 0.520 to 0.600 on the same questions; 1 of 2 intervals hold 0.5; not those of `variation`"
-        in told[4]
+        "reach AUROCs of 0.300 to 0.600 on the same questions; 1 of 3 intervals hold 0.5; not those of `variation` (pixel "
+        "U-Net, pictures) and `flat_share`" in told[4]
     )
     (told,) = findings(found(blind=blind[:1]))[2:3]
     assert told.endswith("1 of 1 intervals hold 0.5, as they should.")
@@ -96,9 +101,9 @@ def test_the_other_sentences_count_what_they_say() -> None:
 @pytest.mark.parametrize(
     ("minus", "ending"),
     [
-        (AHEAD, "0.100 [0.020, 0.180] excludes 0, so it is ahead."),
-        (BEHIND, "-0.100 [-0.180, -0.020] excludes 0, so it is behind."),
-        (NEITHER, "0.050 [-0.030, 0.130] does not exclude 0, so neither is ahead."),
+        (AHEAD, "0.100 [0.020, 0.180]: the detector is ahead."),
+        (BEHIND, "-0.100 [-0.180, -0.020]: the detector is behind."),
+        (NEITHER, "0.050 [-0.030, 0.130]: the interval contains 0, so neither is ahead."),
     ],
 )
 def test_an_answer_names_the_best_of_a_budget_and_the_plain_baseline(minus: tuple, ending: str) -> None:
@@ -106,7 +111,7 @@ def test_an_answer_names_the_best_of_a_budget_and_the_plain_baseline(minus: tupl
     assert first == (
         "**Pictures, at most 4 network evaluations. Which pictures does the model reproduce?** On one half of the items the "
         "length of the prediction (`length`) is best: AUROC **0.800 [0.712, 0.900]** on the other (0.5 is a coin toss), n: 30 "
-        f"against 60; the plain loss reaches 0.750 [0.650, 0.850]. The paired difference {ending}"
+        f"against 60; the plain loss reaches 0.750 [0.650, 0.850]; paired difference {ending}"
     )
     assert second == first.replace(" (0.5 is a coin toss)", "")
 

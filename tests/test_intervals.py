@@ -56,15 +56,17 @@ def test_paired_shares_cover_the_truth_where_few_items_differ() -> None:
     assert 0.92 <= np.mean(covered) <= 0.99
 
 
-def test_welch_and_effect_size() -> None:
-    rng = np.random.default_rng(0)
-    positive, negative = rng.normal(1, 2, 4000), rng.normal(0, 1, 3000)
-    test = intervals.welch(positive, negative)
-    standard_error = np.sqrt(positive.var(ddof=1) / 4000 + negative.var(ddof=1) / 3000)
-    assert test.t == pytest.approx((positive.mean() - negative.mean()) / standard_error)
-    assert test.p_value == pytest.approx(2 * stats.t.sf(abs(test.t), test.degrees_of_freedom))
-    effect = intervals.effect_size(positive, negative)
-    assert effect.low < 1 / np.sqrt(2.5) < effect.high
+def test_an_interval_contains_its_ends() -> None:
+    estimate = intervals.Estimate(0.6, 0.5, 0.7)
+    assert [estimate.contains(value) for value in (0.49, 0.5, 0.7, 0.71)] == [False, True, True, False]
+
+
+def test_csv_has_each_interval_in_three_columns() -> None:
+    rows = pd.DataFrame({"n": [1, 2], "AUROC": [intervals.Estimate(0.6, 0.5, 0.7), None]})
+    flat = intervals.flat(rows)
+    assert list(flat) == ["n", "AUROC", "AUROC low", "AUROC high"]
+    assert flat.iloc[0].tolist() == [1, 0.6, 0.5, 0.7]
+    assert flat.iloc[1, 1:].isna().all()
 
 
 def test_shares() -> None:

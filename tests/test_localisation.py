@@ -170,3 +170,12 @@ def test_a_report_shows_the_map_of_a_suspect_that_has_one() -> None:
     ]
     assert ["brightest where its prompt fixes it most" in page for page in pages] == [False, True, False]
     assert [page.count("<img") for page in pages] == [1, 2, 0]
+
+
+def test_a_suspect_is_shown_by_its_caption_and_keeps_its_name() -> None:
+    findings = [Finding("loss", "", 1, pd.DataFrame({"score": [1.0]}, ["2757.png"]), None, 0.1)]
+    for caption, title in (("red mark", "red mark"), (None, "2757.png"), (" ", "2757.png")):
+        own = Suspect("2757.png", caption, None, False, None, [], None)
+        page = as_page([Section("pictures", "x", None, findings, [own], {}, {}, [], 0.1, 0.1, None)], {}, [])
+        assert f"<h4>{title}</h4>" in page
+        assert page.count("2757.png") == 1, "the name is said once"

@@ -75,6 +75,18 @@ def test_only_ranks_matter_and_a_difference_turned_round_is_its_negative(seed: i
     assert reverse == pytest.approx((-difference.value, -difference.high, -difference.low))
 
 
+def test_no_interval_of_a_difference_is_wider_than_differences_can_be() -> None:
+    trainings, label = np.repeat([0, 1], 10), np.tile(np.arange(10) < 4, 2)
+    scores = np.random.default_rng(1).normal(size=20)
+    apart = np.where(trainings == 0, 1, -1) * np.where(label, 5.0, -5.0)
+    a, b = (measures.auroc(values, label, np.arange(20), trainings) for values in (apart, scores))
+    assert a.by_training.tolist() == [1, 0]
+    for found in (Difference(a, b).interval(), Difference(b, a).interval()):
+        assert -1 <= found.low < found.value < found.high <= 1
+    assert Difference(a, b).spread() > 1, "so that the bounds are needed"
+    assert Difference(a, b).interval()[1:] == (-1, 1)
+
+
 def test_a_difference_of_other_items_is_refused() -> None:
     rng = np.random.default_rng(0)
     a, b = (measures.auroc(rng.normal(size=n), np.arange(n) < n / 3) for n in (60, 90))

@@ -1,10 +1,14 @@
 """What readers are shown in place of the code's names."""
 
+from pathlib import Path
+
 import pytest
 
 from memlib.detectors import ALL, find
-from memlib.evaluation.bench import BASELINES, BLIND, LEARNED
-from memlib.study.naming import DETECTORS, detector_in_words, question, remark, setting_in_words, with_code
+from memlib.evaluation.bench import ADAPTIVE, BASELINES, BLIND, GIVEN, LEARNED
+from memlib.evaluation.bench import KINDS as OF_CASES
+from memlib.files import read_json
+from memlib.study.naming import DETECTORS, KINDS, detector_in_words, question, remark, setting_in_words, with_code
 from memlib.tables import setting_name
 
 
@@ -28,6 +32,8 @@ def test_remarks_say_who_knows_more_and_who_less() -> None:
     assert {remark(name) for name in BLIND} == {"never looks at the model"}
     assert remark("gsa, learned") == remark(LEARNED) == "fitted to labels"
     assert remark("growth") == ""
+    assert all(remark(name) for name in (*GIVEN, ADAPTIVE)), "whoever is given more than the model and the item"
+    assert remark("nearest_training") == "sees the training set"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +73,12 @@ def test_no_usual_setting_shows_a_name_of_the_code(name: str) -> None:
         }
         words = setting_in_words(setting_name(setting))
         assert not {*"_[]{}"} & {*words}, words
+
+
+def test_every_question_of_the_first_page_has_words() -> None:
+    asked = read_json(Path(__file__).parents[1] / "metrics/bench.json")["for_a_budget"]
+    assert all(question(row["items"], row["contrast"]).endswith("?") for row in asked)
+    assert {*KINDS, "control"} == {*OF_CASES}
 
 
 def test_a_question_without_words_stands_as_it_is() -> None:

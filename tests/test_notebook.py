@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,16 @@ def test_a_notebook_is_stored_clean_and_defines_nothing(path: Path) -> None:
     assert notebook.cells[0].source.startswith("# ")
     nodes = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
     assert not [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_stage_depends_on_the_parameters_that_its_notebook_reads(path: Path) -> None:
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].get(path.stem, {})
+    known = [name for entry in stage.get("params", []) for name in entry["results/params.json"]]
+    code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    if "cmd" in stage:  # others are written out for several items
+        for section, part in re.findall(r'read_section\(\s*"(\w+)"\s*\)(?:\["(\w+)"\])?', code):
+            assert section in known or f"{section}.{part}" in known
 
 
 def study(folder: Path, *code: str, name: str = "toy", **parameters: object) -> None:

@@ -37,6 +37,16 @@ def cell(code: str, output: str = "", folded: bool = False) -> str:
     return f'<div class="cell docutils container">{source}{shown}</div>'
 
 
+def write_page(path: Path, *body: str) -> None:
+    """A page as Jupyter Book writes it, and beside the pages the options of their search."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'<html>1 < 2<article class="bd-article"><section>{"".join(body)}</section></article><br></html>')
+    folder = path.parent if path.parent.name != "chapters" else path.parent.parent
+    options = folder / "_static/documentation_options.js"
+    options.parent.mkdir(exist_ok=True)
+    options.write_text("const DOCUMENTATION_OPTIONS = {\n    SHOW_SEARCH_SUMMARY: true,\n};")
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> BeautifulSoup:
     printed = (
@@ -56,12 +66,9 @@ def finished(tmp_path: Path) -> BeautifulSoup:
         '<svg viewBox="0 0 1 1"></svg>',
     ]
     page = tmp_path / "chapters/growth.html"
-    page.parent.mkdir()
-    page.write_text(f'<html>1 < 2<article class="bd-article"><section>{"".join(body)}</section></article><br></html>')
+    write_page(page, *body)
     (tmp_path / "search.html").write_text("<html></html>")
     options = tmp_path / "_static/documentation_options.js"
-    options.parent.mkdir()
-    options.write_text("const DOCUMENTATION_OPTIONS = {\n    SHOW_SEARCH_SUMMARY: true,\n};")
     bench = ORIGIN.replace("growth", "bench")
     banners = {"growth": '<p class="elsewhere">Made elsewhere.</p>', "flow": ""}
     changed = {"chapters/growth": ("2026-11-20", "0123456789abcdef"), "index": ("2026-11-21", "fedcba")}
@@ -128,6 +135,8 @@ def test_results_are_written_as_csv(finished: BeautifulSoup, tmp_path: Path) -> 
     assert rows == [["group", "AUROC", "AUROC"], ["x16", "0.9 [0.8, 1.0]", "< 1"]]
     (data,) = finished.select("a.data")
     assert data["href"] == "../_downloads/growth-figure-1.csv"
+    assert data["download"] == ""
+    assert data.get_text() == "Figure as CSV"
     assert data.parent["class"] == ["foot"]
     assert (tmp_path / "_downloads/growth-figure-1.csv").read_text() == "copies,growth"
 
@@ -138,3 +147,31 @@ def test_what_made_a_result_stands_under_it_and_a_warning_on_top(finished: Beaut
     other = finished.select_one('img[src$="bench.png"]').find_parent("figure").find_next_sibling()
     assert other.get_text() == "Stage bench, 11 s"
     assert finished.h1.find_next_sibling()["class"] == ["elsewhere"]
+
+
+def test_several_results_of_a_page_have_files_of_their_own(tmp_path: Path) -> None:
+    other = base64.b64encode(b"steps,error").decode()
+    second = FIGURE.replace(base64.b64encode(b"copies,growth").decode(), other)
+    write_page(
+        tmp_path / "chapters/flow.html", "<h1>Flow</h1>", cell("1", FIGURE), cell("2", second), cell("3", TABLE * 2)
+    )
+    finish(tmp_path, {}, {}, {}, {})
+    page = BeautifulSoup((tmp_path / "chapters/flow.html").read_text(), "html.parser")
+    links = page.select("a.data")
+    assert [link["href"] for link in links] == ["../_downloads/flow-figure-1.csv", "../_downloads/flow-figure-2.csv"]
+    files = [(tmp_path / "_downloads" / Path(link["href"]).name).read_text() for link in links]
+    assert files == ["copies,growth", "steps,error"]
+    texts = [link.get_text() for link in page.select(".foot > a:not(.data)")]
+    assert texts == ["Table 1 as CSV", "Table 2 as CSV"]
+
+
+def test_what_belongs_to_a_stage_stands_on_its_page_alone(tmp_path: Path) -> None:
+    pages = {name: tmp_path / name for name in ("growth.html", "chapters/growth.html", "chapters/flow.html")}
+    for path in pages.values():
+        write_page(path, "<h1>Growth</h1>", cell("draw(1)", FIGURE))
+    banner, changed = '<p class="elsewhere">Made elsewhere.</p>', {"growth": ("2026-11-20", "0123456789abcdef")}
+    finish(tmp_path, {"growth": ORIGIN}, {"growth": banner}, {}, changed)
+    texts = {name: path.read_text() for name, path in pages.items()}
+    assert [name for name, text in texts.items() if "Made elsewhere" in text] == ["chapters/growth.html"]
+    assert [name for name, text in texts.items() if "Stage growth" in text] == ["chapters/growth.html"]
+    assert [name for name, text in texts.items() if "last changed" in text] == ["growth.html"]

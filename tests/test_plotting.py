@@ -122,13 +122,13 @@ def test_a_figure_carries_its_texts_and_is_the_same_bytes_twice(tmp_path) -> Non
 
 def test_a_figure_carries_what_it_is_drawn_from_and_its_smallest_letters() -> None:
     plotting.set_style()
-    drawn = pd.DataFrame({"sigma": [0.1, 1 / 3], "AUROC": [Estimate(0.5, 0.4, 0.6), Estimate(1, 0.9, 1)]})
+    drawn = pd.DataFrame({"sigma": [0.1, 1 / 3, 1], "AUROC": [Estimate(0.5, 0.4, 0.6), Estimate(1, 0.9, 1), None]})
     fig, ax = plt.subplots(figsize=(5, 3))
     ax.text(0.5, 0.5, "small", fontsize=6)
     ax.text(0.5, 0.5, "unseen", fontsize=2, visible=False)
     page = BeautifulSoup(plotting.figure(fig, "Dots.", "Dots.", drawn).data, "html.parser")
     rows = base64.b64decode(page.a["href"].partition(",")[2]).decode().splitlines()
-    assert rows == ["sigma,AUROC,AUROC low,AUROC high", "0.1,0.5,0.4,0.6", "0.333333,1,0.9,1"]
+    assert rows == ["sigma,AUROC,AUROC low,AUROC high", "0.1,0.5,0.4,0.6", "0.333333,1,0.9,1", "1,,,"]
     width = PIL.Image.open(io.BytesIO(base64.b64decode(page.img["src"].partition(",")[2]))).width
     letters = 6 * 160 / 72 / width  # 6 points at 160 pixels an inch
     assert float(page.img["data-letters"]) == pytest.approx(letters, abs=1e-4)
@@ -184,19 +184,6 @@ def test_a_map_of_signed_values_has_its_grid_upright_and_a_scale_alike_on_both_s
     assert drawn.norm(0.0) == pytest.approx(0.5)
     assert drawn.norm(50.0) + drawn.norm(-50.0) == pytest.approx(1)
     assert own_scale.norm.vmax == pytest.approx(97.5)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [
-        (0.1, 0.3, "lies above"),
-        (-0.3, -0.1, "lies below"),
-        (-0.1, 0.3, "cannot be told from"),
-        (0, 0.3, "cannot be told from"),
-    ],
-)
-def test_a_difference_is_said_by_its_interval(low: float, high: float, said: str) -> None:
-    assert plotting.stands(Estimate(0.2, low, high)) == said
 
 
 def test_a_long_table_stands_behind_a_line_that_opens_it() -> None:

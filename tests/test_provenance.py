@@ -62,6 +62,7 @@ def test_without_a_history_no_commit_is_told(project: Path) -> None:
     provenance.LOCK.write_text("schema: '2.0'\nstages:\n  growth:\n    cmd: x\n")
     (told,) = provenance.provenance(["growth"], MACHINE).values()
     assert "commit" not in told
+    assert "parameters" not in told, "it has none"
 
 
 def test_what_has_changed_since_it_was_made_is_stale_and_what_is_not_here_is_not(project: Path) -> None:

@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 
 from memlib.evaluation import alarms
+from memlib.evaluation.audits import false_where_named
+from memlib.evaluation.intervals import proportion
 from memlib.evaluation.rehearsal import found_shares, rehearse
 from memlib.mitigation.guard import threshold_rank
 
@@ -51,6 +53,22 @@ def test_parts_are_of_the_asked_size_and_alike_for_all_scores() -> None:
     held = np.arange(40) < 20
     few = rehearse([50.0, 51.0], np.where(held, 0.0, 9.0), 10, 0.5, 5, apart=held)
     assert set(few["named"]) == {22}, "of the kind of the nulls nothing is suspected, though ten are left"
+
+
+def test_what_is_false_where_something_is_named_leaves_empty_audits_out() -> None:
+    """The mean over the single audits that name something, of two trainings that do so unlike often."""
+    outside = RNG.exponential(size=120)
+    tables = [rehearse(positives, outside, 60, 0.2, 60, 3) for positives in (np.full(9, 4.5), np.full(14, 3.0))]
+    silent = [(table["named"] == 0).mean() for table in tables]
+    assert 0 < silent[0] < 1
+    assert silent[0] != silent[1]
+    false = 1 - pd.concat([table.loc[table["named"] > 0, "true_share"] for table in tables])
+    found = false_where_named([1 - table["true_share"].mean() for table in tables], silent, 60)
+    assert found.value == pytest.approx(false.mean())
+    assert found.low < found.value < found.high
+    assert false_where_named([0.0, 0.0], [1.0, 1.0], 60) is None
+    single = false_where_named([0.03, 0.07], [0.9, 0.9], 100)
+    assert single == pytest.approx(proportion(5, 10)), "ten audits of each training name something"
 
 
 def test_a_p_value_of_the_rate_itself_is_named() -> None:

@@ -121,13 +121,6 @@ def test_clusters_of_one_give_the_plain_interval_and_repeats_a_wider_one() -> No
         roc.auroc_of_clusters(positive, np.zeros(40), negative)
 
 
-@given(scores, scores)
-def test_the_curve_is_that_of_sklearn(positive: list[float], negative: list[float]) -> None:
-    labels = [1] * len(positive) + [0] * len(negative)
-    false, true, _ = roc_curve(labels, positive + negative, drop_intermediate=False)
-    np.testing.assert_allclose(roc.roc_curve(positive, negative), (false, true), atol=1e-12)
-
-
 def test_the_auroc_of_every_setting_is_that_of_its_column() -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.integers(0, 9, (30, 3)), columns=["p=1", "p=2", "p=3"], index=[f"i{k}" for k in range(30)])

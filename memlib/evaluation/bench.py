@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from memlib.evaluation.combination import adaptive, learned, normal_scores, ranked
-from memlib.evaluation.intervals import Estimate, proportion
+from memlib.evaluation.intervals import proportion
 from memlib.evaluation.measured import Difference, Measured
 from memlib.evaluation.measures import auroc
 from memlib.evaluation.roc import tpr_at_fpr
@@ -44,6 +44,7 @@ RANKS, ADAPTIVE, LEARNED = "all, by ranks", "all, AdaDetect", "all, learned"
 FIT = "fitted=True"  # the setting of a classifier of all settings
 FITTED_NAME = ", learned"  # what the name of such a detector ends in
 NULLS = 4  # items known to be outside, at least, that AdaDetect learns from and compares with
+QUESTION = ["family", "items", "training", "contrast", "kind"]  # columns that tell the questions of cases apart
 SIDES, TOTAL = 2, 8  # items that a half needs on either side, of each training and of all of them together
 
 
@@ -321,11 +322,27 @@ def affordable(case: Case, budgets: Iterable[float], seed: int = 0) -> pd.DataFr
     for budget in budgets:
         for name, among in _by_detector(case.whole, budget).items():
             setting, _ = chosen(case.whole, among)
-            about = {key: getattr(case, key) for key in ("family", "items", "training", "kind", "contrast")}
+            about = {key: getattr(case, key) for key in QUESTION}
             said = {"detector": name, "setting": setting.name, "evaluations": setting.evaluations}
             found = measured(case.whole, setting, seed).interval()
             rows.append({"budget": budget} | about | said | {"AUROC": found})
     return pd.DataFrame(rows)
+
+
+def best_single(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows of `judge` the best of each question on the half that is chosen by, at any price, but of no control.
+
+    Of single detectors that ask the model about the item alone and without labels. `baseline` and `minus baseline`: AUROC of the
+    plain one, and the paired difference to it.
+    """
+    single = rows[(rows["kind"] != "control") & ~rows["detector"].isin([*BLIND, *GIVEN])]
+    single = single[~single["detector"].str.contains(", ")]
+    plain = single[single["detector"] == single["items"].map(BASELINES)].set_index(QUESTION)["AUROC"]
+    best = single.loc[single.groupby(QUESTION, sort=False)["chosen by"].idxmax()]
+    minus = [row[f"minus {BASELINES[row['items']]}"] for row in best.to_dict("records")]
+    return best.assign(
+        baseline=plain.loc[pd.MultiIndex.from_frame(best[QUESTION])].tolist(), **{"minus baseline": minus}
+    )
 
 
 def frontier(case: Case, seed: int = 0) -> pd.DataFrame:
@@ -428,17 +445,3 @@ def combined(case: Case, seed: int = 0) -> pd.DataFrame:
             row = row_of(whole, setting.detector, [setting], None, seed)
             rows.append(row | {"best part": best.detector, "minus best part": Difference(found, part).interval()})
     return pd.DataFrame(rows)
-
-
-def flat(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with each interval in three columns, as CSV wants it."""
-    parts = {}
-    for name, column in rows.items():
-        if column.map(lambda value: isinstance(value, Estimate)).any():
-            for place, suffix in enumerate(("", " low", " high")):
-                parts[f"{name}{suffix}"] = column.map(
-                    lambda value, place=place: value[place] if isinstance(value, Estimate) else float("nan")
-                )
-        else:
-            parts[str(name)] = column
-    return pd.DataFrame(parts)

@@ -18,17 +18,13 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def contains(self, value: float) -> bool:
+        """Whether the interval holds a value."""
+        return self.low <= value <= self.high
+
     def __str__(self) -> str:
         value, low, high = (round(number, 3) + 0.0 for number in self)  # no "-0.000"
         return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-class WelchTest(NamedTuple):
-    """Welch's t-test of two means; t is positive where the first mean is larger."""
-
-    t: float
-    degrees_of_freedom: float
-    p_value: float
 
 
 def two_groups(positive: ArrayLike, negative: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -218,19 +214,15 @@ def _gap(x1: NDArray, y1: NDArray, x2: NDArray, y2: NDArray) -> float:
     return float(np.trapezoid(first - second, x) / (covered[1] - covered[0]))
 
 
-def _cohen(positive: NDArray, negative: NDArray) -> NDArray:
-    pooled = np.sqrt((positive.var(-1, ddof=1) + negative.var(-1, ddof=1)) / 2)
-    return (positive.mean(-1) - negative.mean(-1)) / pooled
-
-
-def effect_size(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> Estimate:
-    """Cohen's d (with the mean of the two variances) with a stratified bootstrap interval."""
-    positive, negative = two_groups(positive, negative)
-    return Estimate(float(_cohen(positive, negative)), *bootstrap_interval(_cohen, positive, negative, seed))
-
-
-def welch(positive: ArrayLike, negative: ArrayLike) -> WelchTest:
-    """Two-sided Welch's t-test that the means of two groups differ."""
-    positive, negative = two_groups(positive, negative)
-    result = stats.ttest_ind(positive, negative, equal_var=False)
-    return WelchTest(float(result.statistic), float(result.df), float(result.pvalue))
+def flat(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with each interval in three columns, as CSV wants it."""
+    parts = {}
+    for name, column in rows.items():
+        if column.map(lambda value: isinstance(value, Estimate)).any():
+            for place, suffix in enumerate(("", " low", " high")):
+                parts[f"{name}{suffix}"] = column.map(
+                    lambda value, place=place: value[place] if isinstance(value, Estimate) else float("nan")
+                )
+        else:
+            parts[str(name)] = column
+    return pd.DataFrame(parts)

@@ -131,16 +131,6 @@ def detection(positive: ArrayLike, negative: ArrayLike, seed: int = 0) -> dict[s
     }
 
 
-def roc_curve(positive: ArrayLike, negative: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False- and true-positive rates [T + 1] of the T distinct thresholds from the highest down, beginning at (0, 0)."""
-    positive, negative = two_groups(positive, negative)
-    thresholds = np.unique(np.concatenate([positive, negative]))[::-1]
-    false, true = (
-        np.append(0.0, 1 - np.searchsorted(np.sort(group), thresholds) / len(group)) for group in (negative, positive)
-    )
-    return false, true
-
-
 def false_alarms(scores: ArrayLike, memorised: ArrayLike, sensitivity: float) -> NDArray[np.bool_]:
     """Which items [N] lie at or above the threshold that finds that share of the memorised ones, and are not memorised.
 

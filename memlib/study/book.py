@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ import yaml
 
 from memlib.files import atomic_write, read_json, write_json
 from memlib.study import front
-from memlib.study.claims import FOUND, answers, fill_markers
+from memlib.study.claims import FOUND, answers, fill_markers, table
 from memlib.study.digests import NOTEBOOKS, tree_digest
 from memlib.study.history import last_change
-from memlib.study.notebook import normalise
+from memlib.study.notebook import normalise, tagged
 from memlib.study.pages import finish
 from memlib.study.provenance import banner, kind, origin, provenance, stale
 from memlib.study.sections import PARAMS
@@ -65,7 +65,7 @@ def assemble(name: str) -> Any:
     source, made = NOTEBOOKS / f"{name}.ipynb", EXECUTED / f"{name}.ipynb"
     page, executed = (nbformat.read(path, as_version=4) for path in (source, made))
     ran = [cell for cell in executed.cells if cell.cell_type == "code"]
-    injected = [cell for cell in ran if _tagged(cell, "injected-parameters")]
+    injected = [cell for cell in ran if tagged(cell, "injected-parameters")]
     ran = [cell for cell in ran if cell not in injected]
     code = [cell for cell in page.cells if cell.cell_type == "code"]
     if tree_digest([cell.source for cell in ran], made) != tree_digest([cell.source for cell in code], source):
@@ -76,19 +76,15 @@ def assemble(name: str) -> Any:
     for cell in page.cells:
         if cell.cell_type == "markdown":
             cell.source = fill_markers(cell.source)
-        if _tagged(cell, "answer"):
+        if tagged(cell, "answer"):
             sentences += [output["data"]["text/markdown"] for output in cell.outputs]
             cell.outputs = []
-        cells += [cell, *injected] if _tagged(cell, "parameters") else [cell]
+        cells += [cell, *injected] if tagged(cell, "parameters") else [cell]
     parts = page.cells[0].source.split("\n\n", 2)
     parts.insert(2, answers(f"chapters/{name}.ipynb", sentences))
     page.cells[0].source = "\n\n".join(filter(None, parts))
     page.cells, page.metadata = cells, executed.metadata
     return normalise(page)
-
-
-def _tagged(cell: Any, tag: str) -> bool:
-    return tag in cell.metadata.get("tags", [])
 
 
 def study(times: Mapping[str, Mapping[str, float]], wall: float | None = None) -> dict[str, Any]:
@@ -163,9 +159,9 @@ def reproducibility(stages: Mapping[str, Collection[str]]) -> str:
             "## Time and memory",
             f"The stages took {measured['total_seconds'] / 60:.1f} minutes {where}{side_by_side}; the largest process took "
             f"{measured['peak_memory_mib'] / 1024:.1f} GiB. Stages of one kind stand in one row.",
-            _table(("stage", "runs", "seconds"), rows),
+            table(rows, ("stage", "runs", "seconds")),
             "## Machine and versions",
-            _table(("what", "value"), [*about.items(), *versions.items()]),
+            table([*about.items(), *versions.items()], ("what", "value")),
         ]
     parts += [
         "## The stages",
@@ -173,7 +169,7 @@ def reproducibility(stages: Mapping[str, Collection[str]]) -> str:
         "that read its results. Stages of one kind that come at the same place are one box with their number.",
         draw(stages),
         "## Parameters and seeds",
-        _table(("parameter", "value"), _flat("", yaml.safe_load(PARAMS.read_text()))),
+        table(_flat("", yaml.safe_load(PARAMS.read_text())), ("parameter", "value")),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -218,12 +214,6 @@ def _flat(prefix: str, content: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, "none" if content in (None, {}, []) else content
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    """A table in markdown."""
-    lines = [[str(cell).replace("|", r"\|") for cell in line] for line in (head, ("---",) * len(head), *rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def build(
     reads: Mapping[str, Collection[str]],
     stages: Mapping[str, Collection[str]],
@@ -252,6 +242,8 @@ def build(
         (folder / "reproducibility.md").write_text(reproducibility(stages))
         rows, bench = read_json(FOUND), read_json(BENCH)
         (folder / "answer.md").write_text(f"{front.answer(rows, bench)}\n\n{front.scale()}\n")
+        (folder / "figure.md").write_text(f"{front.figure(bench)}\n")
+        (folder / "uses.md").write_text(front.uses(rows))
         (folder / "findings.md").write_text("".join(f"- {said}\n" for said in front.findings(rows, bench)))
     program = Path(sys.executable).with_name("jupyter-book")
     with tempfile.TemporaryDirectory() as folder:

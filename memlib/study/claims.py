@@ -15,18 +15,13 @@ from memlib.evaluation.intervals import Estimate
 from memlib.files import atomic_write, read_json, suggest, write_json
 from memlib.study import cases, history
 from memlib.study.criteria import REGISTRY, Claim, Comparison, committed_criteria, digests, is_the_study, read_claims
-from memlib.study.findings import verdict
+from memlib.study.differences import BEATS, BEYOND, verdict
 from memlib.study.stages import reporting_errors, timed_stage
 
 FOUND = Path("metrics/claims.json")
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
 HEADER = ("Claim", "Verdict", "Found here", "Threshold", "n", "Beats the plain baseline?", "How it is judged")
 KINDS = ("positive", "negative", "items")
-BEYOND = {
-    "ahead": "so the method beats it",
-    "behind": "so the method is worse",
-    "neither": "whose interval contains 0",
-}
 FAMILIES = ("Claims of the papers", "Claims of this study")  # p-values are corrected within each
 OWN = {"reproduced": "holds", "not reproduced": "does not hold"}  # verdicts on claims that no paper makes
 
@@ -102,7 +97,7 @@ def first_page(rows: Sequence[Mapping[str, Any]]) -> str:
     def line(row: Mapping[str, Any]) -> tuple[str, ...]:
         claim = claims[row["id"]]
         text, outcome, *others = _row(claim, row)
-        cited = f"{text} {{cite}}`{claim.paper}`" if claim.paper else text
+        cited = f"{text} {'Variant of ' if claim.variant else ''}{{cite}}`{claim.paper}`" if claim.paper else text
         return cited, f"[**{outcome}**]({claim.page})", *others
 
     return "\n".join(_tables(rows, claims, line))
@@ -131,7 +126,7 @@ def answers(page: str, sentences: Sequence[str] = ()) -> str:
 def said(claim: Claim, row: Mapping[str, Any]) -> str:
     """How a claim came out, in sentences: what was found, the threshold, the plain baseline and the difference to it, n."""
     text, outcome, found, threshold, n, *_ = _row(claim, row)
-    beside = f"The plain baseline: {_estimate(row, 'baseline_')}"
+    beside = f"The plain baseline, {claim.plain}: {_estimate(row, 'baseline_')}"
     if "beyond_baseline_value" in row:
         beside += f"; beyond it {_estimate(row, 'beyond_baseline_')}, {BEYOND[_ahead(row)]}"
     return f"**{text}** {outcome[0].upper()}{outcome[1:]}: {found}, asked {threshold}; n = {n}. {beside}."
@@ -159,7 +154,7 @@ def _tables(
     families = _families(rows, claims)
     for heading, family in families.items():
         yield from (f"**{heading}**", "") if len(families) > 1 else ()
-        yield from (_table(map(line, family), header), "")
+        yield from (table(map(line, family), header), "")
 
 
 def criterion(claim: Claim) -> str:
@@ -190,7 +185,7 @@ def _filled(kind: str, names: list[str]) -> str:
         judged = [_entry(claims, name, REGISTRY) for name in names]
         return _criteria("How it is judged" if len(names) == 1 else "How they are judged", judged)
     rows = {row["id"]: row for row in read_json(FOUND)}
-    return _table([_row(_entry(claims, name, REGISTRY), _entry(rows, name, FOUND)) for name in names])
+    return table([_row(_entry(claims, name, REGISTRY), _entry(rows, name, FOUND)) for name in names])
 
 
 def _entry(entries: Mapping[str, Any], name: str, source: Path) -> Any:
@@ -203,42 +198,45 @@ def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
     """Cells of a table, as `HEADER` names them."""
     if row["verdict"] == "open":
         return claim.claim, "open", *[""] * (len(HEADER) - 2)
-    words = OWN if claim.paper is None else {}
-    found, kept = (words.get(row[key], row[key]) for key in ("verdict", "holm_verdict"))
     return (
         claim.claim,
-        f"{found}{'' if kept == found else f', after correction {kept}'}",
+        _verdict(claim, row, "holm_verdict"),
         f"{claim.criterion.measure} {_estimate(row, '')}",
         f"above {claim.criterion.above:g}",
         " + ".join(str(row["items"][kind]) for kind in KINDS if kind in row["items"]),
-        _beyond(row),
-        f"<details><summary>Criterion</summary>{criterion(claim)} {_evidence(row)}</details>",
+        _beyond(claim, row),
+        f"<details><summary>Criterion</summary>{criterion(claim)} {_evidence(claim, row)}</details>",
     )
 
 
-def _beyond(row: Mapping[str, Any]) -> str:
-    """Whether the method beats the plain baseline, with the paired difference."""
+def _verdict(claim: Claim, row: Mapping[str, Any], key: str) -> str:
+    return OWN.get(row[key], row[key]) if claim.paper is None else row[key]
+
+
+def _beyond(claim: Claim, row: Mapping[str, Any]) -> str:
+    """Whether the method beats the plain baseline, and which, with the paired difference."""
     if "beyond_baseline_value" not in row:
-        return "not comparable"
-    said = {"ahead": "yes", "behind": "no, it is worse", "neither": "not shown"}
-    return f"{said[_ahead(row)]}: {_estimate(row, 'beyond_baseline_')}"
+        return f"not comparable ({claim.plain})"
+    return f"{BEATS[_ahead(row)]}: {_estimate(row, 'beyond_baseline_')} against {claim.plain}"
 
 
 def _ahead(row: Mapping[str, Any]) -> str:
     return verdict(Estimate(row["beyond_baseline_value"], *row["beyond_baseline_ci95"]))
 
 
-def _evidence(row: Mapping[str, Any]) -> str:
-    """When the criterion was committed, and the figures beside the verdict."""
+def _evidence(claim: Claim, row: Mapping[str, Any]) -> str:
+    """When the criterion was committed, the verdict without correction, and the figures beside it."""
     commit, day = row["criterion"]["commit"], row["criterion"]["day"]
     parts = [
         f"Committed on {day} (`{commit[:7]}`)" if day else "",
+        f"without correction {_verdict(claim, row, 'verdict')}",
         f"p {_small(row['p_value'])}, corrected {_small(row['holm_p_value'])}",
         f"plain baseline {_estimate(row, 'baseline_')}",
         f"control {_estimate(row, 'control_')}" if "control_value" in row else "",
         f"detectable {'nothing' if row['detectable'] is None else format(row['detectable'], '.3f')}",
     ]
-    return "; ".join(filter(None, parts)) + "."
+    text = "; ".join(filter(None, parts))
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _small(p: float) -> str:
@@ -249,8 +247,9 @@ def _estimate(row: Mapping[str, Any], prefix: str) -> str:
     return str(Estimate(row[f"{prefix}value"], *row[f"{prefix}ci95"]))
 
 
-def _table(rows: Iterable[tuple[str, ...]], header: Sequence[str] = HEADER) -> str:
-    lines = [header, ("---",) * len(header), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+def table(rows: Iterable[Iterable[Any]], header: Sequence[str] = HEADER) -> str:
+    """A table in Markdown."""
+    lines = [header, ("---",) * len(header), *([str(cell).replace("|", r"\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

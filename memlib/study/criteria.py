@@ -137,10 +137,15 @@ class Criterion(Comparison):
 
 
 class Claim(_Strict):
-    """A claim of a paper (None: one of this study's own), the page that discusses it, and its criterion."""
+    """A claim of a paper (None: one of this study's own), the page that discusses it, and its criterion.
+
+    variant: whether the paper states it otherwise, and this study asks further. plain: the criterion's baseline in words.
+    """
 
     paper: Text | None = None
     claim: Text
+    variant: bool = False
+    plain: Text
     page: Text
     criterion: Criterion
 

@@ -1,7 +1,7 @@
 """Page parts in which the reader chooses: a prompt and its tokens, a question to the bench, a training picture.
 
 Static HTML and a few lines of script of its own: no request leaves the page, and native lists and buttons are used by keyboard.
-How the last two look stands in book/_static/book.css.
+How they look stands in book/_static/book.css.
 """
 
 import base64
@@ -17,19 +17,19 @@ from IPython.display import HTML
 from numpy.typing import NDArray
 from PIL import Image
 
-from memlib.evaluation.bench import BASELINES
+from memlib.evaluation.bench import BASELINES, QUESTION
 from memlib.evaluation.intervals import Estimate
 from memlib.study import naming
-from memlib.study.findings import ENDINGS, PLAIN, verdict
-from memlib.truth.outcomes import is_copy, least_copies, original
+from memlib.study.differences import ENDINGS, verdict
+from memlib.study.findings import PLAIN, counted
+from memlib.truth.outcomes import borderline, clearest, is_copy, least_copies, original
 
-QUESTION = ["family", "items", "training", "contrast", "kind"]  # columns that tell questions to the bench apart
-KINDS = {
-    "membership": "Was it in training?",
-    "copies": "Was it planted?",
-    "memorisation": "Is it reproduced?",
-    "control": "Control: nothing to find",
-}
+CHOOSE_PROMPT = """
+const list = part.querySelector("select");
+const show = () => part.querySelectorAll("[data-entry]").forEach((entry, i) => { entry.hidden = i != list.value; });
+list.addEventListener("change", show);
+part.querySelector(".choices").hidden = false;
+show();"""
 CHOOSE_QUESTION = """
 const [family, question] = part.querySelectorAll("select"), groups = [...question.children];
 const holds = (budgets, one) => budgets.split(" ").includes(one);
@@ -78,7 +78,7 @@ show();"""
 NOTHING = "No detector that asks the model is as cheap."
 NEAREST = 4  # stored samples that are shown beside a picture
 COLUMNS = 16  # of the sheet that holds the small pictures
-
+SCALE = 4  # pixels of the screen that a pixel of a prompt's pictures takes a side
 COLOUR = "222, 143, 5"  # orange of the colour-blind palette; dark letters stay legible on it
 
 
@@ -91,24 +91,15 @@ class Explained(NamedTuple):
     pictures: dict[str, NDArray[np.uint8]]
 
 
-def explorer(entries: Sequence[Explained], name: str, scale: int = 4) -> HTML:
+def explorer(entries: Sequence[Explained], name: str) -> HTML:
     """A list to choose from and, for the chosen prompt, tokens shaded by their share of the largest significance, and pictures.
 
-    name: of the part, unique on the page. scale: how many pixels of the screen a pixel of the pictures takes a side.
-    Without a script all prompts are shown one after the other.
+    name: of the part, unique on the page. Without a script all prompts are shown one after the other.
     """
     options = "".join(f'<option value="{i}">{html.escape(entry.prompt)}</option>' for i, entry in enumerate(entries))
-    parts = "".join(f"<div data-entry>{_tokens(entry)}{_pictures(entry, scale)}</div>" for entry in entries)
-    script = f"""
-const part = document.getElementById("{name}"), list = part.querySelector("select");
-const show = () => part.querySelectorAll("[data-entry]").forEach((entry, i) => {{ entry.hidden = i != list.value; }});
-list.addEventListener("change", show);
-list.closest("p").hidden = false;
-show();"""
-    return HTML(
-        f'<div id="{name}" class="explorer"><p hidden><label>Prompt <select>{options}</select></label></p>'
-        f'<div aria-live="polite">{parts}</div></div><script>(() => {{{script}}})()</script>'
-    )
+    parts = "".join(f"<div data-entry>{_tokens(entry)}{_pictures(entry)}</div>" for entry in entries)
+    choices = f'<label>Prompt <select autocomplete="off">{options}</select></label>'
+    return _part(name, choices, f'<div aria-live="polite">{parts}</div>', CHOOSE_PROMPT)
 
 
 def _tokens(entry: Explained) -> str:
@@ -123,11 +114,11 @@ def _tokens(entry: Explained) -> str:
     return f"<p>{''.join(shaded)}</p>"
 
 
-def _pictures(entry: Explained, scale: int) -> str:
+def _pictures(entry: Explained) -> str:
     figures = []
     for title, picture in entry.pictures.items():
         image = Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
-        source = _address(image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST))
+        source = _address(image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.NEAREST))
         alt = html.escape(f"{title}, for the prompt {entry.prompt}")
         figures.append(
             f'<figure style="display: inline-block; margin: .5em"><img src="{source}" alt="{alt}">'
@@ -148,7 +139,9 @@ def bench_explorer(rows: pd.DataFrame, best: pd.DataFrame, name: str, budget: fl
     answers, lists = [], []
     for number, (key, own) in enumerate(rows.groupby(QUESTION, sort=False)):
         family, items, training, contrast, kind = key
-        option = f'<option value="{number}">{html.escape(f"{contrast} ({training})")}</option>'
+        option = (
+            f'<option value="{number}">{html.escape(f"{contrast} ({naming.training_in_short(training)})")}</option>'
+        )
         families.setdefault(f"{family}, {items}", {}).setdefault(kind, []).append(option)
         taken = best[best[QUESTION].eq([*key]).all(axis=1)].set_index("budget")
         for text, where in _alike((_taken(taken.loc[each]) if each in taken.index else NOTHING) for each in budgets):
@@ -158,7 +151,7 @@ def bench_explorer(rows: pd.DataFrame, best: pd.DataFrame, name: str, budget: fl
         lists.append(f'<ol class="dots" data-case="{number}"{" hidden" * (number > 0)}>{lines}</ol>')
     names_of = "".join(f'<option value="{i}">{html.escape(family)}</option>' for i, family in enumerate(families))
     groups = "".join(
-        f'<optgroup data-family="{i}" label="{html.escape(KINDS.get(kind, kind))}">{"".join(options)}</optgroup>'
+        f'<optgroup data-family="{i}" label="{html.escape(naming.KINDS.get(kind, kind))}">{"".join(options)}</optgroup>'
         for i, kinds in enumerate(families.values())
         for kind, options in kinds.items()
     )
@@ -189,11 +182,15 @@ def _taken(row: pd.Series) -> str:
     """A row of `memlib.evaluation.bench.for_budgets` in words."""
     about = "; ".join(filter(None, [naming.setting_in_words(row["setting"]), _price(row["evaluations"])]))
     plain = PLAIN[row["items"]]
-    named = html.escape(naming.detector_in_words(row["detector"]))
-    text = (
-        f"<strong>Take: {named}</strong> ({html.escape(about)} an item). Its AUROC is "
-        f"{row['AUROC']} on {row['positives']} against {row['negatives']} items that it was not chosen by. "
-    )
+    named = f"{html.escape(naming.detector_in_words(row['detector']))}</strong> ({html.escape(about)} an item)"
+    judged = f"on {counted(row)} that it was not chosen by, training: {html.escape(row['training'])}. "
+    if row["AUROC"].low > 0.5:
+        text = f"<strong>Take: {named}. Its AUROC is {row['AUROC']} {judged}"
+    else:
+        text = (
+            "<strong>Nothing is shown to tell these apart at this budget.</strong> Best on the other half was "
+            f"<strong>{named}: its AUROC is {row['AUROC']} {judged}"
+        )
     if row["detector"] == BASELINES[row["items"]]:
         return f"{text}It is {plain} itself: nothing else was better on the items that it was chosen by."
     if not isinstance(row["baseline"], Estimate):
@@ -262,14 +259,9 @@ def picture_explorer(
     for number, (key, row) in enumerate(trained.iterrows()):
         own = [(places[number], f"training picture: {row['caption']}", row["caption"])]
         for sample, distance in _nearest(images[key], drawn):
-            verdict_of = "a copy" if copied[sample] == key else "no copy"
-            own.append((stored[sample], f"sample {sample}, {verdict_of}", f"{distance:.2f}: {verdict_of}"))
-        facts = [
-            f"Training holds it {_times(row['copies'])} an epoch.",
-            f"{'The model reproduces it' if row['reproduced'] else 'The model does not reproduce it'}: "
-            f"{_copies(row['generated_copies'], len(matches))}, and {enough} would be enough.",
-            f"The nearest of all samples comes to {row['relative']:.2f} of the distance below which a sample is a copy.",
-        ]
+            what = "a copy" if copied[sample] == key else "no copy" if pd.isna(copied[sample]) else "copies another"
+            own.append((stored[sample], f"sample {sample}, {what}", f"{distance:.2f}: {what}"))
+        facts = _facts(row, len(matches), enough)
         entries.append({"pictures": own, "facts": facts, "above": above.loc[key].tolist()})
     options = "".join(
         f'<optgroup label="seen {_times(copies)} an epoch">'
@@ -296,6 +288,29 @@ def picture_explorer(
         f'<script type="application/json">{json.dumps(entries).replace("<", chr(92) + "u003c")}</script>'
     )
     return _part(name, choices, content, CHOOSE_PICTURE, f"--sheet: url({source}); --rows: {-(-len(shown) // COLUMNS)}")
+
+
+def _facts(picture: pd.Series, samples: int, enough: int) -> list[str]:
+    """How often training holds a picture, whether the model reproduces it, and how near samples come to it, in sentences."""
+    return [
+        f"Training holds it {_times(picture['copies'])} an epoch.",
+        f"{'The model reproduces it' if picture['reproduced'] else 'The model does not reproduce it'}: "
+        f"{_copies(picture['generated_copies'], samples)}, and {enough} would be enough.",
+        f"The nearest of all samples comes to {picture['relative']:.2f} of the distance below which a sample is a copy.",
+    ]
+
+
+def stored_samples(
+    matches: pd.DataFrame, first: Iterable[NDArray[np.uint8]], examples: Sequence[NDArray[np.uint8]]
+) -> dict[int, NDArray[np.uint8]]:
+    """The samples of which a stage `truth` stores pictures, by their number.
+
+    first: of pictures.png, the samples in their order. examples: of examples.png, as many borderline cases as clearest copies, or
+    more where there are few different copies.
+    """
+    clear = clearest(matches, len(examples) // 2)
+    border = borderline(matches, len(examples) - len(clear))
+    return dict(enumerate(first)) | dict(zip([*clear, *border], examples, strict=True))
 
 
 def above_percent(scores: pd.DataFrame) -> pd.DataFrame:

@@ -5,11 +5,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from memlib.evaluation.bench import BASELINES
 from memlib.evaluation.intervals import Estimate
-from memlib.study.naming import detector_in_words, question
+from memlib.study.differences import ENDINGS, verdict
+from memlib.study.naming import MEASURES, detector_in_words, question, with_code
 
 SMALL = 4  # network evaluations an item: the budget of the sentences of single families
 PLAIN = {"pictures": "the plain loss", "prompts": "the text magnitude"}  # `memlib.evaluation.bench.BASELINES` in words
@@ -17,16 +19,6 @@ TOGETHER = {
     "all, by ranks": "the mean of all detectors' ranks",
     "all, AdaDetect": "AdaDetect",
     "all, learned": "a logistic regression on labels of the first half",
-}
-EXCLUDES = {
-    "ahead": "excludes 0, so it is ahead",
-    "behind": "excludes 0, so it is behind",
-    "neither": "does not exclude 0, so neither is ahead",
-}
-ENDINGS = {
-    "ahead": "it is ahead",
-    "behind": "it is behind",
-    "neither": "the interval holds 0, so neither is ahead",
 }
 
 
@@ -39,55 +31,117 @@ def findings(found: Mapping[str, Any]) -> list[str]:
     """Sentences on each family, the plain baselines, what the training set adds, combinations, blind baselines and the control.
 
     found: `for_a_budget`, rows of `memlib.evaluation.bench.for_budgets`; `combined`, those of `combined`; `upper` and `blind`,
-    rows with family, items, detector and AUROC; `control`, its number of `intervals` and of those that `hold one half`.
+    rows with family, items, detector and AUROC; `control_groups`, for each family and kind of items the number of `intervals` of
+    the control and of those that `hold one half`.
     """
     rows = found["for_a_budget"]
     return [
-        *(_of_question(own) for own in _by_question(rows)),
+        *(_of_question(own) for own in _by(rows, "family", "items", "contrast")),
         _over_all(rows),
         *_upper(found["upper"]),
-        *_combined(found["combined"]),
+        *combined(found["combined"]),
         *_blind(found["blind"]),
-        _control(found["control"]),
+        _control(found["control_groups"]),
     ]
 
 
-def answers(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What budgets buy, for a reader who knows no detector: a sentence for each of some rows of `for_budgets`."""
-    return [_answer(row, "" if number else " (0.5 is a coin toss)") for number, row in enumerate(rows)]
+def answers(rows: Iterable[Mapping[str, Any]], second_model: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """What budgets buy, for a reader who knows no detector: a sentence for each of some rows of `for_budgets`.
+
+    second_model: rows of the detector that asks a second model, with the `training`; they add a sentence.
+    """
+    said = [_answer(row, "" if number else " (0.5 is a coin toss)") for number, row in enumerate(rows)]
+    return [*said, _second_model(second_model)] if second_model else said
 
 
 def _answer(row: Mapping[str, Any], scale: str) -> str:
     items, plain = row["items"], PLAIN[row["items"]]
     asked = question(items, row["contrast"]).rstrip("?")
     begun = f"**{items.capitalize()}, at most {row['budget']:g} network evaluations. {asked}?**"
-    counts = f"{row['positives']} against {row['negatives']}"
-    reached = f"AUROC **{_estimate(row, 'AUROC')}** on the other{scale}, n: {counts}"
-    if row["detector"] == BASELINES[items]:
-        return (
-            f"{begun} On one half of the items nothing is better than {plain} itself (`{row['detector']}`): {reached}."
-        )
-    named = f"{begun} On one half of the items the {detector_in_words(row['detector'])} (`{row['detector']}`) is best"
+    reached = f"AUROC **{_estimate(row, 'AUROC')}** on the other{scale}, n: {counted(row)}"
+    if _is_baseline(row):
+        return f"{begun} On one half of the items nothing is better than {plain} itself: {reached}."
+    measures = f"`{row['detector']}`: {MEASURES[row['detector']][0]}" if row["detector"] in MEASURES else "a new one"
+    named = f"{begun} On one half of the items the {detector_in_words(row['detector'])} ({measures}) is best"
     if row["minus baseline"] is None:
         return f"{named}: {reached}; {plain} costs more."
     difference = _estimate(row, "minus baseline")
     return (
-        f"{named}: {reached}; {plain} reaches {_estimate(row, 'baseline')}. The paired difference {difference} "
-        f"{EXCLUDES[verdict(difference)]}."
+        f"{named}: {reached}; {plain} reaches {_estimate(row, 'baseline')}; paired difference {difference}: "
+        f"{ENDINGS[verdict(difference)]}."
     )
 
 
-def verdict(difference: Estimate) -> str:
-    """Whether what the second is taken from is `ahead`, `behind` or, where the interval holds 0, `neither`."""
-    return "ahead" if difference.low > 0 else "behind" if difference.high < 0 else "neither"
+def _second_model(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What asking a second model as well adds to the plain baseline, on each question that it was asked."""
+    parts = []
+    for row in rows:
+        difference = _estimate(row, "minus baseline")
+        parts.append(
+            f"*{question(row['items'], row['contrast'])}* ({row['training']}) The {detector_in_words(row['detector'])} "
+            f"({row['evaluations']:g} evaluations) reaches AUROC **{_estimate(row, 'AUROC')}**, {PLAIN[row['items']]} "
+            f"{_estimate(row, 'baseline')}, n: {counted(row)}; paired difference {difference}: "
+            f"{ENDINGS[verdict(difference)]}."
+        )
+    return f"**With a second model that was trained without these {rows[0]['items']}.** {' '.join(parts)}"
+
+
+def wins(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The rows in which the detector chosen for a budget is ahead of the plain one: detector, budget, question and family."""
+    return [
+        f"{detector_in_words(row['detector'])} at a budget of {row['budget']:g} "
+        f"({question(row['items'], row['contrast'])} {row['family']}, difference {_estimate(row, 'minus baseline')})"
+        for row in _compared(rows)
+        if verdict(_estimate(row, "minus baseline")) == "ahead"
+    ]
+
+
+def other_trainings(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How the comparisons of `counts` fall in further ways of training the same models, by the `training`; "" without any.
+
+    Of each way of training in which one is not `neither`, it tells the comparison at the budget next to `SMALL`.
+    """
+    if not rows:
+        return ""
+    found, parts = counts(rows), []
+    for own, end in product(_by(rows, "items", "contrast", "family", "training"), ("ahead", "behind")):
+        such = [row for row in _compared(own) if verdict(_estimate(row, "minus baseline")) == end]
+        if such:
+            row = min(such, key=lambda each: abs(each["budget"] - SMALL))
+            parts.append(
+                f" {end.capitalize()} at {_budgets(such)}: {row['family']}, {row['training']}, "
+                f"*{question(row['items'], row['contrast'])}* At {row['budget']:g} the {detector_in_words(row['detector'])} "
+                f"reaches {_estimate(row, 'AUROC')}, {PLAIN[row['items']]} {_estimate(row, 'baseline')}, n: {counted(row)}; "
+                f"difference {_estimate(row, 'minus baseline')}."
+            )
+    return (
+        f"**The same questions in other ways of training**, at the budgets of {_budgets(rows)}: ahead in {found['ahead']} of "
+        f"{found.total()} comparisons, behind in {found['behind']}.{''.join(parts)}"
+    )
+
+
+def counted(row: Mapping[str, Any]) -> str:
+    """How many items stand against how many, and, where a row says so, of how many different ones in how many trainings."""
+    said = f"{row['positives']} against {row['negatives']}"
+    if "trainings" not in row:
+        return said
+    times = "1 training" if row["trainings"] == 1 else f"{row['trainings']} trainings"
+    return f"{said} ({row['distinct']} {row['items']} in {times})"
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
     """In how many rows the chosen detector is ahead of the plain one of the same budget, behind, neither, or `same`."""
-    compared = [row for row in rows if row["minus baseline"] is not None]
-    same = [row for row in compared if row["detector"] in BASELINES.values()]
-    others = [row for row in compared if row["detector"] not in BASELINES.values()]
-    return Counter(verdict(_estimate(row, "minus baseline")) for row in others) + Counter(same=len(same))
+    same = sum(row["minus baseline"] is not None and _is_baseline(row) for row in rows)
+    return Counter(verdict(_estimate(row, "minus baseline")) for row in _compared(rows)) + Counter(same=same)
+
+
+def _compared(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of another detector than the plain one where that is cheap enough to be compared with."""
+    return [row for row in rows if row["minus baseline"] is not None and not _is_baseline(row)]
+
+
+def _is_baseline(row: Mapping[str, Any]) -> bool:
+    return row["detector"] == BASELINES[row["items"]]
 
 
 def _of_question(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -96,30 +150,30 @@ def _of_question(rows: Sequence[Mapping[str, Any]]) -> str:
     row = small[-1] if small else rows[0]
     plain = PLAIN[row["items"]]
     begun = (
-        f"**{row['family'][0].upper()}{row['family'][1:]}, {row['items']}** ({row['contrast']}; {row['positives']} against "
-        f"{row['negatives']}): for at most {row['budget']:g} network evaluations"
+        f"**{row['family'][0].upper()}{row['family'][1:]}. {question(row['items'], row['contrast'])}** n: {counted(row)}. For "
+        f"at most {row['budget']:g} network evaluations"
     )
     reached = f"an AUROC of {_estimate(row, 'AUROC')}"
     if row["minus baseline"] is None:
-        return f"{begun} `{row['detector']}` reaches {reached}; {plain} costs more."
-    if row["detector"] in BASELINES.values():
+        return f"{begun} {with_code(row['detector'])} reaches {reached}; {plain} costs more."
+    if _is_baseline(row):
         return (
             f"{begun} nothing is better on the first half than {plain} itself, which reaches {reached} on the second."
         )
     difference = _estimate(row, "minus baseline")
     return (
-        f"{begun} `{row['detector']}` reaches {reached}, {plain} {_estimate(row, 'baseline')}; difference {difference}: "
-        f"{ENDINGS[verdict(difference)]}."
+        f"{begun} {with_code(row['detector'])} reaches {reached}, {plain} {_estimate(row, 'baseline')}; difference "
+        f"{difference}: {ENDINGS[verdict(difference)]}."
     )
 
 
 def _over_all(rows: Sequence[Mapping[str, Any]]) -> str:
     found = counts(rows)
-    budgets = _listed(f"{budget:g}" for budget in sorted({row["budget"] for row in rows}))
     return (
-        f"Over all these questions and the budgets of {budgets} evaluations, the detector that the first half chooses is ahead "
-        f"of the plain loss or magnitude of the same budget in {found['ahead']} cases, behind in {found['behind']}, and "
-        f"neither in {found['neither']}; in {found['same']} the plain one itself is chosen."
+        f"Over all these questions and the budgets of {_budgets(rows)} evaluations, the detector that the first half chooses is "
+        f"ahead of the plain loss or magnitude of the same budget in {found['ahead']} cases, behind in {found['behind']}, and "
+        f"neither in {found['neither']}; in {found['same']} the plain one itself is chosen. Each comparison is at 95 % by "
+        "itself, not corrected for their number."
     )
 
 
@@ -130,7 +184,8 @@ def _upper(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Whoever may also compare a prompt's samples with the training set reaches {reached} on prompts."]
 
 
-def _combined(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def combined(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What detectors together add to the best single one, a sentence, of rows of `memlib.evaluation.bench.combined`."""
     parts = []
     for name, said in TOGETHER.items():
         own = [row for row in rows if row["detector"] == name]
@@ -146,10 +201,10 @@ def _blind(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     values = [_estimate(row, "AUROC").value for row in rows]
-    away = [row for row in rows if not _holds_half(_estimate(row, "AUROC"))]
+    away = [row for row in rows if not _estimate(row, "AUROC").contains(0.5)]
     ending = ", as they should."
     if away:
-        named = _listed(f"`{row['detector']}` ({row['family']}, {row['items']})" for row in away)
+        named = _listed(f"{detector_in_words(row['detector'])} ({row['family']}, {row['items']})" for row in away)
         ending = f"; not those of {named}, where what the items are by themselves tells a part."
     return [
         f"Blind baselines, which never look at the model, reach AUROCs of {min(values):.3f} to {max(values):.3f} on the same "
@@ -157,26 +212,30 @@ def _blind(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _control(control: Mapping[str, int]) -> str:
+def _control(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Counts by family and kind of items; only where the same items take both sides must intervals hold 0.5."""
+    told = _listed(f"{row['hold one half']} of {row['intervals']} ({row['family']}, {row['items']})" for row in groups)
     return (
-        f"Asked about copies that the model never saw, the detectors' intervals hold 0.5 in {control['hold one half']} of "
-        f"{control['intervals']} cases; 95 % should."
+        f"In the control, where the model memorised nothing, the detectors' intervals hold 0.5 in {told} cases. Where the two "
+        "sides are the same pictures in exchanged roles, 95 % should; prompts and captioned drawings of the two sides differ by "
+        "themselves, which a detector may read."
     )
 
 
-def _by_question(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    questions: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+def _budgets(rows: Iterable[Mapping[str, Any]]) -> str:
+    return _listed(f"{budget:g}" for budget in sorted({row["budget"] for row in rows}))
+
+
+def _by(rows: Iterable[Mapping[str, Any]], *names: str) -> list[list[Mapping[str, Any]]]:
+    """The rows that are alike in these, in their order."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        questions.setdefault((row["family"], row["items"], row["contrast"]), []).append(row)
-    return list(questions.values())
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return list(groups.values())
 
 
 def _estimate(row: Mapping[str, Any], name: str) -> Estimate:
-    return Estimate(**row[name])
-
-
-def _holds_half(estimate: Estimate) -> bool:
-    return estimate.low <= 0.5 <= estimate.high
+    return row[name] if isinstance(row[name], Estimate) else Estimate(**row[name])  # as a metrics file holds it
 
 
 def _listed(parts: Iterable[str]) -> str:

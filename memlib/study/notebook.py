@@ -102,14 +102,15 @@ def _run_kernel(connection_file: str) -> None:
 def _parameters(source: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """A notebook's section of params.yaml with `settings` laid over it; one without a cell tagged `parameters` has none."""
     cells = nbformat.read(source, as_version=4).cells
-    section = read_section(source.stem) if any(_tagged(cell, "parameters") for cell in cells) else {}
+    section = read_section(source.stem) if any(tagged(cell, "parameters") for cell in cells) else {}
     for name in settings:
         if name not in section:
             raise ValueError(f"{source} has no parameter {name!r}{suggest(name, section)}")
     return section | settings
 
 
-def _tagged(cell: Any, tag: str) -> bool:
+def tagged(cell: Any, tag: str) -> bool:
+    """Whether a cell of a notebook has a tag."""
     return tag in cell.metadata.get("tags", [])
 
 

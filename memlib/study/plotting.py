@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from memlib.evaluation.intervals import Estimate
+from memlib.evaluation.intervals import Estimate, flat
 from memlib.files import atomic_write
 
 PALETTE = sns.color_palette("colorblind")
@@ -83,16 +83,7 @@ def figure(fig: Figure, caption: str, alt: str, data: pd.DataFrame | None, path:
 
 def _as_link(data: pd.DataFrame) -> str:
     """A table as a link that holds it as CSV, estimates in three columns."""
-    columns: dict[str, Any] = {}
-    for name, column in data.items():
-        if len(column) and all(isinstance(value, Estimate) for value in column):
-            columns |= {
-                f"{name}{ending}": [getattr(value, part) for value in column]
-                for ending, part in (("", "value"), (" low", "low"), (" high", "high"))
-            }
-        else:
-            columns[str(name)] = column.to_numpy()
-    text = pd.DataFrame(columns).to_csv(index=False, float_format="%.6g")
+    text = flat(data).to_csv(index=False, float_format="%.6g")
     return f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
 
 
@@ -206,11 +197,6 @@ def trade_off(curves: Mapping[str, pd.DataFrame], colours: Sequence[Any]) -> tup
     ax.set_ylabel("agreement with the prompt (more is better)")
     fig.legend(loc="outside lower center", ncols=2)
     return fig, ax
-
-
-def stands(difference: Estimate) -> str:
-    """How a first value stands to a second, by the interval of the first minus the second, to be read before the second."""
-    return "lies above" if difference.low > 0 else "lies below" if difference.high < 0 else "cannot be told from"
 
 
 def label_sheet(ax: Axes, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> None:

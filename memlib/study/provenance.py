@@ -55,6 +55,7 @@ def provenance(names: Iterable[str], machine: Mapping[str, Any]) -> dict[str, st
 def _origin_of(name: str, entry: str, commit: str | None, seconds: float, device: str) -> str:
     parameters = (yaml.safe_load(entry) or {}).get("params", {})
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:12]
+    digested = f"Digest of its parameters: <code>{digest}</code>. " if parameters else ""
     took, known = f"{seconds:.0f} s", "What it reads and makes"
     short, changed = "", ""
     if commit == UNCOMMITTED:
@@ -63,7 +64,7 @@ def _origin_of(name: str, entry: str, commit: str | None, seconds: float, device
         short, changed = f", commit {commit[:7]}", f"{known} last changed in commit <code>{commit}</code>. "
     return (
         f'<details class="origin"><summary>Stage {name}{short}</summary><p>Made in {took} on {html.escape(device)}. '
-        f"{changed}Digest of its parameters: <code>{digest}</code>. To make it again from the tables that are there:</p>"
+        f"{changed}{digested}To make it again from the tables that are there:</p>"
         f'<div class="highlight"><pre>dvc repro -f -s {name}</pre></div></details>'
     )
 
