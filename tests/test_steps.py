@@ -69,6 +69,13 @@ def test_single_steps_and_means_over_steps_rank_as_their_pairs_do() -> None:
             assert value == pytest.approx(np.mean(pairs))
 
 
+def test_named_prompts_are_the_positives_whatever_their_order() -> None:
+    values = pd.Series([0.1, 0.9, 0.4, 0.6, 0.2], list("abcde"))
+    found = steps.auroc_of_prompts(values, ["d", "a"])
+    assert found.value == pytest.approx(2 / 6)
+    assert found.low <= found.value <= found.high
+
+
 def test_a_series_is_rescaled_beside_the_others() -> None:
     path = pd.DataFrame(
         {

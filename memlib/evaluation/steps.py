@@ -5,8 +5,9 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pandas as pd
 
+from memlib.evaluation.intervals import Estimate
 from memlib.evaluation.prompts import by_generations
-from memlib.evaluation.roc import auroc_by_setting
+from memlib.evaluation.roc import auroc, auroc_by_setting
 from memlib.tables import parse_setting
 
 
@@ -92,3 +93,9 @@ def in_short(by_step: pd.DataFrame) -> pd.DataFrame:
     middle = series["alone"].agg(lambda values: values.iloc[len(values) // 2])
     ends = {"first": series["alone"].first(), "middle": middle, "last": series["alone"].last()}
     return pd.DataFrame(ends | {"mean": series["so_far"].last()}).loc[by_step["series"].unique()]
+
+
+def auroc_of_prompts(values: pd.Series, positive: Collection[str], seed: int = 0) -> Estimate:
+    """AUROC with its interval of one value of each prompt; positive: the ids of the positives, the others are negatives."""
+    member = values.index.isin(list(positive))
+    return auroc(values[member], values[~member], seed)
