@@ -609,6 +609,7 @@ def test_every_suspect_of_the_pictures_has_its_own_evidence(tmp_path: Path, monk
     assert any(suspect.copied is None for suspect in shown)
 
 
+@pytest.mark.filterwarnings("ignore:of the prompt")  # which are cut
 def test_pictures_are_drawn_of_the_first_suspects_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the first two of four prompts, each its own, with its map and the picture that it is nearest to."""
     monkeypatch.setattr("memlib.audit.DRAWN", 2)
