@@ -617,15 +617,17 @@ def test_every_suspect_of_the_pictures_has_its_own_evidence(tmp_path: Path, monk
     assert any(suspect.copied is None for suspect in shown)
 
 
+@pytest.mark.filterwarnings("ignore:of the prompt")  # which are cut
 def test_pictures_are_drawn_of_the_first_suspects_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the first two of four prompts, each its own, with its map and the picture that it is nearest to."""
     monkeypatch.setattr("memlib.audit.DRAWN", 2)
+    monkeypatch.setattr("memlib.audit.DRAWING_STEPS", 4)
     arguments = ["text", "--prompts", "prompts.txt", "--training", "pictures16", "--rows", "8", "--show", "4"]
     shown = evidence(tmp_path, monkeypatch, *arguments)
     field, noise = load_field("text"), shared_noise(torch.Size([4, 4, 4]), 1, 0)
     training = {f"{n}.png": np.asarray(Image.open(f"pictures16/{n}.png")) for n in ("a", "b", "c", EVIL)}
     for suspect in shown[:2]:
-        picture = generate(field.pipe, [suspect.prompt], noise, 25, 7.5, 16)[0, 0]
+        picture = generate(field.pipe, [suspect.prompt], noise, 4, 7.5, 16)[0, 0]
         assert suspect.drawn
         assert np.abs(to_uint8(picture).permute(1, 2, 0).numpy().astype(int) - suspect.picture).max() <= 1
         distances = {n: ((p / 127.5 - 1 - picture.permute(1, 2, 0).numpy()) ** 2).mean() for n, p in training.items()}

@@ -13,18 +13,18 @@ def test_rank_correlation_is_that_of_scipy_and_its_interval_covers() -> None:
     rng, covered = np.random.default_rng(2), []
     truth = 6 / np.pi * np.arcsin(0.6 / 2)
     for _ in range(200):
-        a = rng.normal(size=60)
-        b = 0.6 * a + 0.8 * rng.normal(size=60)
+        a = rng.normal(size=30)
+        b = 0.6 * a + 0.8 * rng.normal(size=30)
         estimate = intervals.spearman(a, b)
         covered.append(estimate.low <= truth <= estimate.high)
     assert estimate.value == pytest.approx(stats.spearmanr(a, b).statistic)
     assert 0.89 <= np.mean(covered) <= 0.99
     assert intervals.spearman(a, np.exp(a)).value == pytest.approx(1)
     assert intervals.spearman_value(a, b) == estimate.value
-    assert intervals.spearman(a, np.zeros(60)) == (0, -1, 1)
-    assert intervals.spearman_value(np.zeros(60), b) == 0
+    assert intervals.spearman(a, np.zeros(30)) == (0, -1, 1)
+    assert intervals.spearman_value(np.zeros(30), b) == 0
     for correlation in (intervals.spearman, intervals.spearman_value):
-        with pytest.raises(ValueError, match="over the same items; there are 60 and 59 items"):
+        with pytest.raises(ValueError, match="over the same items; there are 30 and 29 items"):
             correlation(a, b[1:])
 
 

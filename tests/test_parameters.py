@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pydantic
 import pytest
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memlib.datasets import sources
@@ -620,6 +620,7 @@ def test_an_alias_may_change_what_it_takes_over(tmp_path: Path) -> None:
     ),
     st.data(),
 )
+@settings(max_examples=40)
 def test_whatever_stands_at_any_place_is_taken_or_refused(value: Any, data: st.DataObject) -> None:
     """No value, of whatever kind, at whatever place ends in a traceback."""
     study = copied(STUDY)

@@ -563,6 +563,7 @@ def test_a_made_up_study_is_judged_as_here(
         registry.setdefault(section, {})[short] = ENTRIES[name]
     (tmp_path / "book/claims.yml").write_text(yaml.safe_dump(registry, sort_keys=False))
     make_up(np.random.default_rng(1), effect)
+    monkeypatch.setattr(pd, "read_parquet", cache(pd.read_parquet))
     rows = claims.collect()
     assert [row["id"] for row in rows if row["verdict"] != "open"] == names, rows
     for row in rows:
