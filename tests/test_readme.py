@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import json
 import re
 import shlex
 from importlib.util import find_spec
@@ -57,6 +58,18 @@ def test_pages_type_no_result() -> None:
         assert not re.findall(r"\b0\.\d{2,}|\d+ of \d+ ", text)
     numbers = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|seventeen"
     assert not re.findall(rf"(?i)({numbers}) of ({numbers}|the) (rows|claims|verdicts)", prose(PAGES[0]))
+
+
+def test_chapters_type_no_result() -> None:
+    """Three decimals are a result, which code writes, unless a paper reports it; two may be a setting's."""
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        text = re.sub(r"```.*?```|`[^`]*`|https?://\S+|arXiv:? ?\S+", "", text, flags=re.DOTALL)
+        typed = [
+            said for said in re.split(r"(?<=[.:;?])\s", text) if re.search(r"\b\d\.\d{3,}|\b\d+ of (the )?\d+\b", said)
+        ]
+        assert not [said for said in typed if "report" not in said], path.name
 
 
 def test_what_a_run_writes_goes_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
