@@ -313,6 +313,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert sum(map(len, CALLS)) == 5, "with other nulls the items stay as they are scored"
 
 
+@pytest.mark.ci
 def test_two_processes_share_the_work(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     arguments = ["audit", "model", "--images", "pictures", "--null-images", "nulls", "--rows", "4", "--output"]
     cli.main([*arguments, str(tmp_path / "one")])

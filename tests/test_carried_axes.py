@@ -58,6 +58,7 @@ def test_all_axes_give_the_log_determinant_of_the_solvers_map(method: ode.Method
     torch.testing.assert_close(result.rate @ sigmas.log().diff(), truth, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.ci
 def test_trace_and_log_determinant_meet_as_the_steps_shrink() -> None:
     mixture, x = random_mixture(3), points(4, 6)
     gaps = []
