@@ -21,7 +21,7 @@ import yaml
 
 from memlib.files import atomic_write, read_json, write_json
 from memlib.study import front
-from memlib.study.claims import FOUND, answers, fill_markers, table
+from memlib.study.claims import answers, fill_markers, table
 from memlib.study.digests import NOTEBOOKS, tree_digest
 from memlib.study.history import last_change
 from memlib.study.notebook import normalise, tagged
@@ -32,7 +32,6 @@ from memlib.study.stages import STUDY, WALL, reporting_errors, stage_times, time
 
 BOOK, EXECUTED, PAGES = Path("book"), Path("results/chapters"), Path("book/chapters")
 HTML = BOOK / "_build/html"
-BENCH = Path("metrics/bench.json")
 SOURCES = "sources.txt"
 PACKAGES = (
     "torch",
@@ -240,11 +239,8 @@ def build(
             page.cells.append(nbformat.v4.new_markdown_cell(origin(name, reads[name]), id="origin"))
             nbformat.write(page, folder / f"{name}.ipynb")
         (folder / "reproducibility.md").write_text(reproducibility(stages))
-        rows, bench = read_json(FOUND), read_json(BENCH)
-        (folder / "answer.md").write_text(f"{front.answer(rows, bench)}\n\n{front.scale()}\n")
-        (folder / "figure.md").write_text(f"{front.figure(bench)}\n")
-        (folder / "uses.md").write_text(front.uses(rows))
-        (folder / "findings.md").write_text("".join(f"- {said}\n" for said in front.findings(rows, bench)))
+        for name, text in front.parts().items():
+            (folder / f"{name}.md").write_text(text)
     program = Path(sys.executable).with_name("jupyter-book")
     with tempfile.TemporaryDirectory() as folder:
         command = [str(program), "build", str(BOOK), "-W", "-n", "--keep-going", "-q", "--path-output", folder]

@@ -2,18 +2,20 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from memlib.evaluation.intervals import Estimate
 from memlib.files import read_json, read_pictures
-from memlib.study.claims import said
+from memlib.study.claims import FOUND, said
 from memlib.study.criteria import read_claims
 from memlib.study.findings import answers, counts, wins
 from memlib.study.provenance import kind
 from memlib.study.stages import STUDY
 
+BENCH = Path("metrics/bench.json")
 TRAININGS = (
     "train",
     "pair",
@@ -46,6 +48,17 @@ guard.on(pipe):` ({{doc}}`chapters/guard`). Here, at 1 % of false alarms, {guard
 ({{doc}}`chapters/monitor`). Here it named {monitor} no later than the first copy.
 - **A million pictures**: {{doc}}`scale` has the cost an item, on one machine or many.
 """
+
+
+def parts() -> dict[str, str]:
+    """What the first page includes, by name, as MyST, from the results that are there."""
+    rows, bench = read_json(FOUND), read_json(BENCH)
+    return {
+        "answer": f"{answer(rows, bench)}\n\n{scale()}\n",
+        "figure": f"{figure(bench)}\n",
+        "findings": "".join(f"- {sentence}\n" for sentence in findings(rows, bench)),
+        "uses": uses(rows),
+    }
 
 
 def answer(rows: Sequence[Mapping[str, Any]], bench: Mapping[str, Any]) -> str:
