@@ -76,7 +76,7 @@ def test_what_cannot_be_learned_is_refused() -> None:
         learned(scores, (positive, negative), choosing)
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", [LEARNED[0], *(pytest.param(name, marks=pytest.mark.ci) for name in LEARNED[1:])])
 def test_labels_at_random_teach_a_learned_detector_nothing(name: str, generator: torch.Generator) -> None:
     """Its features of real pictures, learned from one half of the items under labels by lot: 0.5 on the other."""
     items = Items([str(i) for i in range(80)], 0, torch.rand(80, 3, 8, 8, generator=generator) * 2 - 1)

@@ -111,6 +111,7 @@ def test_the_package_asks_for_little_and_pins_nothing() -> None:
     assert project["scripts"] == {"memlib": "memlib.cli:main"}
 
 
+@pytest.mark.ci
 def test_installing_into_an_environment_with_torch_leaves_it_alone(tmp_path: Path) -> None:
     """pip would install nothing but this package, from what is there and without the network."""
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-build-isolation", "--quiet"]

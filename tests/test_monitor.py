@@ -89,7 +89,11 @@ def trained(
 
 
 @pytest.mark.parametrize(
-    "detector", [{"loss": {"sigma": 0.2, "draws": [2]}}, {"rate": {"sigma": 0.2, "directions": [1]}}]
+    "detector",
+    [
+        {"loss": {"sigma": 0.2, "draws": [2]}},
+        pytest.param({"rate": {"sigma": 0.2, "directions": [1]}}, marks=pytest.mark.ci),
+    ],
 )
 def test_the_training_is_the_same_with_and_without_to_the_bit(tmp_path: Path, detector: dict) -> None:
     alone = trained(4, lambda network, ema: lambda step: None)
