@@ -140,7 +140,13 @@ def test_a_second_model_adds_a_sentence_that_the_interval_decides() -> None:
     assert said.startswith("**With a second model, trained without these pictures.** *Which pictures does")
     assert said.count("The calibrated loss (8 evaluations) reaches AUROC **0.800 [0.712, 0.900]**") == 2
     assert "0.100 [0.020, 0.180]: the detector is ahead." in said
-    assert said.endswith("0.050 [-0.030, 0.130]: the interval contains 0, so neither is ahead.")
+    assert "0.050 [-0.030, 0.130]: the interval contains 0, so neither is ahead. It is the model that" in said
+
+
+def test_what_chance_could_have_given_is_said_to_be_no_more() -> None:
+    for low, said in ((0.51, False), (0.5, True), (0.3, True)):
+        (sentence,) = answers([row(AUROC=estimate(0.6, low, 0.9))])
+        assert ("not shown to be above chance" in sentence) == said
 
 
 def test_items_are_counted_once_more_as_different_ones_where_a_row_knows_them() -> None:

@@ -83,10 +83,15 @@ def test_the_figure_says_what_it_shows() -> None:
 def test_uses_say_what_they_reached(rows: list[dict[str, Any]]) -> None:
     found = {row["id"]: Estimate(row["value"], *row["ci95"]) for row in rows}
     said = front.uses(rows)
-    assert f"it found {found['audit.finds_planted_pictures']} of the planted pictures beyond the control" in said
+    pictures = (
+        f"it found {found['audit.finds_planted_pictures']} of the pictures that were seen ten times an epoch or more"
+    )
+    assert f"{pictures} beyond the control" in said
     assert f"and {found['audit.finds_memorised_prompts']} of the planted prompts" in said
     assert f"it stopped {found['guard.first_step_stops_copies']} of the copies" in said
     assert f"it named {found['monitor.named_before_copied']} of the pictures" in said
+    rates = [row for row in rows if row["id"] in ("audit.finds_memorised_prompts", "guard.first_step_stops_copies")]
+    assert said.count("(too few to rely on)") == sum(row["ci95"][1] < 0.5 for row in rates)
     assert "{" not in said.replace("{doc}", "")
     (guard,) = (row for row in rows if row["id"] == "guard.first_step_stops_copies")
     guard["verdict"] = "open"

@@ -198,14 +198,16 @@ def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
     """Cells of a table, as `HEADER` names them."""
     if row["verdict"] == "open":
         return claim.claim, "open", *[""] * (len(HEADER) - 2)
+    alone = _verdict(claim, row, "verdict")
     return (
         claim.claim,
-        _verdict(claim, row, "holm_verdict"),
+        _verdict(claim, row, "holm_verdict")
+        + (f" (uncorrected: {alone})" if row["verdict"] != row["holm_verdict"] else ""),
         f"{claim.criterion.measure} {_estimate(row, '')}",
         f"above {claim.criterion.above:g}",
         " + ".join(str(row["items"][kind]) for kind in KINDS if kind in row["items"]),
         _beyond(claim, row),
-        f"<details><summary>Criterion</summary>{criterion(claim)} {_evidence(claim, row)}</details>",
+        f"<details><summary>Criterion</summary>{criterion(claim)} {_evidence(row)}</details>",
     )
 
 
@@ -224,19 +226,17 @@ def _ahead(row: Mapping[str, Any]) -> str:
     return verdict(Estimate(row["beyond_baseline_value"], *row["beyond_baseline_ci95"]))
 
 
-def _evidence(claim: Claim, row: Mapping[str, Any]) -> str:
-    """When the criterion was committed, the verdict without correction, and the figures beside it."""
+def _evidence(row: Mapping[str, Any]) -> str:
+    """When the criterion was committed, and the figures beside the verdict."""
     commit, day = row["criterion"]["commit"], row["criterion"]["day"]
     parts = [
         f"Committed on {day} (`{commit[:7]}`)" if day else "",
-        f"without correction {_verdict(claim, row, 'verdict')}",
         f"p {_small(row['p_value'])}, corrected {_small(row['holm_p_value'])}",
         f"plain baseline {_estimate(row, 'baseline_')}",
         f"control {_estimate(row, 'control_')}" if "control_value" in row else "",
         f"detectable {'nothing' if row['detectable'] is None else format(row['detectable'], '.3f')}",
     ]
-    text = "; ".join(filter(None, parts))
-    return f"{text[0].upper()}{text[1:]}."
+    return "; ".join(filter(None, parts)) + "."
 
 
 def _small(p: float) -> str:

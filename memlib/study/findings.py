@@ -59,6 +59,8 @@ def _answer(row: Mapping[str, Any], scale: str) -> str:
     asked = question(items, row["contrast"]).rstrip("?")
     begun = f"**{items.capitalize()}, at most {row['budget']:g} network evaluations. {asked}?**"
     reached = f"AUROC **{_estimate(row, 'AUROC')}** on the other{scale}, n: {counted(row)}"
+    if not _estimate(row, "AUROC").low > 0.5:
+        reached += ", which is not shown to be above chance"
     if _is_baseline(row):
         return f"{begun} On one half of the items nothing is better than {plain} itself: {reached}."
     measures = f"`{row['detector']}`: {MEASURES[row['detector']][0]}" if row["detector"] in MEASURES else "a new one"
@@ -83,7 +85,10 @@ def _second_model(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{counted(row)}; paired difference {difference}: "
             f"{ENDINGS[verdict(difference)]}."
         )
-    return f"**With a second model, trained without these {rows[0]['items']}.** {' '.join(parts)}"
+    return (
+        f"**With a second model, trained without these {rows[0]['items']}.** {' '.join(parts)} It is the model that these "
+        "trainings began from, which favours it."
+    )
 
 
 def wins(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -109,10 +109,15 @@ def uses(rows: Sequence[Mapping[str, Any]]) -> str:
 
     def reached(said: str, name: str) -> str:
         row = found.get(name)
-        return said.format(Estimate(row["value"], *row["ci95"])) if row else "not judged in this study"
+        if row is None:
+            return "not judged in this study"
+        estimate = Estimate(row["value"], *row["ci95"])
+        return said.format(estimate) + (" (too few to rely on)" if estimate.high < 0.5 else "")
 
     measured = {
-        "pictures": reached("it found {} of the planted pictures", "audit.finds_planted_pictures"),
+        "pictures": reached(
+            "it found {} of the pictures that were seen ten times an epoch or more", "audit.finds_planted_pictures"
+        ),
         "prompts": reached("{} of the planted prompts", "audit.finds_memorised_prompts"),
         "guard": reached("it stopped {} of the copies", "guard.first_step_stops_copies"),
         "monitor": reached("{} of the pictures that came to be copied", "monitor.named_before_copied"),
