@@ -140,7 +140,9 @@ def test_a_second_model_adds_a_sentence_that_the_interval_decides() -> None:
     assert said.startswith("**With a second model, trained without these pictures.** *Which pictures does")
     assert said.count("The calibrated loss (8 evaluations) reaches AUROC **0.800 [0.712, 0.900]**") == 2
     assert "0.100 [0.020, 0.180]: the detector is ahead." in said
-    assert "0.050 [-0.030, 0.130]: the interval contains 0, so neither is ahead. It is the model that" in said
+    assert said.endswith("0.050 [-0.030, 0.130]: the interval contains 0, so neither is ahead.")
+    begun = answers([row()], [each | {"training": "9 steps from the reference"} for each in second])[1]
+    assert begun == f"{said} It is the model that these trainings began from, which favours it."
 
 
 def test_what_chance_could_have_given_is_said_to_be_no_more() -> None:

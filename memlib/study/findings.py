@@ -85,10 +85,10 @@ def _second_model(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{counted(row)}; paired difference {difference}: "
             f"{ENDINGS[verdict(difference)]}."
         )
-    return (
-        f"**With a second model, trained without these {rows[0]['items']}.** {' '.join(parts)} It is the model that these "
-        "trainings began from, which favours it."
-    )
+    said = f"**With a second model, trained without these {rows[0]['items']}.** {' '.join(parts)}"
+    if all(row["training"].endswith("from the reference") for row in rows):
+        said += " It is the model that these trainings began from, which favours it."
+    return said
 
 
 def wins(rows: Iterable[Mapping[str, Any]]) -> list[str]:
