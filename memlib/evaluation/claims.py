@@ -1,5 +1,6 @@
 """How a claim of a paper comes out: a verdict from what was measured."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from memlib.evaluation.intervals import Estimate
@@ -40,3 +41,8 @@ def rounded(prefix: str, estimate: Estimate) -> dict[str, Any]:
     """An estimate as the entries PREFIXvalue and PREFIXci95 of a metrics file."""
     value, low, high = (round(number, 4) for number in estimate)
     return {f"{prefix}value": value, f"{prefix}ci95": [low, high]}
+
+
+def estimate_in(row: Mapping[str, Any], prefix: str = "") -> Estimate:
+    """The estimate that `rounded` has put into a row under this prefix."""
+    return Estimate(row[f"{prefix}value"], *row[f"{prefix}ci95"])

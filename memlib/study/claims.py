@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memlib.evaluation.claims import after_correction, rounded, settle
-from memlib.evaluation.intervals import Estimate
+from memlib.evaluation.claims import after_correction, estimate_in, rounded, settle
 from memlib.files import atomic_write, read_json, suggest, write_json
 from memlib.study import cases, history
 from memlib.study.criteria import REGISTRY, Claim, Comparison, committed_criteria, digests, is_the_study, read_claims
@@ -126,9 +125,9 @@ def answers(page: str, sentences: Sequence[str] = ()) -> str:
 def said(claim: Claim, row: Mapping[str, Any]) -> str:
     """How a claim came out, in sentences: what was found, the threshold, the plain baseline and the difference to it, n."""
     text, outcome, found, threshold, n, *_ = _row(claim, row)
-    beside = f"The plain baseline, {claim.plain}: {_estimate(row, 'baseline_')}"
+    beside = f"The plain baseline, {claim.plain}: {estimate_in(row, 'baseline_')}"
     if "beyond_baseline_value" in row:
-        beside += f"; beyond it {_estimate(row, 'beyond_baseline_')}, {BEYOND[_ahead(row)]}"
+        beside += f"; beyond it {estimate_in(row, 'beyond_baseline_')}, {BEYOND[_ahead(row)]}"
     return f"**{text}** {outcome[0].upper()}{outcome[1:]}: {found}, asked {threshold}; n = {n}. {beside}."
 
 
@@ -203,7 +202,7 @@ def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
         claim.claim,
         _verdict(claim, row, "holm_verdict")
         + (f" (uncorrected: {alone})" if row["verdict"] != row["holm_verdict"] else ""),
-        f"{claim.criterion.measure} {_estimate(row, '')}",
+        f"{claim.criterion.measure} {estimate_in(row)}",
         f"above {claim.criterion.above:g}",
         " + ".join(str(row["items"][kind]) for kind in KINDS if kind in row["items"]),
         _beyond(claim, row),
@@ -219,11 +218,11 @@ def _beyond(claim: Claim, row: Mapping[str, Any]) -> str:
     """Whether the method beats the plain baseline, and which, with the paired difference."""
     if "beyond_baseline_value" not in row:
         return f"not comparable ({claim.plain})"
-    return f"{BEATS[_ahead(row)]}: {_estimate(row, 'beyond_baseline_')} against {claim.plain}"
+    return f"{BEATS[_ahead(row)]}: {estimate_in(row, 'beyond_baseline_')} against {claim.plain}"
 
 
 def _ahead(row: Mapping[str, Any]) -> str:
-    return verdict(Estimate(row["beyond_baseline_value"], *row["beyond_baseline_ci95"]))
+    return verdict(estimate_in(row, "beyond_baseline_"))
 
 
 def _evidence(row: Mapping[str, Any]) -> str:
@@ -232,8 +231,8 @@ def _evidence(row: Mapping[str, Any]) -> str:
     parts = [
         f"Committed on {day} (`{commit[:7]}`)" if day else "",
         f"p {_small(row['p_value'])}, corrected {_small(row['holm_p_value'])}",
-        f"plain baseline {_estimate(row, 'baseline_')}",
-        f"control {_estimate(row, 'control_')}" if "control_value" in row else "",
+        f"plain baseline {estimate_in(row, 'baseline_')}",
+        f"control {estimate_in(row, 'control_')}" if "control_value" in row else "",
         f"detectable {'nothing' if row['detectable'] is None else format(row['detectable'], '.3f')}",
     ]
     return "; ".join(filter(None, parts)) + "."
@@ -241,10 +240,6 @@ def _evidence(row: Mapping[str, Any]) -> str:
 
 def _small(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
-
-
-def _estimate(row: Mapping[str, Any], prefix: str) -> str:
-    return str(Estimate(row[f"{prefix}value"], *row[f"{prefix}ci95"]))
 
 
 def table(rows: Iterable[Iterable[Any]], header: Sequence[str] = HEADER) -> str:

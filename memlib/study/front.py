@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from memlib.evaluation.intervals import Estimate
+from memlib.evaluation.claims import estimate_in
 from memlib.files import read_json, read_pictures
 from memlib.study.claims import FOUND, said
 from memlib.study.criteria import read_claims
@@ -34,7 +34,6 @@ PICKED = (  # a claim of each of the three papers, and one of this study's own
     "text.first_step_detects",
     "monitor.named_before_copied",
 )
-
 
 USES = """\
 - **Which pictures or prompts has it memorised?** `memlib audit MODEL --images FOLDER --null-images OTHERS` ranks them and, from \
@@ -111,7 +110,7 @@ def uses(rows: Sequence[Mapping[str, Any]]) -> str:
         row = found.get(name)
         if row is None:
             return "not judged in this study"
-        estimate = Estimate(row["value"], *row["ci95"])
+        estimate = estimate_in(row)
         return said.format(estimate) + (" (too few to rely on)" if estimate.high < 0.5 else "")
 
     measured = {
