@@ -51,10 +51,19 @@ def browser() -> Iterator:
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking", "--disable-quic"]
+            executable_path=CHROMIUM,  # /dev/shm is 64 MB in a container, and Ray's tests run beside
+            args=["--no-sandbox", "--disable-background-networking", "--disable-quic", "--disable-dev-shm-usage"],
         )
         yield chromium
         chromium.close()
+
+
+def opened(page, url: str) -> None:
+    """The page once it has come to rest, with all that it asked for: a page without its stylesheet would be judged wrongly."""
+    failed = []
+    page.on("requestfailed", lambda request: failed.append(f"{request.url}: {request.failure}"))
+    page.goto(url, wait_until="networkidle")
+    assert not failed
 
 
 @pytest.mark.parametrize("served", [True, False])
@@ -63,7 +72,7 @@ def test_search(browser, address: str, served: bool) -> None:
     errors = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"{address if served else HTML.as_uri()}/search.html?q=memorisation", wait_until="networkidle")
+    opened(page, f"{address if served else HTML.as_uri()}/search.html?q=memorisation")
     page.wait_for_selector("#search-results li a")
     if served:
         page.wait_for_selector("#search-results .context")
@@ -75,7 +84,7 @@ def test_search(browser, address: str, served: bool) -> None:
 @pytest.mark.parametrize("width", [400, 1280])
 def test_explorers_of_the_bench_by_keyboard(browser, address: str, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900})
-    page.goto(f"{address}/chapters/bench.html", wait_until="networkidle")
+    opened(page, f"{address}/chapters/bench.html")
     for part, controls in (("#bench-explorer", "select, input:checked"), ("#picture-explorer", "select, button")):
         for i in range(page.locator(part).locator(controls).count()):
             control = page.locator(part).locator(controls).nth(i)
@@ -108,7 +117,7 @@ LETTERS = """() => [...document.querySelectorAll("img[data-letters]")].filter(im
 @pytest.mark.parametrize("name", PAGES)
 def test_text_stands_out(browser, address: str, name: str, scheme: str) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
-    page.goto(f"{address}/{name}.html", wait_until="networkidle")
+    opened(page, f"{address}/{name}.html")
     assert min(page.evaluate(CONTRASTS)) >= 4.5, "WCAG 2.2, 1.4.3"
     page.close()
 
@@ -116,7 +125,7 @@ def test_text_stands_out(browser, address: str, name: str, scheme: str) -> None:
 @pytest.mark.parametrize("name", [page for page in PAGES if page.startswith("chapters/") and "reproducib" not in page])
 def test_a_chapter_answers_within_one_screen(browser, address: str, name: str) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(f"{address}/{name}.html", wait_until="networkidle")
+    opened(page, f"{address}/{name}.html")
     first = page.locator(".admonition.answer li").first.bounding_box()
     assert first["y"] + first["height"] <= 900
     page.close()
@@ -137,7 +146,7 @@ def test_page(browser, address: str, name: str, width: int) -> None:
         "response",
         lambda response: errors.append(f"{response.status} {response.url}") if response.status >= 400 else None,
     )
-    page.goto(f"{address}/{name}.html", wait_until="networkidle")
+    opened(page, f"{address}/{name}.html")
     assert page.title().strip()
     assert page.locator("article h1").count() == 1
     assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))], "a request to another host"
