@@ -126,6 +126,19 @@ def test_curves_are_compared_at_equal_x_over_their_common_range() -> None:
         intervals.difference_of_curves((x1, x1), (x1 + 2, x1))
 
 
+def test_many_curves_are_read_as_numpy_reads_each() -> None:
+    rng = np.random.default_rng(1)
+    for points in (2, 5):
+        xs, ys, x = rng.normal(size=(60, points)), rng.normal(size=(60, points)), rng.uniform(size=(60, 9))
+        x = xs.min(1, keepdims=True) + x * np.ptp(xs, axis=1)[:, None]
+        x[:, :2] = np.stack([xs.min(1), xs.max(1)], 1)
+        order = np.argsort(xs)
+        one_by_one = [np.interp(at, a[to], b[to]) for at, a, b, to in zip(x, xs, ys, order, strict=True)]
+        assert intervals._interpolated(x, xs, ys) == pytest.approx(np.array(one_by_one), abs=1e-12)
+    steps = np.array([0.0, 1.0, 1.0, 2.0]), np.array([0.0, 1.0, 3.0, 3.0])
+    assert np.isfinite(intervals._interpolated(np.array([1.0, 2.0]), *steps)).all(), "two points at one x"
+
+
 def test_explained_variance_is_that_of_a_regression_of_ranks() -> None:
     rng = np.random.default_rng(5)
     features = pd.DataFrame(rng.normal(size=(50, 3)).round(1), columns=list("abc"), index=range(100, 150))

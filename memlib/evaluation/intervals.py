@@ -190,12 +190,12 @@ def resampled_gaps(
     """The difference of two curves and that of each bootstrap resample [R], nan without a range; see `difference_of_curves`."""
     curves = [np.asarray(part, dtype=np.float64) for curve in (first, second) for part in curve]
     n = curves[0].shape[1]
-    value = _gap(*(curve.mean(1) for curve in curves))
+    value = float(_gaps(*(curve.mean(1) for curve in curves)))
     if np.isnan(value):
         raise ValueError("the two curves cover no common range, so that they cannot be compared")
     rows = np.random.default_rng(seed).integers(0, n, (resamples, n))
     means = [curve[:, rows].mean(2).T for curve in curves]  # [R, S]
-    return value, np.array([_gap(*points) for points in zip(*means, strict=True)])
+    return value, _gaps(*means)
 
 
 def common_range(x1: ArrayLike, x2: ArrayLike) -> tuple[float, float] | None:
@@ -204,14 +204,22 @@ def common_range(x1: ArrayLike, x2: ArrayLike) -> tuple[float, float] | None:
     return (float(low), float(high)) if low < high else None
 
 
-def _gap(x1: NDArray, y1: NDArray, x2: NDArray, y2: NDArray) -> float:
-    """Mean height of a first curve over a second on the common range of x; nan where there is none."""
-    covered = common_range(x1, x2)
-    if covered is None:
-        return float("nan")
-    x = np.linspace(*covered, 201)
-    first, second = (np.interp(x, xs[np.argsort(xs)], ys[np.argsort(xs)]) for xs, ys in ((x1, y1), (x2, y2)))
-    return float(np.trapezoid(first - second, x) / (covered[1] - covered[0]))
+def _gaps(x1: NDArray, y1: NDArray, x2: NDArray, y2: NDArray) -> NDArray:
+    """Mean height [...] of first curves [..., S] over second ones [..., T] on their common ranges of x, nan without one."""
+    low, high = np.maximum(x1.min(-1), x2.min(-1)), np.minimum(x1.max(-1), x2.max(-1))
+    x = np.linspace(low, high, 201, axis=-1)
+    heights = _interpolated(x, x1, y1) - _interpolated(x, x2, y2)
+    return np.trapezoid(heights, x) / np.where(low < high, high - low, np.nan)
+
+
+def _interpolated(x: NDArray, xs: NDArray, ys: NDArray) -> NDArray:
+    """Heights at x [..., M], within their range, of curves through the points xs, ys [..., S]: `numpy.interp` of many at once."""
+    order = np.argsort(xs)
+    xs, ys = np.take_along_axis(xs, order, -1), np.take_along_axis(ys, order, -1)
+    left = np.maximum((xs[..., None, :] <= x[..., :, None]).sum(-1) - 1, 0)
+    right = np.minimum(left + 1, xs.shape[-1] - 1)
+    x0, x1, y0, y1 = (np.take_along_axis(part, place, -1) for part in (xs, ys) for place in (left, right))
+    return y0 + (y1 - y0) * (x - x0) / np.where(x1 > x0, x1 - x0, 1)
 
 
 def flat(rows: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from memlib.study import history
 from memlib.study.sections import PARAMS, expanded, read_section
 
 REGISTRY = Path("book/claims.yml")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # where libyaml is built in, ten times as fast
 Text = Annotated[str, MinLen(1)]
 
 
@@ -177,7 +178,7 @@ def read_claims() -> dict[str, Claim]:
 
 def read_entries(text: str) -> dict[str, Any]:
     """The entries of a registry's text as they stand there, by their id."""
-    sections = yaml.safe_load(text) or {}
+    sections = yaml.load(text, LOADER) or {}
     return {f"{section}.{name}": entry for section, entries in sections.items() for name, entry in entries.items()}
 
 
