@@ -391,7 +391,7 @@ def test_the_table_says_what_was_found_and_how_it_was_judged(judged: None) -> No
     said = {True: "yes", False: "no, worse", None: "not shown"}[
         True if beyond.low > 0 else False if beyond.high < 0 else None
     ]
-    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: {beyond} against the loss | "
+    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: difference {beyond:+} to the loss | "
     assert page.startswith(f"| {' | '.join(claims.HEADER)} |")
     assert row in page
     fold = page.partition(row)[2].splitlines()[0]
@@ -453,7 +453,7 @@ def test_a_page_answers_with_its_claims(judged: None) -> None:
     n = f"{row['items']['positive']} + {row['items']['negative']}"
     assert grows.startswith(
         f"- **Training images grow more | much more.** Reproduced: AUROC {found}, asked above 0.5; n = {n}. "
-        f"The plain baseline, the loss: {baseline}; beyond it {beyond}, "
+        f"The plain baseline, the loss: {baseline}; paired difference {beyond:+}, "
     )
     endings = ("so the method beats it.", "so the method is worse.", "whose interval contains 0.")
     assert grows.endswith(endings[0 if beyond.low > 0 else 1 if beyond.high < 0 else 2])

@@ -160,7 +160,7 @@ def test_the_first_question_is_shown_without_a_script() -> None:
         naming.detector_in_words(taken["detector"]),
         taken["AUROC"],
         taken["baseline"],
-        taken["minus baseline"],
+        f"Difference {taken['minus baseline']:+}: ",
         "40 against 50",
     ):
         assert str(said) in answer.text

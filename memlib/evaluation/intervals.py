@@ -23,8 +23,12 @@ class Estimate(NamedTuple):
         return self.low <= value <= self.high
 
     def __str__(self) -> str:
-        value, low, high = (round(number, 3) + 0.0 for number in self)  # no "-0.000"
-        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{self}"
+
+    def __format__(self, sign: str) -> str:
+        """The value with its interval; a difference is written with the sign "+", so that it is not taken for a value."""
+        value, low, high = (f"{round(number, 3) + 0.0:{sign}.3f}" for number in self)  # no "-0.000"
+        return f"{value} [{low}, {high}]"
 
 
 def two_groups(positive: ArrayLike, negative: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

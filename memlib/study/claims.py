@@ -125,9 +125,9 @@ def answers(page: str, sentences: Sequence[str] = ()) -> str:
 def said(claim: Claim, row: Mapping[str, Any]) -> str:
     """How a claim came out, in sentences: what was found, the threshold, the plain baseline and the difference to it, n."""
     text, outcome, found, threshold, n, *_ = _row(claim, row)
-    beside = f"The plain baseline, {claim.plain}: {estimate_in(row, 'baseline_')}"
+    beside = f"The plain baseline, {claim.plain}: {_signed(row, claim.criterion.baseline, 'baseline_')}"
     if "beyond_baseline_value" in row:
-        beside += f"; beyond it {estimate_in(row, 'beyond_baseline_')}, {BEYOND[_ahead(row)]}"
+        beside += f"; paired difference {estimate_in(row, 'beyond_baseline_'):+}, {BEYOND[_ahead(row)]}"
     return f"**{text}** {outcome[0].upper()}{outcome[1:]}: {found}, asked {threshold}; n = {n}. {beside}."
 
 
@@ -202,11 +202,11 @@ def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
         claim.claim,
         _verdict(claim, row, "holm_verdict")
         + (f" (uncorrected: {alone})" if row["verdict"] != row["holm_verdict"] else ""),
-        f"{claim.criterion.measure} {estimate_in(row)}",
+        f"{claim.criterion.measure} {_signed(row, claim.criterion)}",
         f"above {claim.criterion.above:g}",
         " + ".join(str(row["items"][kind]) for kind in KINDS if kind in row["items"]),
         _beyond(claim, row),
-        f"<details><summary>Criterion</summary>{criterion(claim)} {_evidence(row)}</details>",
+        f"<details><summary>Criterion</summary>{criterion(claim)} {_evidence(claim, row)}</details>",
     )
 
 
@@ -218,20 +218,25 @@ def _beyond(claim: Claim, row: Mapping[str, Any]) -> str:
     """Whether the method beats the plain baseline, and which, with the paired difference."""
     if "beyond_baseline_value" not in row:
         return f"not comparable ({claim.plain})"
-    return f"{BEATS[_ahead(row)]}: {estimate_in(row, 'beyond_baseline_')} against {claim.plain}"
+    return f"{BEATS[_ahead(row)]}: difference {estimate_in(row, 'beyond_baseline_'):+} to {claim.plain}"
+
+
+def _signed(row: Mapping[str, Any], compared: Comparison, prefix: str = "") -> str:
+    """What a comparison gave, with a sign where it is a difference."""
+    return f"{estimate_in(row, prefix):{'+' if compared.minus else ''}}"
 
 
 def _ahead(row: Mapping[str, Any]) -> str:
     return verdict(estimate_in(row, "beyond_baseline_"))
 
 
-def _evidence(row: Mapping[str, Any]) -> str:
+def _evidence(claim: Claim, row: Mapping[str, Any]) -> str:
     """When the criterion was committed, and the figures beside the verdict."""
     commit, day = row["criterion"]["commit"], row["criterion"]["day"]
     parts = [
         f"Committed on {day} (`{commit[:7]}`)" if day else "",
         f"p {_small(row['p_value'])}, corrected {_small(row['holm_p_value'])}",
-        f"plain baseline {estimate_in(row, 'baseline_')}",
+        f"plain baseline {_signed(row, claim.criterion.baseline, 'baseline_')}",
         f"control {estimate_in(row, 'control_')}" if "control_value" in row else "",
         f"detectable {'nothing' if row['detectable'] is None else format(row['detectable'], '.3f')}",
     ]

@@ -198,7 +198,7 @@ def _taken(row: pd.Series) -> str:
     difference = row["minus baseline"]
     return (
         f"{text}{plain[0].upper()}{plain[1:]} at its own best setting for the same budget: {row['baseline']}. Difference "
-        f"{difference}: {ENDINGS[verdict(difference)]}."
+        f"{difference:+}: {ENDINGS[verdict(difference)]}."
     )
 
 

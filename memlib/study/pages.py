@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup, Tag
 CHAPTERS, IMAGES, DATA = "chapters", "_images", "_downloads"
 CARDS = "Verdict"  # a table with such a column is a table of claims
 SCROLLING = ("scrolling", "pst-scrollable-table-container")
-UNBROKEN = re.compile(r"\[[-\d.]+, [-\d.]+\]|\b[pn] [=<] [\d.]+|\d %")
+UNBROKEN = re.compile(r"\[[-+\d.]+, [-+\d.]+\]|\b[pn] [=<] [\d.]+|\d %")
 PNG, CSV = "data:image/png;base64,", "data:text/csv;base64,"
 SUMMARY = (
     "SHOW_SEARCH_SUMMARY: true"  # the search fetches pages for their summaries, which no browser allows from files

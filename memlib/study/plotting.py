@@ -3,7 +3,9 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ METHOD, PLAIN, INFORMED, BLIND = (
     *PALETTE[:3],
     PALETTE[7],
 )  # a paper's detector, the plain baseline, what sees more, less
+DIFFERENCE = re.compile(r"\bminus\b|\bdifference\b(?! of)")  # in the name of a column or row of differences
 PIXELS = 105  # of the page, an inch of a figure
 
 
@@ -88,8 +91,18 @@ def _as_link(data: pd.DataFrame) -> str:
 
 
 def table(frame: pd.DataFrame, digits: int = 3) -> HTML:
-    """A table for a notebook and the book, scrolling by itself where the page is narrower; estimates with their intervals."""
-    texts = frame.map(lambda value: str(value) if isinstance(value, Estimate) else value)
+    """A table for a notebook and the book, scrolling by itself where the page is narrower; estimates with their intervals.
+
+    Differences have a sign: those of a column, or of a row by its first cell, that is called a difference or minus something,
+    and all where the first column is.
+    """
+    columns = [bool(DIFFERENCE.search(str(name))) for name in frame]
+    rows = [columns[0] or bool(DIFFERENCE.search(str(name))) for name in frame.iloc[:, 0]]
+    texts = frame.copy()
+    for row, column in product(range(len(rows)), range(len(columns))):
+        value = frame.iat[row, column]
+        if isinstance(value, Estimate):
+            texts.iat[row, column] = f"{value:{'+' if rows[row] or columns[column] else ''}}"
     body = texts.to_html(index=False, border=0, classes="table", float_format=f"{{:.{digits}f}}".format)
     return HTML(f'<div class="scrolling">{body}</div>')
 
