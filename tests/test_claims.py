@@ -391,7 +391,8 @@ def test_the_table_says_what_was_found_and_how_it_was_judged(judged: None) -> No
     said = {True: "yes", False: "no, worse", None: "not shown"}[
         True if beyond.low > 0 else False if beyond.high < 0 else None
     ]
-    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: difference {beyond:+} to the loss | "
+    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: "
+    row += f"difference {beyond:+} to the loss | "
     assert page.startswith(f"| {' | '.join(claims.HEADER)} |")
     assert row in page
     fold = page.partition(row)[2].splitlines()[0]
