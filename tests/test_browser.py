@@ -131,6 +131,16 @@ def test_a_chapter_answers_within_one_screen(browser, address: str, name: str) -
     page.close()
 
 
+@pytest.mark.parametrize("name", ["audit", "bench", "detection", "guard"])
+def test_a_box_is_short_on_a_phone(browser, address: str, name: str) -> None:
+    page = browser.new_page(viewport={"width": 400, "height": 900})
+    opened(page, f"{address}/chapters/{name}.html")
+    items = page.locator(".admonition.answer li").all_inner_texts()
+    assert len(items) <= 4
+    assert max(map(len, items)) <= 240, "characters"
+    page.close()
+
+
 @pytest.mark.parametrize("width", [400, 768, 1280])
 @pytest.mark.parametrize("name", PAGES)
 def test_page(browser, address: str, name: str, width: int) -> None:

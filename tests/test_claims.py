@@ -463,6 +463,22 @@ def test_a_page_answers_with_its_claims(judged: None) -> None:
     assert "\n- Said.\n- **Training images" in claims.answers("chapters/growth.ipynb", ["- Said."])
 
 
+def test_a_box_of_many_items_counts_the_claims_and_leaves_them_to_a_fold_below(judged: None) -> None:
+    few = claims.answers("chapters/growth.ipynb", ["- One.\n- Two."])
+    assert few.count("\n- ") == claims.ITEMS
+    many = claims.answers("chapters/growth.ipynb", ["- One.\n- Two.\n- Three."])
+    box, below = many.split("\n:::\n\n:::{dropdown} ")
+    assert box.count("\n- ") == claims.ITEMS
+    rows = {row["id"]: row for row in read_json(claims.FOUND)}
+    verdicts = [rows[name]["holm_verdict"] for name in ("volume.grows", "volume.helps")]
+    counted = dict.fromkeys(f"{verdicts.count(each)} {each}" for each in verdicts)
+    counts = f"2 on this page, after correction for their number: {', '.join(counted)}."
+    assert box.endswith(f"\n- **Claims**, {counts}")
+    assert below.splitlines()[1:-1] == few.splitlines()[-3:-1], "nothing is lost"
+    assert below.endswith("\n:::")
+    assert "dropdown" not in claims.answers("chapters/other.ipynb", ["- Said."] * 5)
+
+
 @pytest.mark.parametrize(
     ("marker", "message"),
     [

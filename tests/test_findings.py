@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 
 from memlib.evaluation.bench import ADAPTIVE, BASELINES, LEARNED, RANKS
-from memlib.study.findings import PLAIN, TOGETHER, answers, counted, counts, findings, other_trainings, page, wins
+from memlib.study.findings import (
+    PLAIN,
+    TOGETHER,
+    answers,
+    counted,
+    counts,
+    findings,
+    in_short,
+    other_trainings,
+    page,
+    wins,
+)
 
 AHEAD, BEHIND, NEITHER = (0.1, 0.02, 0.18), (-0.1, -0.18, -0.02), (0.05, -0.03, 0.13)
 
@@ -117,6 +128,27 @@ def test_an_answer_names_the_best_of_a_budget_and_the_plain_baseline(minus: tupl
         f"against 60; the plain loss reaches 0.750 [0.650, 0.850]; paired difference {ending}"
     )
     assert second == first.replace(" (0.5 is a coin toss)", "")
+
+
+def test_an_answer_in_short_has_the_same_numbers() -> None:
+    rows = [row("length", minus=AHEAD), row("loss"), row("one_step", 2, "prompts", minus=None)]
+    low = row("length", AUROC=estimate(0.6, 0.4, 0.9))
+    ahead, same, dear, chance = in_short([*rows, low])
+    begun = "**Which pictures does the model reproduce?** At 4 evaluations: "
+    reached = "AUROC **0.800 [0.712, 0.900]** (n = 30 + 60)"
+    assert ahead == (
+        f"{begun}the length of the prediction, {reached}; the plain loss 0.750 [0.650, 0.850], difference +0.100 "
+        "[+0.020, +0.180]."
+    )
+    assert same == f"{begun}nothing better than the plain loss itself, {reached}."
+    assert dear.endswith(f"{reached}; the text magnitude costs more.")
+    assert "AUROC **0.600 [0.400, 0.900]** (n = 30 + 60), perhaps chance;" in chance
+    second = [row("calibrated_loss", minus=each, evaluations=8) for each in (AHEAD, NEITHER)]
+    *_, added = in_short(rows, second)
+    asked = "(calibrated loss, 8 evaluations: *Which pictures does the model reproduce?*)"
+    assert added == (
+        f"A second model adds +0.100 [+0.020, +0.180] {asked}; +0.050 [-0.030, +0.130] {asked} to the AUROC of the plain one."
+    )
 
 
 def test_an_answer_says_where_the_plain_baseline_is_best_and_where_it_is_too_dear() -> None:

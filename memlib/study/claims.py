@@ -6,6 +6,7 @@ verdicts of some claims.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ FOUND = Path("metrics/claims.json")
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
 HEADER = ("Claim", "Verdict", "Found here", "Threshold", "n", "Beats the plain baseline?", "How it is judged")
 KINDS = ("positive", "negative", "items")
+ITEMS = 4  # of a box that is read on a phone
 FAMILIES = ("Claims of the papers", "Claims of this study")  # p-values are corrected within each
 OWN = {"reproduced": "holds", "not reproduced": "does not hold"}  # verdicts on claims that no paper makes
 
@@ -109,17 +111,29 @@ def _criteria(title: str, claims: Iterable[Claim]) -> str:
 
 
 def answers(page: str, sentences: Sequence[str] = ()) -> str:
-    """What a page found and how its claims came out, as MyST: a box with a sentence for each; nothing where there is none."""
+    """What a page found and how its claims came out, as MyST: a box with a sentence for each; nothing where there is none.
+
+    sentences: items of a Markdown list. Where there would be more than `ITEMS`, the box counts the verdicts, and the sentences on
+    the claims stand below it, to unfold.
+    """
     rows = {row["id"]: row for row in read_json(FOUND)} if FOUND.exists() else {}
-    lines = [
-        *sentences,
-        *(
-            f"- {said(claim, rows[name])}"
-            for name, claim in read_claims().items()
-            if claim.page == page and name in rows and rows[name]["verdict"] != "open"
-        ),
+    judged = [
+        (claim, rows[name])
+        for name, claim in read_claims().items()
+        if claim.page == page and name in rows and rows[name]["verdict"] != "open"
     ]
-    return "\n".join([":::{admonition} What this run found", ":class: answer", "", *lines, ":::"]) if lines else ""
+    lines = [line for each in sentences for line in each.splitlines()]
+    told = [f"- {said(claim, row)}" for claim, row in judged]
+    below = []
+    if len(lines) + len(told) > ITEMS and told:
+        counts = Counter(_verdict(claim, row, "holm_verdict") for claim, row in judged)
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        below = ["", ":::{dropdown} The claims with what was found, n and the plain baseline", *told, ":::"]
+        told = [f"- **Claims**, {len(told)} on this page, after correction for their number: {verdicts}."]
+    lines += told
+    return (
+        "\n".join([":::{admonition} What this run found", ":class: answer", "", *lines, ":::", *below]) if lines else ""
+    )
 
 
 def said(claim: Claim, row: Mapping[str, Any]) -> str:

@@ -54,6 +54,33 @@ def answers(rows: Iterable[Mapping[str, Any]], second_model: Sequence[Mapping[st
     return [*said, _second_model(second_model)] if second_model else said
 
 
+def in_short(rows: Iterable[Mapping[str, Any]], second_model: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """The numbers of `answers`, for a box that is read on a phone."""
+    said = [_short(row) for row in rows]
+    parts = [
+        f"{_estimate(row, 'minus baseline'):+} ({detector_in_words(row['detector'])}, {row['evaluations']:g} evaluations: "
+        f"*{question(row['items'], row['contrast'])}*)"
+        for row in second_model
+    ]
+    return [*said, f"A second model adds {'; '.join(parts)} to the AUROC of the plain one."] if parts else said
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    plain, n = PLAIN[row["items"]], f"n = {row['positives']} + {row['negatives']}"
+    begun = f"**{question(row['items'], row['contrast'])}** At {row['budget']:g} evaluations:"
+    reached = f"AUROC **{_estimate(row, 'AUROC')}** ({n})"
+    if not _estimate(row, "AUROC").low > 0.5:
+        reached += ", perhaps chance"
+    if _is_baseline(row):
+        return f"{begun} nothing better than {plain} itself, {reached}."
+    compared = (
+        f"{plain} costs more"
+        if row["minus baseline"] is None
+        else f"{plain} {_estimate(row, 'baseline')}, difference {_estimate(row, 'minus baseline'):+}"
+    )
+    return f"{begun} {_named(row['detector'])}, {reached}; {compared}."
+
+
 def _answer(row: Mapping[str, Any], scale: str) -> str:
     items, plain = row["items"], PLAIN[row["items"]]
     asked = question(items, row["contrast"]).rstrip("?")
