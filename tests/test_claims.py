@@ -471,7 +471,7 @@ def test_a_box_of_many_items_counts_the_claims_and_leaves_them_to_a_fold_below(j
     assert box.count("\n- ") == claims.ITEMS
     rows = {row["id"]: row for row in read_json(claims.FOUND)}
     verdicts = [rows[name]["holm_verdict"] for name in ("volume.grows", "volume.helps")]
-    counted = dict.fromkeys(f"{verdicts.count(each)} {each}" for each in verdicts)
+    counted = dict.fromkeys(f"{each} ({verdicts.count(each)})" for each in verdicts)
     counts = f"2 on this page, after correction for their number: {', '.join(counted)}."
     assert box.endswith(f"\n- **Claims**, {counts}")
     assert below.splitlines()[1:-1] == few.splitlines()[-3:-1], "nothing is lost"

@@ -127,7 +127,7 @@ def answers(page: str, sentences: Sequence[str] = ()) -> str:
     below = []
     if len(lines) + len(told) > ITEMS and told:
         counts = Counter(_verdict(claim, row, "holm_verdict") for claim, row in judged)
-        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        verdicts = ", ".join(f"{verdict} ({count})" for verdict, count in counts.items())
         below = ["", ":::{dropdown} The claims with what was found, n and the plain baseline", *told, ":::"]
         told = [f"- **Claims**, {len(told)} on this page, after correction for their number: {verdicts}."]
     lines += told
