@@ -69,8 +69,8 @@ const show = entry => {
 };
 entries.forEach((entry, i) => {
   const button = document.createElement("input"), [place, , caption] = entry.pictures[0];
-  const about = {type: "radio", name: part.id, value: i, autocomplete: "off", class: "pixels", title: caption, "aria-label": caption};
-  Object.entries(about).forEach(([name, value]) => button.setAttribute(name, value));
+  const about = {type: "radio", name: part.id, value: i, autocomplete: "off", class: "pixels", title: caption};
+  Object.entries({...about, "aria-label": caption}).forEach(([name, value]) => button.setAttribute(name, value));
   button.style.backgroundPosition = place;
   button.checked = i == 0;
   groups[entry.group].append(button);
@@ -245,9 +245,9 @@ def picture_explorer(
     """For a training picture: how often it was seen, whether it is reproduced, the nearest samples, and how high it is scored.
 
     pictures: by their ids, all that the samples were compared with, with `caption`, `copies`, `generated_copies`, `reproduced`
-    and `relative`; those with copies can be chosen, by small pictures that the script cuts from the same sheet. images: of these. matches: of the samples with the pictures, a row a sample.
+    and `relative`; those with copies can be chosen. images: of these. matches: of the samples with the pictures, a row a sample.
     drawn: the samples that are stored, by their number. scores: of all items, a column a detector. name: of the part, unique on
-    the page. Without a script the first picture is shown.
+    the page. The script cuts the buttons from the sheet of all pictures; without a script the first picture is shown.
     """
     order = ["copies", "generated_copies", "caption"]
     trained = pictures[pictures["copies"] > 0].sort_values(order, ascending=[False, False, True], kind="stable")
