@@ -148,6 +148,7 @@ def test_a_figure_carries_what_it_is_drawn_from_and_its_smallest_letters() -> No
     width = PIL.Image.open(io.BytesIO(base64.b64decode(page.img["src"].partition(",")[2]))).width
     letters = 6 * 160 / 72 / width  # 6 points at 160 pixels an inch
     assert float(page.img["data-letters"]) == pytest.approx(letters, abs=1e-4)
+    assert PIL.Image.open(io.BytesIO(base64.b64decode(page.img["src"].partition(",")[2]))).info[plotting.LETTERS] == "6"
     assert page.img["style"] == f"width: {width / 160 * 105:.0f}px"
 
 
