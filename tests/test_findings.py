@@ -146,9 +146,7 @@ def test_an_answer_in_short_has_the_same_numbers() -> None:
     second = [row("calibrated_loss", minus=each, evaluations=8) for each in (AHEAD, NEITHER)]
     *_, added = in_short(rows, second)
     asked = "(calibrated loss, 8 evaluations: *Which pictures does the model reproduce?*)"
-    assert added == (
-        f"A second model adds +0.100 [+0.020, +0.180] {asked}; +0.050 [-0.030, +0.130] {asked} to the AUROC of the plain one."
-    )
+    assert added == (f"A second model adds +0.100 [+0.020, +0.180] {asked}; +0.050 [-0.030, +0.130] {asked} in AUROC.")
 
 
 def test_an_answer_says_where_the_plain_baseline_is_best_and_where_it_is_too_dear() -> None:

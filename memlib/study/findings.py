@@ -62,7 +62,7 @@ def in_short(rows: Iterable[Mapping[str, Any]], second_model: Sequence[Mapping[s
         f"*{question(row['items'], row['contrast'])}*)"
         for row in second_model
     ]
-    return [*said, f"A second model adds {'; '.join(parts)} to the AUROC of the plain one."] if parts else said
+    return [*said, f"A second model adds {'; '.join(parts)} in AUROC."] if parts else said
 
 
 def _short(row: Mapping[str, Any]) -> str:
