@@ -391,7 +391,8 @@ def test_the_table_says_what_was_found_and_how_it_was_judged(judged: None) -> No
     said = {True: "yes", False: "no, worse", None: "not shown"}[
         True if beyond.low > 0 else False if beyond.high < 0 else None
     ]
-    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: {beyond} against the loss | "
+    row = f"| [**reproduced**](chapters/growth.ipynb) | AUROC {found} | above 0.5 | {n} | {said}: "
+    row += f"difference {beyond:+} to the loss | "
     assert page.startswith(f"| {' | '.join(claims.HEADER)} |")
     assert row in page
     fold = page.partition(row)[2].splitlines()[0]
@@ -453,13 +454,29 @@ def test_a_page_answers_with_its_claims(judged: None) -> None:
     n = f"{row['items']['positive']} + {row['items']['negative']}"
     assert grows.startswith(
         f"- **Training images grow more | much more.** Reproduced: AUROC {found}, asked above 0.5; n = {n}. "
-        f"The plain baseline, the loss: {baseline}; beyond it {beyond}, "
+        f"The plain baseline, the loss: {baseline}; paired difference {beyond:+}, "
     )
     endings = ("so the method beats it.", "so the method is worse.", "whose interval contains 0.")
     assert grows.endswith(endings[0 if beyond.low > 0 else 1 if beyond.high < 0 else 2])
     assert helps.startswith("- **Leaving out helps.** ")
     assert claims.answers("chapters/other.ipynb") == ""
     assert "\n- Said.\n- **Training images" in claims.answers("chapters/growth.ipynb", ["- Said."])
+
+
+def test_a_box_of_many_items_counts_the_claims_and_leaves_them_to_a_fold_below(judged: None) -> None:
+    few = claims.answers("chapters/growth.ipynb", ["- One.\n- Two."])
+    assert few.count("\n- ") == claims.ITEMS
+    many = claims.answers("chapters/growth.ipynb", ["- One.\n- Two.\n- Three."])
+    box, below = many.split("\n:::\n\n:::{dropdown} ")
+    assert box.count("\n- ") == claims.ITEMS
+    rows = {row["id"]: row for row in read_json(claims.FOUND)}
+    verdicts = [rows[name]["holm_verdict"] for name in ("volume.grows", "volume.helps")]
+    counted = dict.fromkeys(f"{each} ({verdicts.count(each)})" for each in verdicts)
+    counts = f"2 on this page, after correction for their number: {', '.join(counted)}."
+    assert box.endswith(f"\n- **Claims**, {counts}")
+    assert below.splitlines()[1:-1] == few.splitlines()[-3:-1], "nothing is lost"
+    assert below.endswith("\n:::")
+    assert "dropdown" not in claims.answers("chapters/other.ipynb", ["- Said."] * 5)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 
 from memlib.evaluation.bench import ADAPTIVE, BASELINES, LEARNED, RANKS
-from memlib.study.findings import PLAIN, TOGETHER, answers, counted, counts, findings, other_trainings, page, wins
+from memlib.study.findings import (
+    PLAIN,
+    TOGETHER,
+    answers,
+    counted,
+    counts,
+    findings,
+    in_short,
+    other_trainings,
+    page,
+    wins,
+)
 
 AHEAD, BEHIND, NEITHER = (0.1, 0.02, 0.18), (-0.1, -0.18, -0.02), (0.05, -0.03, 0.13)
 
@@ -49,7 +60,7 @@ def test_a_family_is_compared_with_the_plain_loss_as_the_interval_says(minus: tu
     assert first == (
         "**Pixel U-Net. Which pictures does the model reproduce?** n: 30 against 60. For at most 4 network evaluations SimA "
         "reaches an AUROC of 0.800 [0.712, 0.900], the plain loss 0.750 [0.650, 0.850]; difference "
-        f"{minus[0]:.3f} [{minus[1]:.3f}, {minus[2]:.3f}]: {ending}"
+        f"{minus[0]:+.3f} [{minus[1]:+.3f}, {minus[2]:+.3f}]: {ending}"
     )
     assert "hold 0.5 in 37 of 40 (pixel U-Net, pictures) cases" in control
     counts = [int(minus is each) for each in (AHEAD, BEHIND, NEITHER)]
@@ -103,9 +114,9 @@ def test_the_other_sentences_count_what_they_say() -> None:
 @pytest.mark.parametrize(
     ("minus", "ending"),
     [
-        (AHEAD, "0.100 [0.020, 0.180]: the detector is ahead."),
+        (AHEAD, "+0.100 [+0.020, +0.180]: the detector is ahead."),
         (BEHIND, "-0.100 [-0.180, -0.020]: the detector is behind."),
-        (NEITHER, "0.050 [-0.030, 0.130]: the interval contains 0, so neither is ahead."),
+        (NEITHER, "+0.050 [-0.030, +0.130]: the interval contains 0, so neither is ahead."),
     ],
 )
 def test_an_answer_names_the_best_of_a_budget_and_the_plain_baseline(minus: tuple, ending: str) -> None:
@@ -117,6 +128,25 @@ def test_an_answer_names_the_best_of_a_budget_and_the_plain_baseline(minus: tupl
         f"against 60; the plain loss reaches 0.750 [0.650, 0.850]; paired difference {ending}"
     )
     assert second == first.replace(" (0.5 is a coin toss)", "")
+
+
+def test_an_answer_in_short_has_the_same_numbers() -> None:
+    rows = [row("length", minus=AHEAD), row("loss"), row("one_step", 2, "prompts", minus=None)]
+    low = row("length", AUROC=estimate(0.6, 0.4, 0.9))
+    ahead, same, dear, chance = in_short([*rows, low])
+    begun = "**Which pictures does the model reproduce?** At 4 evaluations: "
+    reached = "AUROC **0.800 [0.712, 0.900]** (n = 30 + 60)"
+    assert ahead == (
+        f"{begun}the length of the prediction, {reached}; the plain loss 0.750 [0.650, 0.850], difference +0.100 "
+        "[+0.020, +0.180]."
+    )
+    assert same == f"{begun}nothing better than the plain loss itself, {reached}."
+    assert dear.endswith(f"{reached}; the text magnitude costs more.")
+    assert "AUROC **0.600 [0.400, 0.900]** (n = 30 + 60), perhaps chance;" in chance
+    second = [row("calibrated_loss", minus=each, evaluations=8) for each in (AHEAD, NEITHER)]
+    *_, added = in_short(rows, second)
+    asked = "(calibrated loss, 8 evaluations: *Which pictures does the model reproduce?*)"
+    assert added == (f"A second model adds +0.100 [+0.020, +0.180] {asked}; +0.050 [-0.030, +0.130] {asked} in AUROC.")
 
 
 def test_an_answer_says_where_the_plain_baseline_is_best_and_where_it_is_too_dear() -> None:
@@ -139,8 +169,8 @@ def test_a_second_model_adds_a_sentence_that_the_interval_decides() -> None:
     said = answers([row()], second)[1]
     assert said.startswith("**With a second model, trained without these pictures.** *Which pictures does")
     assert said.count("The calibrated loss (8 evaluations) reaches AUROC **0.800 [0.712, 0.900]**") == 2
-    assert "0.100 [0.020, 0.180]: the detector is ahead." in said
-    assert said.endswith("0.050 [-0.030, 0.130]: the interval contains 0, so neither is ahead.")
+    assert "+0.100 [+0.020, +0.180]: the detector is ahead." in said
+    assert said.endswith("+0.050 [-0.030, +0.130]: the interval contains 0, so neither is ahead.")
     begun = answers([row()], [each | {"training": "9 steps from the reference"} for each in second])[1]
     assert begun == f"{said} It is the model that these trainings began from, which favours it."
 
@@ -161,7 +191,7 @@ def test_wins_are_named_and_the_plain_baseline_never_wins_over_itself() -> None:
     rows = [row(minus=minus) for minus in (AHEAD, BEHIND, NEITHER)]
     rows += [row("loss", minus=AHEAD), row("one_step", minus=None), row(budget=16, minus=AHEAD, family="other")]
     where = "Which pictures does the model reproduce?"
-    difference = "difference 0.100 [0.020, 0.180]"
+    difference = "difference +0.100 [+0.020, +0.180]"
     assert wins(rows) == [
         f"SimA at a budget of 4 ({where} pixel U-Net, {difference})",
         f"SimA at a budget of 16 ({where} other, {difference})",

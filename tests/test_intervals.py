@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 
-from memlib.evaluation import intervals
+from memlib.evaluation import intervals, measures
 
 
 def correlated(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -33,34 +33,6 @@ def test_rank_correlation_is_that_of_scipy() -> None:
     for correlation in (intervals.spearman, intervals.spearman_value):
         with pytest.raises(ValueError, match="over the same items; there are 30 and 29 items"):
             correlation(a, b[1:])
-
-
-def test_difference_of_two_shares_of_the_same_items() -> None:
-    rng, covered = np.random.default_rng(3), []
-    for _ in range(200):
-        first = rng.random(80) < 0.5
-        second = np.where(rng.random(80) < 0.3, rng.random(80) < 0.2, first)
-        estimate = intervals.proportion_difference(first, second)
-        covered.append(estimate.low <= 0.5 - (0.7 * 0.5 + 0.3 * 0.2) <= estimate.high)
-    assert 0.89 <= np.mean(covered) <= 0.99
-    assert estimate.value == pytest.approx(first.mean() - second.mean())
-    same = intervals.proportion_difference(first, first)
-    assert same.low < 0 == same.value < same.high
-    few = intervals.proportion_difference([1] * 4 + [0] * 60, [0] * 64)
-    with pytest.raises(ValueError, match="there are 64 and 1 items"):
-        intervals.proportion_difference([1] * 64, [1])
-    assert few.low < 0 < few.value, "four items that differ, all one way: p = 0.125 by McNemar's exact test"
-
-
-def test_paired_shares_cover_the_truth_where_few_items_differ() -> None:
-    rng, covered = np.random.default_rng(4), []
-    for _ in range(500):
-        kind = rng.choice(4, 64, p=[0.1, 0.06, 0.01, 0.83])  # both, the first alone, the second alone, neither
-        estimate = intervals.proportion_difference(kind <= 1, (kind == 0) | (kind == 2))
-        covered.append(estimate.low <= 0.05 <= estimate.high)
-        swapped = intervals.proportion_difference((kind == 0) | (kind == 2), kind <= 1)
-        assert swapped == pytest.approx((-estimate.value, -estimate.high, -estimate.low))
-    assert 0.92 <= np.mean(covered) <= 0.99
 
 
 def test_an_interval_contains_its_ends() -> None:
@@ -115,15 +87,15 @@ def test_curves_are_compared_at_equal_x_over_their_common_range() -> None:
     item = rng.normal(0, 0.1, 40)
     x1, x2 = np.linspace(0, 0.8, 5)[:, None] + item, np.linspace(1, 0.2, 9)[:, None] + item
     # y = 2 x + 0.3 and y = x over 0.2 ... 0.8: the mean of x + 0.3
-    difference = intervals.difference_of_curves((x1, 2 * x1 + 0.3), (x2, x2))
+    difference = measures.gap((x1, 2 * x1 + 0.3), (x2, x2)).interval()
     assert difference.value == pytest.approx(0.8 + item.mean(), abs=1e-9)
     shift = 1.96 * item.std() / 40**0.5
     assert difference.high - difference.low == pytest.approx(2 * shift, rel=0.1)
-    assert intervals.difference_of_curves((x2, x2), (x1, 2 * x1 + 0.3)).value == pytest.approx(-difference.value)
+    assert measures.gap((x2, x2), (x1, 2 * x1 + 0.3)).value == pytest.approx(-difference.value)
     assert intervals.common_range(x1.mean(1), x2.mean(1)) == pytest.approx((0.2 + item.mean(), 0.8 + item.mean()))
     assert intervals.common_range([0, 1, 2], [5, 3, 2]) is None, "a single x is no range"
     with pytest.raises(ValueError, match="no common range"):
-        intervals.difference_of_curves((x1, x1), (x1 + 2, x1))
+        measures.gap((x1, x1), (x1 + 2, x1))
 
 
 def test_many_curves_are_read_as_numpy_reads_each() -> None:

@@ -8,6 +8,7 @@ from memlib.detectors import ALL, find
 from memlib.evaluation.bench import ADAPTIVE, BASELINES, BLIND, GIVEN, LEARNED
 from memlib.evaluation.bench import KINDS as OF_CASES
 from memlib.files import read_json
+from memlib.study.criteria import read_claims
 from memlib.study.naming import (
     DETECTORS,
     KINDS,
@@ -16,6 +17,7 @@ from memlib.study.naming import (
     question,
     remark,
     setting_in_words,
+    statistic_in_words,
     training_in_short,
     with_code,
 )
@@ -107,6 +109,17 @@ def test_every_question_of_the_first_page_has_words() -> None:
     asked = read_json(Path(__file__).parents[1] / "metrics/bench.json")["for_a_budget"]
     assert all(question(row["items"], row["contrast"]).endswith("?") for row in asked)
     assert {*KINDS, "control"} == {*OF_CASES}
+
+
+def test_a_share_is_called_by_what_it_is_the_mean_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert statistic_in_words("share", "tables/localise/templates/slots.parquet") == "pixel AUROC"
+    assert statistic_in_words("share", "tables/drawings/prompts.parquet") == "share"
+    assert statistic_in_words("AUROC", "tables/localise/templates/slots.parquet") == "AUROC"
+    shown = {name: claim.criterion.measure for name, claim in read_claims().items()}
+    pixels = {name for name, claim in read_claims().items() if claim.criterion.says.startswith("Pixel AUROC")}
+    assert pixels
+    assert pixels == {name for name, measure in shown.items() if measure == "difference in pixel AUROC"}
 
 
 def test_a_question_without_words_stands_as_it_is() -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from memlib.study.pages import finish
+from memlib.study.plotting import LETTERS
 
 PIXELS = b"\x89PNG of one figure"
 ORIGIN = '<details class="origin"><summary>Stage growth, 11 s</summary></details>'
@@ -67,6 +70,10 @@ def finished(tmp_path: Path) -> BeautifulSoup:
     ]
     page = tmp_path / "chapters/growth.html"
     write_page(page, *body)
+    (tmp_path / "_images").mkdir()
+    about = PngInfo()
+    about.add_text(LETTERS, "9.5")
+    Image.new("L", (800, 20)).save(tmp_path / "_images/bench.png", dpi=(160, 160), pnginfo=about)
     (tmp_path / "search.html").write_text("<html></html>")
     options = tmp_path / "_static/documentation_options.js"
     bench = ORIGIN.replace("growth", "bench")
@@ -147,6 +154,11 @@ def test_what_made_a_result_stands_under_it_and_a_warning_on_top(finished: Beaut
     other = finished.select_one('img[src$="bench.png"]').find_parent("figure").find_next_sibling()
     assert other.get_text() == "Stage bench, 11 s"
     assert finished.h1.find_next_sibling()["class"] == ["elsewhere"]
+
+
+def test_a_figure_from_a_file_says_how_high_its_letters_are(finished: BeautifulSoup) -> None:
+    letters = float(finished.select_one('img[src$="bench.png"]')["data-letters"])
+    assert letters == pytest.approx(9.5 / 72 / (800 / 160), abs=1e-4), "as a share of its width: 5 inches"
 
 
 def test_several_results_of_a_page_have_files_of_their_own(tmp_path: Path) -> None:

@@ -81,6 +81,22 @@ def test_a_table_shows_estimates_with_their_intervals() -> None:
     assert shown.startswith('<div class="scrolling">')
 
 
+def test_a_difference_in_a_table_has_a_sign() -> None:
+    low, high = Estimate(-0.1, -0.2, 0.1), Estimate(0.1, 0.0, 0.2)
+
+    def shown(**columns: list) -> list[str]:
+        page = plotting.table(pd.DataFrame({name.replace("_", " "): cells for name, cells in columns.items()})).data
+        return re.findall(r"<td>([-+\d].*?)</td>", page)
+
+    signed = ["-0.100 [-0.200, +0.100]", "+0.100 [+0.000, +0.200]"]
+    plain = ["-0.100 [-0.200, 0.100]", "0.100 [0.000, 0.200]"]
+    assert shown(detector=["a", "b"], growth_minus_loss=[low, high]) == signed
+    assert shown(detector=["a", "b"], difference_in_AUROC=[low, high]) == signed
+    assert shown(growth_minus=["a", "b"], AUROC=[low, high]) == signed
+    assert shown(detector=["a minus b", "difference of gradients"], AUROC=[low, high]) == [signed[0], plain[1]]
+    assert shown(detector=["a", "b"], AUROC=[low, high]) == plain
+
+
 @pytest.mark.parametrize("horizontal", [False, True])
 def test_error_bars_reach_from_one_end_of_the_interval_to_the_other(horizontal: bool) -> None:
     fig, ax = plt.subplots()
@@ -132,6 +148,7 @@ def test_a_figure_carries_what_it_is_drawn_from_and_its_smallest_letters() -> No
     width = PIL.Image.open(io.BytesIO(base64.b64decode(page.img["src"].partition(",")[2]))).width
     letters = 6 * 160 / 72 / width  # 6 points at 160 pixels an inch
     assert float(page.img["data-letters"]) == pytest.approx(letters, abs=1e-4)
+    assert PIL.Image.open(io.BytesIO(base64.b64decode(page.img["src"].partition(",")[2]))).info[plotting.LETTERS] == "6"
     assert page.img["style"] == f"width: {width / 160 * 105:.0f}px"
 
 

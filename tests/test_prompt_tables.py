@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memlib.evaluation import intervals
+from memlib.evaluation import intervals, measures
+from memlib.evaluation.measured import Difference
 from memlib.evaluation.mitigation import (
     at_equal_similarity,
     curves_from_unchanged,
@@ -179,8 +180,10 @@ def test_the_share_that_an_arm_saves_is_paired_over_prompts() -> None:
     )
     saved = shares_saved(samples, "planted")
     assert saved == {
-        "filter": intervals.proportion_difference([1, 1, 0, 0], [1, 0, 0, 0]),
-        "removed": intervals.proportion_difference([1, 1, 0, 0], [0, 0, 0, 1]),
+        arm: Difference(measures.share([1, 1, 0, 0]), measures.share(drawn), same_trainings=False).interval()
+        for arm, drawn in {"filter": [1, 0, 0, 0], "removed": [0, 0, 0, 1]}.items()
     }
+    assert saved["filter"].value == saved["removed"].value == 0.25
+    assert saved["filter"].high - saved["filter"].low < saved["removed"].high - saved["removed"].low, "paired"
     with pytest.raises(ValueError, match="the arm 'filter' lacks prompts that others have"):
         shares_saved(samples[(samples["arm"] != "filter") | (samples["id"] != "p3")], "planted")

@@ -23,8 +23,12 @@ class Estimate(NamedTuple):
         return self.low <= value <= self.high
 
     def __str__(self) -> str:
-        value, low, high = (round(number, 3) + 0.0 for number in self)  # no "-0.000"
-        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{self}"
+
+    def __format__(self, sign: str) -> str:
+        """The value with its interval; a difference is written with the sign "+", so that it is not taken for a value."""
+        value, low, high = (f"{round(number, 3) + 0.0:{sign}.3f}" for number in self)  # no "-0.000"
+        return f"{value} [{low}, {high}]"
 
 
 def two_groups(positive: ArrayLike, negative: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -82,26 +86,6 @@ def proportion(successes: int, trials: int, level: float = 0.95) -> Estimate:
     centre, half = share + z2 / (2 * trials), np.sqrt(z2 * (share * (1 - share) + z2 / (4 * trials)) / trials)
     low, high = ((centre + side * half) / (1 + z2 / trials) for side in (-1, 1))
     return Estimate(share, 0.0 if successes == 0 else float(low), 1.0 if successes == trials else float(high))
-
-
-def proportion_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
-    """Share of a first outcome minus that of a second over the same items (0 or 1 each).
-
-    Newcombe's interval for paired shares (1998, method 10), which is honest where few items differ. Raises ValueError
-    where the two do not have as many items.
-    """
-    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if first.shape != second.shape:
-        raise ValueError(f"two shares of the same items are compared; there are {first.size} and {second.size} items")
-    n = len(first)
-    a, b = proportion(int(first.sum()), n), proportion(int(second.sum()), n)
-    both, only_first, only_second, neither = (
-        int(cell.sum()) for cell in (first & second, first & ~second, ~first & second, ~first & ~second)
-    )
-    scale = np.sqrt(float(first.sum()) * (n - first.sum()) * second.sum() * (n - second.sum()))
-    excess = both * neither - only_first * only_second
-    phi = (max(excess - n / 2, 0) if excess > 0 else excess) / scale if scale else 0.0
-    return square_and_add(a, b, phi)
 
 
 def mean(values: ArrayLike) -> Estimate:
@@ -171,23 +155,15 @@ def explained_variance_of_ranks(features: pd.DataFrame, target: ArrayLike) -> fl
     return float(1 - residual.var() / ranks.var())
 
 
-def difference_of_curves(
-    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0
-) -> Estimate:
-    """How far a first curve lies above a second, over the range of x that both cover, with the interval over items.
-
-    A curve goes through the means over the items of (x, y) at each of S strengths, both [S, N] of the same N items, linearly
-    in x. The bootstrap draws items again; resamples without a common range are left out. Raises ValueError where the two
-    curves have none.
-    """
-    value, resampled = resampled_gaps(first, second, seed)
-    return Estimate(value, *percentiles(resampled))
-
-
 def resampled_gaps(
     first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, NDArray[np.float64]]:
-    """The difference of two curves and that of each bootstrap resample [R], nan without a range; see `difference_of_curves`."""
+    """How far a first curve lies above a second, over the range of x that both cover, and the same in each resample [R].
+
+    A curve goes through the means over the items of (x, y) at each of S strengths, both [S, N] of the same N items, linearly
+    in x. The bootstrap draws items again; resamples without a common range are nan. Raises ValueError where the two curves have
+    none.
+    """
     curves = [np.asarray(part, dtype=np.float64) for curve in (first, second) for part in curve]
     n = curves[0].shape[1]
     value = float(_gaps(*(curve.mean(1) for curve in curves)))

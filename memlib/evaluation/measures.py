@@ -118,7 +118,7 @@ def share(outcomes: ArrayLike, seed: int = 0, resamples: int | None = None) -> M
 def gap(
     first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], seed: int = 0, resamples: int | None = None
 ) -> Measured:
-    """How far a first curve lies above a second over their common range; see `intervals.difference_of_curves`.
+    """How far a first curve lies above a second over their common range; see `intervals.resampled_gaps`.
 
     limits: Student's, with the standard deviation of the resamples as the standard error.
     """

@@ -10,15 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from memlib.evaluation.intervals import (
-    Estimate,
-    common_range,
-    difference_of_curves,
-    mean,
-    mean_share,
-    proportion,
-    proportion_difference,
-)
+from memlib.evaluation import measures
+from memlib.evaluation.intervals import Estimate, common_range, mean, mean_share, proportion
+from memlib.evaluation.measured import Difference
 
 UNCHANGED = "unchanged"  # the method that every curve begins with
 
@@ -51,18 +45,21 @@ def curve(samples: pd.DataFrame, method: str) -> tuple[NDArray[np.float64], NDAr
     return tuple(points[name].unstack().to_numpy() for name in ("similarity", "agreement"))
 
 
-def at_equal_similarity(samples: pd.DataFrame, pairs: Iterable[tuple[str, str]], seed: int = 0) -> pd.DataFrame:
+def at_equal_similarity(
+    samples: pd.DataFrame, pairs: Iterable[tuple[str, str]], seed: int = 0, resamples: int | None = None
+) -> pd.DataFrame:
     """How much more agreement a method keeps than another at equal similarity; columns method, minus, difference, low, high.
 
     A method's curve goes through its strengths and the unchanged prompts; `difference` is the mean over the range of
-    similarity from `low` to `high` that both curves cover. Pairs whose curves share no range are left out.
+    similarity from `low` to `high` that both curves cover, with the interval that claims are judged by. Pairs whose curves
+    share no range are left out.
     """
     rows = []
     for pair in pairs:
         first, second = (curve(samples, method) for method in pair)
         covered = common_range(first[0].mean(1), second[0].mean(1))
         if covered:
-            rows.append((*pair, difference_of_curves(first, second, seed), *covered))
+            rows.append((*pair, measures.gap(first, second, seed, resamples).interval(), *covered))
     return pd.DataFrame(rows, columns=["method", "minus", "difference", "low", "high"])
 
 
@@ -84,13 +81,15 @@ def targets_reached(moves: pd.DataFrame) -> pd.DataFrame:
     return moves.groupby("target", sort=False)[columns].mean().set_axis(names, axis=1).reset_index()
 
 
-def shares_saved(samples: pd.DataFrame, plain: str) -> dict[str, Estimate]:
+def shares_saved(samples: pd.DataFrame, plain: str, seed: int = 0, resamples: int | None = None) -> dict[str, Estimate]:
     """Share of prompts drawn at all in the arm `plain` minus that in each other arm, paired over the prompts.
 
-    samples: with the column `arm`. Raises ValueError where an arm has other prompts.
+    The interval is the one that claims are judged by. samples: with the column `arm`. Raises ValueError where an arm has other
+    prompts.
     """
     drawn = samples.groupby(["id", "arm"])["copies_own"].any().unstack()
     if drawn.isna().any(axis=None):
         raise ValueError(f"the arm {drawn.columns[drawn.isna().any()][0]!r} lacks prompts that others have")
     arms = [arm for arm in samples["arm"].unique() if arm != plain]
-    return {arm: proportion_difference(drawn[plain].astype(bool), drawn[arm].astype(bool)) for arm in arms}
+    shares = {arm: measures.share(drawn[arm].astype(bool), seed, resamples) for arm in (plain, *arms)}
+    return {arm: Difference(shares[plain], shares[arm], same_trainings=False).interval() for arm in arms}

@@ -6,6 +6,7 @@ verdicts of some claims.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ FOUND = Path("metrics/claims.json")
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->")
 HEADER = ("Claim", "Verdict", "Found here", "Threshold", "n", "Beats the plain baseline?", "How it is judged")
 KINDS = ("positive", "negative", "items")
+ITEMS = 4  # of a box that is read on a phone
 FAMILIES = ("Claims of the papers", "Claims of this study")  # p-values are corrected within each
 OWN = {"reproduced": "holds", "not reproduced": "does not hold"}  # verdicts on claims that no paper makes
 
@@ -109,25 +111,37 @@ def _criteria(title: str, claims: Iterable[Claim]) -> str:
 
 
 def answers(page: str, sentences: Sequence[str] = ()) -> str:
-    """What a page found and how its claims came out, as MyST: a box with a sentence for each; nothing where there is none."""
+    """What a page found and how its claims came out, as MyST: a box with a sentence for each; nothing where there is none.
+
+    sentences: items of a Markdown list. Where there would be more than `ITEMS`, the box counts the verdicts, and the sentences on
+    the claims stand below it, to unfold.
+    """
     rows = {row["id"]: row for row in read_json(FOUND)} if FOUND.exists() else {}
-    lines = [
-        *sentences,
-        *(
-            f"- {said(claim, rows[name])}"
-            for name, claim in read_claims().items()
-            if claim.page == page and name in rows and rows[name]["verdict"] != "open"
-        ),
+    judged = [
+        (claim, rows[name])
+        for name, claim in read_claims().items()
+        if claim.page == page and name in rows and rows[name]["verdict"] != "open"
     ]
-    return "\n".join([":::{admonition} What this run found", ":class: answer", "", *lines, ":::"]) if lines else ""
+    lines = [line for each in sentences for line in each.splitlines()]
+    told = [f"- {said(claim, row)}" for claim, row in judged]
+    below = []
+    if len(lines) + len(told) > ITEMS and told:
+        counts = Counter(_verdict(claim, row, "holm_verdict") for claim, row in judged)
+        verdicts = ", ".join(f"{verdict} ({count})" for verdict, count in counts.items())
+        below = ["", ":::{dropdown} The claims with what was found, n and the plain baseline", *told, ":::"]
+        told = [f"- **Claims**, {len(told)} on this page, after correction for their number: {verdicts}."]
+    lines += told
+    return (
+        "\n".join([":::{admonition} What this run found", ":class: answer", "", *lines, ":::", *below]) if lines else ""
+    )
 
 
 def said(claim: Claim, row: Mapping[str, Any]) -> str:
     """How a claim came out, in sentences: what was found, the threshold, the plain baseline and the difference to it, n."""
     text, outcome, found, threshold, n, *_ = _row(claim, row)
-    beside = f"The plain baseline, {claim.plain}: {estimate_in(row, 'baseline_')}"
+    beside = f"The plain baseline, {claim.plain}: {_signed(row, claim.criterion.baseline, 'baseline_')}"
     if "beyond_baseline_value" in row:
-        beside += f"; beyond it {estimate_in(row, 'beyond_baseline_')}, {BEYOND[_ahead(row)]}"
+        beside += f"; paired difference {estimate_in(row, 'beyond_baseline_'):+}, {BEYOND[_ahead(row)]}"
     return f"**{text}** {outcome[0].upper()}{outcome[1:]}: {found}, asked {threshold}; n = {n}. {beside}."
 
 
@@ -202,11 +216,11 @@ def _row(claim: Claim, row: Mapping[str, Any]) -> tuple[str, ...]:
         claim.claim,
         _verdict(claim, row, "holm_verdict")
         + (f" (uncorrected: {alone})" if row["verdict"] != row["holm_verdict"] else ""),
-        f"{claim.criterion.measure} {estimate_in(row)}",
+        f"{claim.criterion.measure} {_signed(row, claim.criterion)}",
         f"above {claim.criterion.above:g}",
         " + ".join(str(row["items"][kind]) for kind in KINDS if kind in row["items"]),
         _beyond(claim, row),
-        f"<details><summary>Criterion</summary>{criterion(claim)} {_evidence(row)}</details>",
+        f"<details><summary>Criterion</summary>{criterion(claim)} {_evidence(claim, row)}</details>",
     )
 
 
@@ -218,20 +232,25 @@ def _beyond(claim: Claim, row: Mapping[str, Any]) -> str:
     """Whether the method beats the plain baseline, and which, with the paired difference."""
     if "beyond_baseline_value" not in row:
         return f"not comparable ({claim.plain})"
-    return f"{BEATS[_ahead(row)]}: {estimate_in(row, 'beyond_baseline_')} against {claim.plain}"
+    return f"{BEATS[_ahead(row)]}: difference {estimate_in(row, 'beyond_baseline_'):+} to {claim.plain}"
+
+
+def _signed(row: Mapping[str, Any], compared: Comparison, prefix: str = "") -> str:
+    """What a comparison gave, with a sign where it is a difference."""
+    return f"{estimate_in(row, prefix):{'+' if compared.minus else ''}}"
 
 
 def _ahead(row: Mapping[str, Any]) -> str:
     return verdict(estimate_in(row, "beyond_baseline_"))
 
 
-def _evidence(row: Mapping[str, Any]) -> str:
+def _evidence(claim: Claim, row: Mapping[str, Any]) -> str:
     """When the criterion was committed, and the figures beside the verdict."""
     commit, day = row["criterion"]["commit"], row["criterion"]["day"]
     parts = [
         f"Committed on {day} (`{commit[:7]}`)" if day else "",
         f"p {_small(row['p_value'])}, corrected {_small(row['holm_p_value'])}",
-        f"plain baseline {estimate_in(row, 'baseline_')}",
+        f"plain baseline {_signed(row, claim.criterion.baseline, 'baseline_')}",
         f"control {estimate_in(row, 'control_')}" if "control_value" in row else "",
         f"detectable {'nothing' if row['detectable'] is None else format(row['detectable'], '.3f')}",
     ]

@@ -15,7 +15,7 @@ from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from memlib.datasets.roles import role_of
-from memlib.study import history
+from memlib.study import history, naming
 from memlib.study.sections import PARAMS, expanded, read_section
 
 REGISTRY = Path("book/claims.yml")
@@ -134,7 +134,8 @@ class Criterion(Comparison):
     @property
     def measure(self) -> str:
         """The statistic in words."""
-        return f"difference in {self.statistic}" if self.minus else self.statistic
+        said = naming.statistic_in_words(self.statistic, self.items)
+        return f"difference in {said}" if self.minus else said
 
 
 class Claim(_Strict):

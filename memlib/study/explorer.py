@@ -53,9 +53,8 @@ part.addEventListener("change", show);
 part.querySelector(".choices").hidden = false;
 ask();"""
 CHOOSE_PICTURE = """
-const entries = JSON.parse(part.querySelector("script").textContent), list = part.querySelector("select");
-const show = () => {
-  const entry = entries[list.selectedIndex];
+const entries = JSON.parse(part.querySelector("script").textContent), groups = part.querySelectorAll("fieldset");
+const show = entry => {
   part.querySelectorAll("figure").forEach((figure, i) => {
     const [place, label, caption] = entry.pictures[i];
     figure.firstElementChild.style.backgroundPosition = place;
@@ -68,13 +67,16 @@ const show = () => {
     row.querySelector("b").textContent = entry.above[i];
   });
 };
-const go = step => { list.selectedIndex = (list.selectedIndex + step + entries.length) % entries.length; show(); };
-const [previous, next] = part.querySelectorAll("button");
-previous.addEventListener("click", () => go(-1));
-next.addEventListener("click", () => go(1));
-list.addEventListener("change", show);
-part.querySelector(".choices").hidden = false;
-show();"""
+entries.forEach((entry, i) => {
+  const button = document.createElement("input"), [place, , caption] = entry.pictures[0];
+  const about = {type: "radio", name: part.id, value: i, autocomplete: "off", class: "pixels", title: caption};
+  Object.entries({...about, "aria-label": caption}).forEach(([name, value]) => button.setAttribute(name, value));
+  button.style.backgroundPosition = place;
+  button.checked = i == 0;
+  groups[entry.group].append(button);
+});
+part.addEventListener("change", event => show(entries[event.target.value]));
+part.querySelector(".choices").hidden = false;"""
 NOTHING = "No detector that asks the model is as cheap."
 NEAREST = 4  # stored samples that are shown beside a picture
 COLUMNS = 16  # of the sheet that holds the small pictures
@@ -198,7 +200,7 @@ def _taken(row: pd.Series) -> str:
     difference = row["minus baseline"]
     return (
         f"{text}{plain[0].upper()}{plain[1:]} at its own best setting for the same budget: {row['baseline']}. Difference "
-        f"{difference}: {ENDINGS[verdict(difference)]}."
+        f"{difference:+}: {ENDINGS[verdict(difference)]}."
     )
 
 
@@ -245,7 +247,7 @@ def picture_explorer(
     pictures: by their ids, all that the samples were compared with, with `caption`, `copies`, `generated_copies`, `reproduced`
     and `relative`; those with copies can be chosen. images: of these. matches: of the samples with the pictures, a row a sample.
     drawn: the samples that are stored, by their number. scores: of all items, a column a detector. name: of the part, unique on
-    the page. Without a script the first picture is shown.
+    the page. The script cuts the buttons from the sheet of all pictures; without a script the first picture is shown.
     """
     order = ["copies", "generated_copies", "caption"]
     trained = pictures[pictures["copies"] > 0].sort_values(order, ascending=[False, False, True], kind="stable")
@@ -255,6 +257,7 @@ def picture_explorer(
     source, places = _sheet(shown)
     stored = dict(zip(drawn, places[len(trained) :], strict=True))
     enough = least_copies(len(matches), len(pictures))
+    grades = trained["copies"].unique().tolist()
     entries: list[dict[str, Any]] = []
     for number, (key, row) in enumerate(trained.iterrows()):
         own = [(places[number], f"training picture: {row['caption']}", row["caption"])]
@@ -262,17 +265,10 @@ def picture_explorer(
             what = "a copy" if copied[sample] == key else "no copy" if pd.isna(copied[sample]) else "copies another"
             own.append((stored[sample], f"sample {sample}, {what}", f"{distance:.2f}: {what}"))
         facts = _facts(row, len(matches), enough)
-        entries.append({"pictures": own, "facts": facts, "above": above.loc[key].tolist()})
-    options = "".join(
-        f'<optgroup label="seen {_times(copies)} an epoch">'
-        + "".join(f"<option>{html.escape(caption)}</option>" for caption in group["caption"])
-        + "</optgroup>"
-        for copies, group in trained.groupby("copies", sort=False)
-    )
-    choices = (
-        f'<label>Training picture <select autocomplete="off">{options}</select></label>'
-        '<button type="button">Previous</button> <button type="button">Next</button>'
-    )
+        group = grades.index(row["copies"])
+        entries.append({"pictures": own, "facts": facts, "above": above.loc[key].tolist(), "group": group})
+    legends = "".join(f"<fieldset><legend>seen {_times(copies)} an epoch</legend></fieldset>" for copies in grades)
+    choices = f'<div class="thumbnails" role="group" aria-label="Training pictures">{legends}</div>'
     large, *near = (_figure(*each) for each in entries[0]["pictures"])
     facts = "".join(f"<li>{fact}</li>" for fact in entries[0]["facts"])
     lines = "".join(

@@ -54,6 +54,33 @@ def answers(rows: Iterable[Mapping[str, Any]], second_model: Sequence[Mapping[st
     return [*said, _second_model(second_model)] if second_model else said
 
 
+def in_short(rows: Iterable[Mapping[str, Any]], second_model: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """The numbers of `answers`, for a box that is read on a phone."""
+    said = [_short(row) for row in rows]
+    parts = [
+        f"{_estimate(row, 'minus baseline'):+} ({detector_in_words(row['detector'])}, {row['evaluations']:g} evaluations: "
+        f"*{question(row['items'], row['contrast'])}*)"
+        for row in second_model
+    ]
+    return [*said, f"A second model adds {'; '.join(parts)} in AUROC."] if parts else said
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    plain, n = PLAIN[row["items"]], f"n = {row['positives']} + {row['negatives']}"
+    begun = f"**{question(row['items'], row['contrast'])}** At {row['budget']:g} evaluations:"
+    reached = f"AUROC **{_estimate(row, 'AUROC')}** ({n})"
+    if not _estimate(row, "AUROC").low > 0.5:
+        reached += ", perhaps chance"
+    if _is_baseline(row):
+        return f"{begun} nothing better than {plain} itself, {reached}."
+    compared = (
+        f"{plain} costs more"
+        if row["minus baseline"] is None
+        else f"{plain} {_estimate(row, 'baseline')}, difference {_estimate(row, 'minus baseline'):+}"
+    )
+    return f"{begun} {_named(row['detector'])}, {reached}; {compared}."
+
+
 def _answer(row: Mapping[str, Any], scale: str) -> str:
     items, plain = row["items"], PLAIN[row["items"]]
     asked = question(items, row["contrast"]).rstrip("?")
@@ -69,7 +96,7 @@ def _answer(row: Mapping[str, Any], scale: str) -> str:
         return f"{named}: {reached}; {plain} costs more."
     difference = _estimate(row, "minus baseline")
     return (
-        f"{named}: {reached}; {plain} reaches {_estimate(row, 'baseline')}; paired difference {difference}: "
+        f"{named}: {reached}; {plain} reaches {_estimate(row, 'baseline')}; paired difference {difference:+}: "
         f"{ENDINGS[verdict(difference)]}."
     )
 
@@ -82,7 +109,7 @@ def _second_model(rows: Sequence[Mapping[str, Any]]) -> str:
         parts.append(
             f"*{question(row['items'], row['contrast'])}* {_named(row['detector'], capital=True)} ({row['evaluations']:g} "
             f"evaluations) reaches AUROC **{_estimate(row, 'AUROC')}**, {PLAIN[row['items']]} {_estimate(row, 'baseline')}, n: "
-            f"{counted(row)}; paired difference {difference}: "
+            f"{counted(row)}; paired difference {difference:+}: "
             f"{ENDINGS[verdict(difference)]}."
         )
     said = f"**With a second model, trained without these {rows[0]['items']}.** {' '.join(parts)}"
@@ -95,7 +122,7 @@ def wins(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The rows in which the detector chosen for a budget is ahead of the plain one: detector, budget, question and family."""
     return [
         f"{detector_in_words(row['detector'])} at a budget of {row['budget']:g} "
-        f"({question(row['items'], row['contrast'])} {row['family']}, difference {_estimate(row, 'minus baseline')})"
+        f"({question(row['items'], row['contrast'])} {row['family']}, difference {_estimate(row, 'minus baseline'):+})"
         for row in _compared(rows)
         if verdict(_estimate(row, "minus baseline")) == "ahead"
     ]
@@ -116,7 +143,7 @@ def other_trainings(rows: Sequence[Mapping[str, Any]]) -> str:
             parts.append(
                 f" {end.capitalize()} at {_budgets(such)}: {row['family']}, {row['training']}, "
                 f"*{question(row['items'], row['contrast'])}* (at {row['budget']:g}: {detector_in_words(row['detector'])}, "
-                f"{_estimate(row, 'AUROC')}; difference {_estimate(row, 'minus baseline')}; n: {counted(row)})."
+                f"{_estimate(row, 'AUROC')}; difference {_estimate(row, 'minus baseline'):+}; n: {counted(row)})."
             )
     return (
         f"**The same questions in other ways of training**, at the budgets of {_budgets(rows)}: ahead in {found['ahead']} of "
@@ -167,7 +194,7 @@ def _of_question(rows: Sequence[Mapping[str, Any]]) -> str:
     difference = _estimate(row, "minus baseline")
     return (
         f"{begun} {_named(row['detector'])} reaches {reached}, {plain} {_estimate(row, 'baseline')}; difference "
-        f"{difference}: {ENDINGS[verdict(difference)]}."
+        f"{difference:+}: {ENDINGS[verdict(difference)]}."
     )
 
 

@@ -1,6 +1,7 @@
 """Detectors, their settings and the questions of the bench in words, for what a reader is shown."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from memlib.evaluation.bench import ADAPTIVE, BLIND, FITTED_NAME
@@ -194,6 +195,7 @@ QUESTIONS = {  # by the kind of items and the contrast
     ("pictures", "planted against drawn freely"): "Which drawings were planted?",
     ("prompts", "planted against drawn freely"): "Which prompts belong to planted pictures?",
 }
+SHARES = {"slots.parquet": "pixel AUROC"}  # what criteria call a share that is none, by the table of its items
 KINDS = {  # of questions, by the kind of a case that is no control
     "membership": "Was it in training?",
     "copies": "Was it planted?",
@@ -227,6 +229,11 @@ def training_in_short(training: str) -> str:
     first = training.partition(" from ")[0].partition(", ")[0]
     share = first.removeprefix("planted share ")
     return f"{share} planted" if share != first else first
+
+
+def statistic_in_words(statistic: str, items: str) -> str:
+    """The statistic of a criterion by the name of what it measures; items: the path of their table."""
+    return SHARES.get(Path(items).name, statistic) if statistic == "share" else statistic
 
 
 def question(items: str, contrast: str) -> str:

@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
+from PIL import Image
+
+from memlib.study.plotting import LETTERS
 
 CHAPTERS, IMAGES, DATA = "chapters", "_images", "_downloads"
 CARDS = "Verdict"  # a table with such a column is a table of claims
 SCROLLING = ("scrolling", "pst-scrollable-table-container")
-UNBROKEN = re.compile(r"\[[-\d.]+, [-\d.]+\]|\b[pn] [=<] [\d.]+|\d %")
+UNBROKEN = re.compile(r"\[[-+\d.]+, [-+\d.]+\]|\b[pn] [=<] [\d.]+|\d %")
 PNG, CSV = "data:image/png;base64,", "data:text/csv;base64,"
 SUMMARY = (
     "SHOW_SEARCH_SUMMARY: true"  # the search fetches pages for their summaries, which no browser allows from files
@@ -48,6 +51,7 @@ def finish(
         fold_code(page)
         say_lines(page)
         write_figures(page, folder, path)
+        measure_letters(page, path)
         fit_tables(page, folder, path)
         keep_together(page)
         put_origins(page, origins.get(stage, ""), {name: origins.get(maker, "") for name, maker in images.items()})
@@ -117,6 +121,14 @@ def write_figures(page: BeautifulSoup, folder: Path, path: Path) -> None:
         link.string = "Figure as CSV"
         foot = link.find_parent(class_="cell").select_one(".foot")
         foot.append(link.extract())
+
+
+def measure_letters(page: BeautifulSoup, path: Path) -> None:
+    """Say of a figure that a page takes from a file how high its smallest letters are, as a share of its width."""
+    for picture in page.select('figure:not(.result) img[src$=".png"]'):
+        with Image.open(path.parent / str(picture["src"])) as image:
+            if LETTERS in image.info:
+                picture["data-letters"] = f"{float(image.info[LETTERS]) / 72 * image.info['dpi'][0] / image.width:.4f}"
 
 
 def fit_tables(page: BeautifulSoup, folder: Path, path: Path) -> None:

@@ -3,7 +3,9 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ METHOD, PLAIN, INFORMED, BLIND = (
     *PALETTE[:3],
     PALETTE[7],
 )  # a paper's detector, the plain baseline, what sees more, less
+DIFFERENCE = re.compile(r"\bminus\b|\bdifference\b(?! of)")  # in the name of a column or row of differences
+LETTERS = "Smallest letters"  # in points: what a PNG of a figure says of itself
 PIXELS = 105  # of the page, an inch of a figure
 
 
@@ -65,18 +69,20 @@ def figure(fig: Figure, caption: str, alt: str, data: pd.DataFrame | None, path:
     data: what is drawn, a row a mark, which the book offers as CSV; None where pictures are shown.
     """
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
-    letters = [text.get_fontsize() for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    sizes = [text.get_fontsize() for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    letters = {LETTERS: f"{min(sizes):g}"} if sizes else {}
+    fig.savefig(buffer, format="png", metadata={"Software": None} | letters)
     plt.close(fig)
     if path is not None:
         with atomic_write(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
     source = base64.b64encode(buffer.getvalue()).decode()
     inches = int.from_bytes(buffer.getvalue()[16:20], "big") / fig.dpi  # as PNG says, after the margins are cut
+    smallest = min(sizes, default=inches * 72) / 72 / inches
     link = "" if data is None else f'<a class="data" href="{_as_link(data)}">Data of the figure</a>'
     return HTML(
         f'<figure class="result"><img src="data:image/png;base64,{source}" alt="{html.escape(alt)}" '
-        f'style="width: {inches * PIXELS:.0f}px" data-letters="{min(letters, default=inches * 72) / 72 / inches:.4f}">'
+        f'style="width: {inches * PIXELS:.0f}px" data-letters="{smallest:.4f}">'
         f"<figcaption>{html.escape(caption)}</figcaption>{link}</figure>"
     )
 
@@ -88,8 +94,18 @@ def _as_link(data: pd.DataFrame) -> str:
 
 
 def table(frame: pd.DataFrame, digits: int = 3) -> HTML:
-    """A table for a notebook and the book, scrolling by itself where the page is narrower; estimates with their intervals."""
-    texts = frame.map(lambda value: str(value) if isinstance(value, Estimate) else value)
+    """A table for a notebook and the book, scrolling by itself where the page is narrower; estimates with their intervals.
+
+    Differences have a sign: those of a column, or of a row by its first cell, that is called a difference or minus something,
+    and all where the first column is.
+    """
+    columns = [bool(DIFFERENCE.search(str(name))) for name in frame]
+    rows = [columns[0] or bool(DIFFERENCE.search(str(name))) for name in frame.iloc[:, 0]]
+    texts = frame.copy()
+    for row, column in product(range(len(rows)), range(len(columns))):
+        value = frame.iat[row, column]
+        if isinstance(value, Estimate):
+            texts.iat[row, column] = f"{value:{'+' if rows[row] or columns[column] else ''}}"
     body = texts.to_html(index=False, border=0, classes="table", float_format=f"{{:.{digits}f}}".format)
     return HTML(f'<div class="scrolling">{body}</div>')
 
