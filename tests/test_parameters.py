@@ -653,17 +653,12 @@ def test_names_that_the_schema_knows_are_those_of_the_modules() -> None:
     assert get_args(schema.Pictures) == sources.NAMES
 
 
-def test_the_check_is_fast_and_loads_no_networks() -> None:
-    """It runs before every `dvc repro`; torch and papermill take seconds to import."""
-    program = (
-        "import sys, time; started = time.process_time()\n"
-        "from memlib.study import parameters; parameters.check()\n"
-        "print(time.process_time() - started, [m for m in ('torch', 'diffusers', 'papermill') if m in sys.modules])"
-    )
+def test_the_check_loads_nothing_that_takes_seconds_to_import() -> None:
+    """It runs before every `dvc repro`."""
+    slow = ("torch", "diffusers", "papermill", "sklearn", "matplotlib")
+    program = f"from memlib.study import parameters; parameters.check(); import sys; print([m for m in {slow} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    seconds, loaded = out.split(maxsplit=1)
-    assert loaded.strip() == "[]"
-    assert float(seconds) < 1
+    assert out.strip() == "[]"
 
 
 def test_a_section_without_a_model_has_the_names_and_types_of_its_notebook(
