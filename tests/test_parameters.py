@@ -656,7 +656,9 @@ def test_names_that_the_schema_knows_are_those_of_the_modules() -> None:
 def test_the_check_loads_nothing_that_takes_seconds_to_import() -> None:
     """It runs before every `dvc repro`."""
     slow = {"torch", "diffusers", "papermill", "sklearn", "matplotlib"}
-    program = f"import sys; from memlib.study import parameters; parameters.check(); print(*({slow} & sys.modules.keys()))"
+    program = (
+        f"import sys; from memlib.study import parameters; parameters.check(); print(*({slow} & sys.modules.keys()))"
+    )
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert not out.strip()
 
