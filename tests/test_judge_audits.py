@@ -181,7 +181,11 @@ def write_guarded(training: str, telling: int) -> None:
         for (name, noise), is_told in told.items()
         for step in range(3)
     ]
-    write_table(f"tables/guarded/{training}/magnitudes.parquet", pd.DataFrame(rows))
+    magnitudes = pd.DataFrame(rows)
+    write_table(f"tables/guarded/{training}/magnitudes.parquet", magnitudes)
+    looked_up = magnitudes[magnitudes["step"] == 0].drop(columns="step").rename(columns={"magnitude": "ratio"})
+    looked_up.loc[(looked_up["id"] == "b") & (looked_up["noise"] == 1), "ratio"] = 0.2
+    write_table(f"tables/guarded/{training}/looked_up.parquet", looked_up)
     samples = [
         {"id": name, "noise": noise, "action": action, "copies_own": (name == "c") == (action != "none")}
         for name, noise in told
@@ -206,10 +210,18 @@ def test_steps_are_chosen_on_the_trainings_of_the_other_role() -> None:
         assert found["chosen"].tolist() == chosen
         assert found["first_step"].tolist() == first
         assert found["blind"].tolist() == [0.0, 0.0]
+        assert found["looked_up"].tolist() == [0.0, 0.5], "a small ratio is a copy"
     assert pd.read_parquet("tables/audits/guard/flow-planted.parquet")["together"].tolist() == [1.0, 0.5]
     alarms = pd.read_parquet("tables/audits/alarms.parquet")
     assert (alarms["of"] == 200).all()
-    assert alarms["window"].unique().tolist() == ["first step", "first 2 steps", "all steps", "last step", "together"]
+    assert alarms["window"].unique().tolist() == [
+        "first step",
+        "first 2 steps",
+        "all steps",
+        "last step",
+        "together",
+        "looked up",
+    ]
     assert alarms["stopped"].mean() <= 6, "1 % of 200, but for chance"
 
 
@@ -242,7 +254,8 @@ def test_alarms_are_counted_among_the_further_ordinary_prompts() -> None:
         write_table(f"tables/guarded/{training}/magnitudes.parquet", values)
     judge_audits.judge_guards(["planted", "exchanged"], 0.01)
     alarms = pd.read_parquet("tables/audits/alarms.parquet").set_index("window")
-    assert alarms["stopped"].between(20, 28).all(), alarms["stopped"]
+    assert alarms["stopped"].drop("looked up").between(20, 28).all(), alarms["stopped"]
+    assert alarms.loc["looked up", "stopped"] <= 6, "it reads no magnitude"
     found = pd.read_parquet("tables/audits/guard/planted.parquet")
     assert found["last step"].tolist() == found["together"].tolist() == [1.0, 0.5], (
         "nor do these prompts decide which copies are stopped"

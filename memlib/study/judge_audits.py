@@ -8,7 +8,7 @@ All of it is rehearsed on tables of scores, whose items' truth is known. Writes 
 - `collections/TRAINING.parquet`: a row a random half, whether the test rejects;
 - `sizes.parquet`: how often it does, by size and by the share that was trained on;
 - `guard/TRAINING.parquet`: a row a prompt that draws copies, with the share of them that is stopped by each window of steps, the
-  `chosen` one, all steps `together` and the number of words;
+  `chosen` one, all steps `together`, the number of words, and by looking the finished sample up in the training data;
 - `alarms.parquet`: how many further ordinary prompts are stopped.
 """
 
@@ -226,12 +226,20 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
                 relative(own, "ordinary"),
             )
         )
-        together = pd.Series(alarms.stopped(copies, usual, false_alarms), own["copies"].index).groupby("id").mean()
-        blind = [
-            [len(name.split()) for name in own[part].index.get_level_values("id")] for part in ("copies", "calibration")
+        words = {part: [len(name.split()) for name in own[part].index.get_level_values("id")] for part in own}
+        looked = -pd.read_parquet(f"tables/guarded/{training}/looked_up.parquet").set_index(["part", "id", "noise"])[
+            "ratio"
         ]
-        words = pd.Series(alarms.stopped(*blind, false_alarms), own["copies"].index).groupby("id").mean()
-        found = shares[training].assign(together=together, chosen=shares[training][window], window=window, blind=words)
+        known_copies = looked.loc["planted"].loc[own["copies"].index]
+        others_of = {
+            "together": (copies, usual),
+            "blind": (words["copies"], words["calibration"]),
+            "looked_up": (known_copies, looked.loc["calibration"]),
+        }
+        found = shares[training].assign(chosen=shares[training][window], window=window)
+        for name, values in others_of.items():
+            stopped = pd.Series(alarms.stopped(*values, false_alarms), own["copies"].index)
+            found[name] = stopped.groupby("id").mean()
         real = all(enough[name] for name in (training, *others))
         found = found.assign(copies=own["copies"].groupby("id").size() if real else 0)
         found = found.rename(columns={alarms.ONE: "first_step"})
@@ -243,6 +251,7 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
             name: alarms.stopped(readings[0][name], readings[1][name], false_alarms).sum() for name in readings[0]
         }
         counts["together"] = alarms.stopped(further, usual, false_alarms).sum()
+        counts["looked up"] = alarms.stopped(looked.loc["ordinary"], looked.loc["calibration"], false_alarms).sum()
         rows += [
             {"training": training, "window": name, "stopped": int(count), "of": len(further)}
             for name, count in counts.items()
