@@ -255,7 +255,7 @@ def test_alarms_are_counted_among_the_further_ordinary_prompts() -> None:
     judge_audits.judge_guards(["planted", "exchanged"], 0.01)
     alarms = pd.read_parquet("tables/audits/alarms.parquet").set_index("window")
     assert alarms["stopped"].drop("looked up").between(20, 28).all(), alarms["stopped"]
-    assert alarms.loc["looked up", "stopped"] <= 6, "it reads no magnitude"
+    assert (alarms.loc["looked up", "stopped"] <= 6).all(), "it reads no magnitude"
     found = pd.read_parquet("tables/audits/guard/planted.parquet")
     assert found["last step"].tolist() == found["together"].tolist() == [1.0, 0.5], (
         "nor do these prompts decide which copies are stopped"
