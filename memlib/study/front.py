@@ -40,7 +40,7 @@ USES = """\
 items that are known to be outside its training, states the expected share of false discoveries \
 ({{doc}}`chapters/audit`). `MODEL` is the folder or hub name of a diffusers pipeline: unconditional, or \
 text-to-image with a U-Net or a transformer. Here, at a nominal \
-rate of 10 % false discoveries, {pictures} beyond the control, and {prompts}.
+rate of 10 % false discoveries, {pictures}, and {prompts}, both beyond what it finds in a model that did not see them.
 - **Stop copies while it samples**: `guard = memlib.mitigation.guard.calibrate(pipe, ordinary_prompts)`, then `with \
 guard.on(pipe):` ({{doc}}`chapters/guard`). Here, at 1 % of false alarms, {guard}.
 - **Watch a fine-tuning**: a monitor in the training loop says when the model begins to tell its pictures apart \
@@ -115,9 +115,9 @@ def uses(rows: Sequence[Mapping[str, Any]]) -> str:
 
     measured = {
         "pictures": reached(
-            "it found {} of the pictures that were seen ten times an epoch or more", "audit.finds_planted_pictures"
+            "it found {:+} of the pictures that were seen ten times an epoch or more", "audit.finds_planted_pictures"
         ),
-        "prompts": reached("{} of the planted prompts", "audit.finds_memorised_prompts"),
+        "prompts": reached("{:+} of the planted prompts", "audit.finds_memorised_prompts"),
         "guard": reached("it stopped {} of the copies", "guard.first_step_stops_copies"),
         "monitor": reached("{} of the pictures that came to be copied", "monitor.named_before_copied"),
     }
