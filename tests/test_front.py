@@ -83,11 +83,9 @@ def test_the_figure_says_what_it_shows() -> None:
 def test_uses_say_what_they_reached(rows: list[dict[str, Any]]) -> None:
     found = {row["id"]: Estimate(row["value"], *row["ci95"]) for row in rows}
     said = front.uses(rows)
-    pictures = (
-        f"it found {found['audit.finds_planted_pictures']} of the pictures that were seen ten times an epoch or more"
-    )
-    assert f"{pictures} beyond the control" in said
-    assert f"and {found['audit.finds_memorised_prompts']} of the planted prompts" in said
+    assert f"it found {found['audit.finds_planted_pictures']:+} of the pictures that were seen ten times" in said
+    assert f"and {found['audit.finds_memorised_prompts']:+} of the planted prompts" in said
+    assert "both beyond what it finds in a model that did not see them" in said
     assert f"it stopped {found['guard.first_step_stops_copies']} of the copies" in said
     assert f"it named {found['monitor.named_before_copied']} of the pictures" in said
     rates = [row for row in rows if row["id"] in ("audit.finds_memorised_prompts", "guard.first_step_stops_copies")]
