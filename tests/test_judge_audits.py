@@ -246,16 +246,18 @@ def test_all_steps_are_weighed_as_the_trainings_of_the_other_role_tell(monkeypat
 
 
 def test_alarms_are_counted_among_the_further_ordinary_prompts() -> None:
-    """20 of 200 have five times the magnitude at every step; at a threshold that is theirs, nothing would be stopped."""
+    """20 of 200 have five times the magnitude and lie near a training picture; at a threshold that is theirs, none is stopped."""
     for training in ("planted", "exchanged"):
         write_guarded(training, 2)
         values = pd.read_parquet(f"tables/guarded/{training}/magnitudes.parquet")
         values.loc[values["id"].isin([f"ordinary {k}" for k in range(20)]), "magnitude"] *= 5
         write_table(f"tables/guarded/{training}/magnitudes.parquet", values)
+        looked_up = pd.read_parquet(f"tables/guarded/{training}/looked_up.parquet")
+        looked_up.loc[looked_up["id"].isin([f"ordinary {k}" for k in range(20)]), "ratio"] *= 0.2
+        write_table(f"tables/guarded/{training}/looked_up.parquet", looked_up)
     judge_audits.judge_guards(["planted", "exchanged"], 0.01)
     alarms = pd.read_parquet("tables/audits/alarms.parquet").set_index("window")
-    assert alarms["stopped"].drop("looked up").between(20, 28).all(), alarms["stopped"]
-    assert (alarms.loc["looked up", "stopped"] <= 6).all(), "it reads no magnitude"
+    assert alarms["stopped"].between(20, 28).all(), alarms["stopped"]
     found = pd.read_parquet("tables/audits/guard/planted.parquet")
     assert found["last step"].tolist() == found["together"].tolist() == [1.0, 0.5], (
         "nor do these prompts decide which copies are stopped"
