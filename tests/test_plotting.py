@@ -152,6 +152,15 @@ def test_a_figure_carries_what_it_is_drawn_from_and_its_smallest_letters() -> No
     assert page.img["style"] == f"width: {width / 160 * 105:.0f}px"
 
 
+def test_the_labels_of_ticks_are_letters() -> None:
+    plotting.set_style()
+    fig, ax = plt.subplots(figsize=(5, 3))
+    ax.tick_params(labelsize=4)
+    ax.set_xlabel("sigma")
+    page = BeautifulSoup(plotting.figure(fig, "Axes.", "Axes.", None).data, "html.parser")
+    assert PIL.Image.open(io.BytesIO(base64.b64decode(page.img["src"].partition(",")[2]))).info[plotting.LETTERS] == "4"
+
+
 def test_groups_have_a_name_and_a_colour_each_that_is_the_same_everywhere() -> None:
     assert [plotting.group_name(k) for k in (0, 1, 16)] == ["never seen", "x1", "x16"]
     colours = plotting.group_colours([4, 0, 4, 1])

@@ -68,6 +68,7 @@ def figure(fig: Figure, caption: str, alt: str, data: pd.DataFrame | None, path:
 
     data: what is drawn, a row a mark, which the book offers as CSV; None where pictures are shown.
     """
+    fig.draw_without_rendering()  # before, ticks have no labels
     buffer = io.BytesIO()
     sizes = [text.get_fontsize() for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
     letters = {LETTERS: f"{min(sizes):g}"} if sizes else {}
