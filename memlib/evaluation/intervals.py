@@ -176,13 +176,18 @@ def resampled_gaps(
 
 def common_range(x1: ArrayLike, x2: ArrayLike) -> tuple[float, float] | None:
     """Smallest and largest x that two curves through the points x1 [S] and x2 [T] both cover; None where there is none."""
-    low, high = max(np.min(x1), np.min(x2)), min(np.max(x1), np.max(x2))
-    return (float(low), float(high)) if low < high else None
+    low, high = map(float, _overlap(np.asarray(x1), np.asarray(x2)))
+    return (low, high) if low < high else None
+
+
+def _overlap(x1: NDArray, x2: NDArray) -> tuple[NDArray, NDArray]:
+    """Ends [...] of what the ranges of x1 [..., S] and x2 [..., T] have in common; the first above the second without any."""
+    return np.maximum(x1.min(-1), x2.min(-1)), np.minimum(x1.max(-1), x2.max(-1))
 
 
 def _gaps(x1: NDArray, y1: NDArray, x2: NDArray, y2: NDArray) -> NDArray:
     """Mean height [...] of first curves [..., S] over second ones [..., T] on their common ranges of x, nan without one."""
-    low, high = np.maximum(x1.min(-1), x2.min(-1)), np.minimum(x1.max(-1), x2.max(-1))
+    low, high = _overlap(x1, x2)
     x = np.linspace(low, high, 201, axis=-1)
     heights = _interpolated(x, x1, y1) - _interpolated(x, x2, y2)
     return np.trapezoid(heights, x) / np.where(low < high, high - low, np.nan)
