@@ -17,8 +17,8 @@ book: $(READY)
 	python -m memlib.study.run --book
 
 test: $(READY)
-	ruff check .
-	ruff format --check .
+	ruff check memlib notebooks tests
+	ruff format --check memlib notebooks tests
 	python -m pytest
 
 audit: $(READY)
@@ -26,6 +26,7 @@ audit: $(READY)
 	memlib audit $(MODEL) $(ARGS)
 
 profile: $(READY)
+	@test -n "$(NAME)" || { echo 'name a profile: make profile NAME=edges STAGES=estimators; there are:' $(basename $(notdir $(wildcard profiles/*.yaml))); exit 1; }
 	python -m memlib.study.profiles $(NAME) $(if $(STAGES),--stages $(STAGES))
 
 smoke: $(READY)
@@ -43,6 +44,7 @@ lint: $(READY)
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11 to 3.13 is needed, this is ' + sys.version.split()[0] + '; name another with: make PYTHON=python3.12')"
+	@echo "installing into .venv: some GB, minutes; nothing is printed while pip works"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt -e '.[study,test]'
 	touch $@

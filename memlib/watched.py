@@ -142,7 +142,12 @@ def check_average(ema: "EMAModel | None", network: torch.nn.Module) -> None:
 
 
 def as_pictures(pictures: Tensor, shape: Sequence[int]) -> Tensor:
-    """Pictures [N, *shape] in [-1, 1], on the processor; raises ValueError for another shape or range."""
+    """Pictures [N, *shape] in [-1, 1], on the processor; raises ValueError for what is no tensor, another shape or range."""
+    if not isinstance(pictures, Tensor):
+        raise ValueError(
+            f"a monitor is given pictures as one tensor [N, {', '.join(map(str, shape))}], uint8 or in [-1, 1]; "
+            f"got a {type(pictures).__name__}"
+        )
     pictures = to_float(pictures) if pictures.dtype == torch.uint8 else pictures.float()
     if list(pictures.shape[1:]) != list(shape):
         raise ValueError(f"the model makes pictures of {list(shape)}; the monitor is given {list(pictures.shape[1:])}")

@@ -568,6 +568,8 @@ def test_claims_of_this_study_are_a_family_of_their_own(project: pd.DataFrame) -
         assert "[**holds**]" in second
         assert "[**reproduced**]" not in second
     assert page.count("{cite}`hasegawa2025`") == 2
+    assert "| Training images grow more \\| much more. |" in plain
+    assert "| Leaving out helps. (*variant, asked here*) |" in plain
     assert "holds if its whole 95 % interval is above 0.5, does not if" in page
     missed = ours | {"verdict": "not reproduced", "holm_verdict": "inconclusive"}
     assert "[**inconclusive (uncorrected: does not hold)**]" in claims.findings([missed])

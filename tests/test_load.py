@@ -18,6 +18,7 @@ from diffusers import (
     SchedulerMixin,
     VQModel,
 )
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from memlib.fields.load import load_field, load_pipeline, scheduler_class
 from memlib.fields.schedules import schedule_sigmas
@@ -210,6 +211,27 @@ def test_of_a_name_on_the_hub_the_index_is_read_first_and_refused(monkeypatch: p
     monkeypatch.setattr(DiffusionPipeline, "load_config", classmethod(lambda _, name: index))
     with pytest.raises(ValueError, match="somebody/model is a pipeline of the class.*" + CODE):
         load_field("somebody/model")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            LocalEntryNotFoundError("no connection"),
+            "the hub cannot be reached; its cache on this machine does not hold",
+        ),
+        (EntryNotFoundError("404"), "the hub gives none of that name: .*model_index.json"),
+    ],
+)
+def test_a_hub_that_is_not_reached_is_told_from_a_model_that_it_lacks(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hf_hub_download(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", hf_hub_download)
+    with pytest.raises(ValueError, match=rf"^somebody/model is no folder of a model .*{message}[^\n]*$"):
+        load_pipeline("somebody/model")
 
 
 def test_of_a_name_on_the_hub_no_code_is_trusted(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,6 +351,8 @@ def test_prompts_that_are_too_long_are_cut_without_a_word_at_every_look(tmp_path
 
 REFUSED = [
     ({"training": pictures()[:, :1]}, r"pictures of \[3, 8, 8\]; the monitor is given \[1, 8, 8\]"),
+    ({"training": [*pictures()[:EACH]]}, r"one tensor \[N, 3, 8, 8\], uint8 or in \[-1, 1\]; got a list"),
+    ({"heldout": Path("pictures")}, "got a PosixPath"),
     ({"training": 3 * pictures()[:EACH]}, r"lie in \[-1, 1\]; one reaches"),
     ({"heldout": pictures()[EACH - 1 :]}, "held-out picture 0 is also in training"),
     ({"training": pictures()[:3], "heldout": pictures()[3:6]}, "3 trained and 3 held-out pictures cannot alarm"),

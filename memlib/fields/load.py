@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from memlib.fields.network import ROWS, NetworkField
@@ -185,10 +186,10 @@ def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> Diffu
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **without
         )
     except (OSError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(
-            f"{name} is no folder of a model with safetensors weights, and the hub gives none of that name: {reason}"
-        ) from error
+        hub = f"gives none of that name: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        if isinstance(error.__context__, LocalEntryNotFoundError):
+            hub = "cannot be reached; its cache on this machine does not hold that model, either"
+        raise ValueError(f"{name} is no folder of a model with safetensors weights, and the hub {hub}") from error
     check_pipeline(pipe)
     part = "transformer" if hasattr(pipe, "transformer") else "unet"
     check_network(name, part, getattr(pipe, part).config)

@@ -152,7 +152,8 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> str:
     def line(row: Mapping[str, Any]) -> tuple[str, ...]:
         claim = claims[row["id"]]
         text, outcome, *others, _ = _row(claim, row)
-        return text, f"[**{outcome}**](notebooks/{Path(claim.page).name})", *others
+        asked = f"{text} (*variant, asked here*)" if claim.variant else text
+        return asked, f"[**{outcome}**](notebooks/{Path(claim.page).name})", *others
 
     return "\n".join(_tables(rows, claims, line, HEADER[:-1])).strip()
 

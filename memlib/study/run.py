@@ -42,6 +42,7 @@ LOGS, LOCK = Path("results/logs"), Path("dvc.lock")
 GPUS = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 MOST_LANES = 8  # each takes about a GiB of memory, and the longest chain of stages leaves no work for more
 USUAL_SECONDS = 10.0  # of a stage that nothing is known of
+FIRM_SHARE = 0.05  # of all work, after which the pace of this run weighs as much as that of the one before
 FEW = 8  # stages for which importing all that programs import does not pay
 FAILURES = (DvcException, OSError, RuntimeError)  # of one stage, which stop only those that need it
 SHOWN_LINES = 15  # of the output of a stage that has failed
@@ -135,7 +136,10 @@ class Display:
             self.console.print(f"{time.strftime('%H:%M:%S')}  {name} {outcome} in {duration(took)}  ({progress})")
 
     def left(self) -> float:
-        """Seconds until all stages have run: the longest chain, or all work over the lanes, at the pace of those that ended."""
+        """Seconds until all stages have run: the longest chain, or all work over the lanes, at the pace of those that ended.
+
+        As if some had ended at the pace of before: the first ones are short, and take longer for reasons of their own.
+        """
         now = time.monotonic()
         seconds = {
             name: max(self.seconds[name] - (now - self.started.get(name, now)), 0.0)
@@ -143,7 +147,8 @@ class Display:
             if name not in self.ended
         }
         chains = longest_chains(only(self.graph, seconds), seconds)
-        pace = self.took / self.expected if self.expected else 1.0
+        known = FIRM_SHARE * sum(self.seconds.values())
+        pace = (self.took + known) / (self.expected + known)
         return pace * max([*chains.values(), sum(seconds.values()) / self.lanes])
 
     def refresh(self) -> None:
