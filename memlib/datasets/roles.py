@@ -19,6 +19,12 @@ def role_of(training: str) -> str:
     return role if role in ROLES else ROLES[0]
 
 
+def counterpart(training: str) -> str:
+    """The training of the same number and family of models in the other role."""
+    role = role_of(training)
+    return training.replace(role, ROLES[role == ROLES[0]])
+
+
 def controls_of(training: str) -> tuple[str, str]:
     """The main two trainings of the same family of models, of which each is the other's control."""
     family = FLOW if training.startswith(FLOW) else ""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memlib.datasets.roles import FLOW, PLANTED, ROLES, role_of
+from memlib.datasets.roles import FLOW, PLANTED, counterpart, role_of
 from memlib.evaluation import alarms
 from memlib.evaluation.rehearsal import found_shares, rehearse
 from memlib.evaluation.whole_set import rejections, set_test
@@ -110,7 +110,7 @@ def judge_prompts(
         planted = here.index[here["group"].isin(PLANTED)]
         first, other = prompt_scores(training)
         given, others = first[planted].to_numpy(), other[usual].to_numpy()
-        control = prompt_scores(exchanged(training))
+        control = prompt_scores(counterpart(training))
         ways = {
             "found": (given, others),
             "found_blind": (words["prompts-blind"][planted], words["further-blind"][usual]),
@@ -143,12 +143,6 @@ def prompt_scores(training: str) -> tuple[pd.Series, pd.Series]:
         for key in (f"{training}-text", f"audit-{training}")
     )
     return first, other
-
-
-def exchanged(training: str) -> str:
-    """The training of the same number and family in the other role."""
-    role = role_of(training)
-    return training.replace(role, ROLES[role == ROLES[0]])
 
 
 def _curve(

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError, create_model
 
-from memlib.datasets.roles import FLOW, ROLES, controls_of, role_of
+from memlib.datasets.roles import FLOW, ROLES, controls_of, counterpart, role_of
 from memlib.detectors import ALL as DETECTORS
 from memlib.files import suggest
 from memlib.study.digests import notebooks
@@ -635,9 +635,7 @@ def _audits(parameters: Mapping[str, Any]) -> None:
             known = [*run["text_arms"], *run["flow_arms"]]
             _one_of(f"audits.{place}", training, "run.text_arms and run.flow_arms", known)
     for training in audits["text_arms"]:
-        role = role_of(training)
-        control = training.replace(role, ROLES[role == ROLES[0]])
-        _one_of("audits.text_arms", control, f"audits.text_arms, as the control of {training}", audits["text_arms"])
+        _one_of("audits.text_arms", counterpart(training), f"audits.text_arms, as the control of {training}", audits["text_arms"])
     further = parameters["drawings"]["further"]["ordinary"]
     asked = audits["ordinary"] + audits["prompt_nulls"]
     _at_most("audits.ordinary + audits.prompt_nulls", asked, "drawings.further.ordinary", further)
