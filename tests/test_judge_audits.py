@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memlib.datasets import roles
+from memlib.datasets.roles import counterpart
 from memlib.evaluation.whole_set import SetTest
 from memlib.files import write_table
 from memlib.study import judge_audits
@@ -159,7 +159,7 @@ def test_prompts_of_planted_pictures_are_found_in_the_training_of_their_role() -
 
 def test_the_training_of_the_other_role_is_of_the_same_number_and_family() -> None:
     names = ["planted", "exchanged-2", "flow-exchanged"]
-    assert [roles.counterpart(name) for name in names] == ["exchanged", "planted-2", "flow-planted"]
+    assert [counterpart(name) for name in names] == ["exchanged", "planted-2", "flow-planted"]
 
 
 def write_guarded(training: str, telling: int) -> None:
