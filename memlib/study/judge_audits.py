@@ -9,7 +9,9 @@ All of it is rehearsed on tables of scores, whose items' truth is known. Writes 
 - `sizes.parquet`: how often it does, by size and by the share that was trained on;
 - `guard/TRAINING.parquet`: a row a prompt that draws copies, with the share of them that is stopped by each window of steps, the
   `chosen` one, all steps `together`, the number of words, and by looking the finished sample up in the training data;
-- `alarms.parquet`: how many further ordinary prompts are stopped.
+- `alarms.parquet`: how many further ordinary prompts are stopped;
+- `styles/TRAINING.parquet`: the share of the same copies that the first step stops, and the number of words, where the ordinary
+  prompts that the threshold is of name less than a drawing shows; `style_alarms.parquet`: whom that threshold stops besides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,7 @@ TABLES = Path("tables/audits")
 LEVEL, RESAMPLES = 0.05, 199  # of the test of a collection
 PICTURE_SCORE = "draws=4 sigma=0.2"  # what `memlib audit` recommends
 MAGNITUDES = 4  # noises of the magnitude, as it recommends
+ALL_NAMED = "all that a drawing shows"  # what the ordinary prompts of this study name
 
 
 def main() -> None:
@@ -49,6 +52,7 @@ def main() -> None:
         judge_collections(trainings, section["curve_repeats"], section["seed"])
         judge_sizes(section["sizes"], section["shares"], section["curve_repeats"], section["seed"])
         judge_guards(section["guards"], read_section("guarded")["false_alarms"])
+        judge_styles(section["guards"], read_section("guarded")["false_alarms"])
 
 
 def judge_pictures(
@@ -220,14 +224,13 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
                 relative(own, "ordinary"),
             )
         )
-        words = {part: [len(name.split()) for name in own[part].index.get_level_values("id")] for part in own}
         looked = -pd.read_parquet(f"tables/guarded/{training}/looked_up.parquet").set_index(["part", "id", "noise"])[
             "ratio"
         ]
         known_copies = looked.loc["planted"].loc[own["copies"].index]
         others_of = {
             "together": (copies, usual),
-            "blind": (words["copies"], words["calibration"]),
+            "blind": (_words(own["copies"]), _words(own["calibration"])),
             "looked_up": (known_copies, looked.loc["calibration"]),
         }
         found = shares[training].assign(chosen=shares[training][window], window=window)
@@ -251,6 +254,44 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
             for name, count in counts.items()
         ]
     write_table(TABLES / "alarms.parquet", pd.DataFrame(rows))
+
+
+def judge_styles(trainings: Sequence[str], false_alarms: float) -> None:
+    """What the first step stops by the threshold of ordinary prompts of a style, those of every second subject.
+
+    The others of that style, and the prompts that name everything, tell the false alarms.
+    """
+    rows = []
+    for training in trainings:
+        followed = {part: table[0] for part, table in read_followed(training).items()}
+        first = pd.read_parquet(f"tables/guarded/{training}/first_steps.parquet").set_index(["id", "noise"])
+        styles = {ALL_NAMED: (followed["calibration"], followed["ordinary"])}
+        for style, own in first.groupby("group", sort=False):
+            second = own["subject"] % 2 == 1
+            styles[style] = own.loc[~second, "magnitude"], own.loc[second, "magnitude"]
+        found = []
+        for style, (usual, further) in styles.items():
+            copies, asked = followed["copies"], {"alike": further, ALL_NAMED: followed["ordinary"]}
+            words = alarms.stopped(_words(copies), _words(usual), false_alarms)
+            stopped = {"magnitude": alarms.stopped(copies, usual, false_alarms), "words": words}
+            found.append(pd.DataFrame(stopped, copies.index).groupby("id").mean().assign(style=style))
+            rows += [
+                {
+                    "training": training,
+                    "style": style,
+                    "among": among,
+                    "stopped": int(alarms.stopped(values, usual, false_alarms).sum()),
+                    "of": len(values),
+                }
+                for among, values in asked.items()
+            ]
+        write_table(TABLES / f"styles/{training}.parquet", pd.concat(found).rename_axis("id").reset_index())
+    write_table(TABLES / "style_alarms.parquet", pd.DataFrame(rows))
+
+
+def _words(samples: pd.Series | pd.DataFrame) -> list[int]:
+    """Number of words of the prompt of each sample."""
+    return [len(prompt.split()) for prompt in samples.index.get_level_values("id")]
 
 
 def read_followed(training: str) -> dict[str, pd.DataFrame]:

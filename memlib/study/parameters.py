@@ -635,7 +635,12 @@ def _audits(parameters: Mapping[str, Any]) -> None:
             known = [*run["text_arms"], *run["flow_arms"]]
             _one_of(f"audits.{place}", training, "run.text_arms and run.flow_arms", known)
     for training in audits["text_arms"]:
-        _one_of("audits.text_arms", counterpart(training), f"audits.text_arms, as the control of {training}", audits["text_arms"])
+        _one_of(
+            "audits.text_arms",
+            counterpart(training),
+            f"audits.text_arms, as the control of {training}",
+            audits["text_arms"],
+        )
     further = parameters["drawings"]["further"]["ordinary"]
     asked = audits["ordinary"] + audits["prompt_nulls"]
     _at_most("audits.ordinary + audits.prompt_nulls", asked, "drawings.further.ordinary", further)
