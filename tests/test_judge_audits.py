@@ -20,6 +20,7 @@ OUTSIDE = [f"h{k}" for k in range(60)]
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"{__name__}.RNG", np.random.default_rng(3))  # a test's data do not depend on those before it
 
 
 def write_scores(path: str, columns: dict[str, pd.Series]) -> None:
@@ -139,7 +140,7 @@ def write_prompts() -> None:
 
 def test_prompts_of_planted_pictures_are_found_in_the_training_of_their_role() -> None:
     write_prompts()
-    curves = pd.DataFrame(judge_audits.judge_prompts(["planted", "exchanged"], 10, 50, **ASKED))
+    curves = pd.DataFrame(judge_audits.judge_prompts(["planted", "exchanged"], 10, 50, **ASKED | {"curve_repeats": 40}))
     for training in ("planted", "exchanged"):
         found = pd.read_parquet(f"tables/audits/prompts/{training}.parquet")
         own = curves[curves["training"] == training]
@@ -263,6 +264,36 @@ def test_alarms_are_counted_among_the_further_ordinary_prompts() -> None:
     assert found["last step"].tolist() == found["together"].tolist() == [1.0, 0.5], (
         "nor do these prompts decide which copies are stopped"
     )
+
+
+def test_a_threshold_of_prompts_that_say_less_stops_more_and_alarms_on_those_that_say_all() -> None:
+    """Every second subject gives the threshold; one of the others is far above it. An empty prompt has fewer words than any."""
+    write_guarded("planted", 0)
+    rows = [
+        {"id": style, "noise": 20 * subject + noise, "magnitude": 0.5 + 9 * (subject == 1) + 0.1 * RNG.random()}
+        | {"group": group, "subject": subject}
+        for group, style in (("subject alone", "a fox"), ("nothing", ""))
+        for subject in range(10)
+        for noise in range(20)
+    ]
+    write_table("tables/guarded/planted/first_steps.parquet", pd.DataFrame(rows))
+    judge_audits.judge_styles(["planted"], 0.01)
+    found = pd.read_parquet("tables/audits/styles/planted.parquet").set_index("id")
+    for style, stopped, words in (
+        (judge_audits.ALL_NAMED, [1.0, 0.5], 0),
+        ("subject alone", [1.0, 1.0], 0),
+        ("nothing", [1.0, 1.0], 1),
+    ):
+        own = found[found["style"] == style]
+        assert own["magnitude"].tolist() == stopped
+        assert (own["words"] == words).all()
+    alarms = pd.read_parquet("tables/audits/style_alarms.parquet").set_index(["style", "among"])
+    assert alarms.loc[("subject alone", judge_audits.ALL_NAMED), ["stopped", "of"]].tolist() == [200, 200]
+    assert alarms.loc[("subject alone", "alike"), "of"] == 100
+    assert 20 <= alarms.loc[("subject alone", "alike"), "stopped"] <= 25, (
+        "the subject far above, and 1 % but for chance"
+    )
+    assert alarms.loc[(judge_audits.ALL_NAMED, "alike"), "stopped"] <= 6
 
 
 @pytest.mark.parametrize("copied", ["", "a"])
