@@ -30,23 +30,32 @@ def captions(folder: str | Path) -> dict[str, str]:
     found = {}
     metadata = folder / "metadata.jsonl"
     if metadata.exists():
-        for number, line in enumerate(_text(metadata).splitlines(), start=1):
+        for number, line in enumerate(lines(metadata), start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
-                found[row["file_name"]] = row["text"] if "text" in row else row["caption"]
+                name, caption = row["file_name"], row["text"] if "text" in row else row["caption"]
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{metadata} line {number} is not an object with file_name and text or caption"
                 ) from error
+            if not isinstance(caption, str):
+                raise ValueError(f"{metadata} line {number}: the caption of {name} is {caption!r}, which is no text")
+            found[name] = caption
     for path in folder.glob("*.txt"):
-        caption = _text(path).strip()
+        caption = "\n".join(lines(path)).strip()
         found |= {path.with_suffix(suffix).name: caption for suffix in IMAGE_SUFFIXES}
     return found
 
 
-def _text(path: Path) -> str:
+def lines(path: Path) -> list[str]:
+    """The lines of a text in UTF-8, with a byte order mark or without; raises ValueError for another file.
+
+    Unlike `str.splitlines` it does not break at the separators that Unicode has within a text.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start})") from error
 

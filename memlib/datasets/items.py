@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -83,7 +84,7 @@ def load_items(
         if unknown:
             raise ValueError(f"{prompts} has no group {min(unknown)!r}{suggest(min(unknown), table['group'].unique())}")
         table = table[table["group"].isin(splits)] if splits else table
-        items = Items(table["id"].tolist(), seed, prompts=table["prompt"].tolist())
+        items = Items(table["id"].astype(str).tolist(), seed, prompts=_texts(table["prompt"], prompts))
     elif prompts is not None:
         asked = read_prompts(prompts)
         items = Items(asked, seed, prompts=asked)
@@ -116,12 +117,11 @@ def _pictures(
         image_set = image_sets.load(folder)
         if splits:
             parts = [image_set.split(name) for name in splits]
-            ids = [name for part in parts for name in part.items.get("id", ())]
-            captions = [text for part in parts for text in part.items["caption"]]
+            items = pd.concat([part.items for part in parts])
             pictures = torch.cat([part.floats for part in parts])
         else:
-            ids, captions = list(image_set.items.get("id", ())), list(image_set.items["caption"])
-            pictures = image_set.floats
+            items, pictures = image_set.items, image_set.floats
+        ids, captions = [*map(str, items.get("id", ()))], _texts(items["caption"].fillna(""), folder)
         if size is not None and tuple(pictures.shape[1:]) != tuple(size):
             raise ValueError(f"{folder} holds pictures of {_named(pictures.shape[1:])}; the model takes {_named(size)}")
         return ids, pictures, captions if any(captions) else None, {}
@@ -153,7 +153,10 @@ def open_pictures(paths: Sequence[Path], size: tuple[int, int, int] | None) -> t
         try:
             picture = torch.from_numpy(folders.open_picture(path).copy()).permute(2, 0, 1)
             if size is not None:
-                picture = picture[:1] if size[0] == 1 else picture
+                if size[0] == 1:
+                    if not (picture == picture[:1]).all():
+                        raise ValueError(f"{path} is in colour; the model takes {_named(size)}, so make it grey")
+                    picture = picture[:1]
                 if tuple(picture.shape) != tuple(size):
                     raise ValueError(f"{path} is {_named(picture.shape)}; the model takes {_named(size)}")
             found[path.name] = picture
@@ -179,6 +182,14 @@ def training_pictures(
 def is_image_set(folder: Path) -> bool:
     """Whether a folder holds an image set, and not files of images."""
     return (folder / "items.parquet").exists()
+
+
+def _texts(column: pd.Series, source: str | Path) -> list[str]:
+    """The texts of a column; raises ValueError for an entry that is none."""
+    row = next((row for row, text in enumerate(column) if not isinstance(text, str)), None)
+    if row is not None:
+        raise ValueError(f"{source}, row {row + 1}: the {column.name} is {column.iloc[row]!r}, which is no text")
+    return column.tolist()
 
 
 def _named(shape: Sequence[int]) -> str:
@@ -228,4 +239,4 @@ def read_samples(path: str | Path, size: tuple[int, int, int] | None = None) -> 
         raise ValueError(f"{path} has {wrong}; every item needs an id of its own")
     if size is not None and tuple(samples.shape[2:]) != tuple(size):
         raise ValueError(f"{path} holds pictures of {_named(samples.shape[2:])}; the model takes {_named(size)}")
-    return samples, ids
+    return samples, [*map(str, ids)]

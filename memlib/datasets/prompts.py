@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from memlib.datasets.folders import lines
+
 
 def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a file: one a line, or the values of `caption` of a .jsonl file; empty lines are passed over.
@@ -13,12 +15,8 @@ def read_prompts(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no prompt file {path}")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start})") from error
     prompts = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines(path), start=1):
         if not line.strip():
             continue
         if path.suffix == ".jsonl":
