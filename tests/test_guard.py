@@ -15,6 +15,7 @@ from test_transformers import GUIDANCE, NO_BINS, PIPELINES, tiny
 
 from memlib.detectors.text import first_step
 from memlib.fields.load import field_of
+from memlib.fields.transformer import packed
 from memlib.mitigation.guard import Guard, MemorisedPrompt, calibrate, fresh_noise, load, threshold_rank
 from memlib.mitigation.prompts import optimise_prompts
 from memlib.tensors import generators, item_seeds
@@ -107,7 +108,8 @@ def guarded(pipe: DiffusionPipeline, how: dict, quantile: float, name: str) -> t
     """A guard whose threshold lies at a quantile of the prompts' magnitudes, those, and how the pipeline is called with them."""
     noise = noises(pipe, PROMPTS, 0, name)
     magnitudes = expected(pipe, PROMPTS, noise).tolist()
-    guard = Guard(float(np.quantile(magnitudes, quantile)), 0.01, 99, field_of(pipe).timesteps(STEPS)[0], "")
+    shape = list((packed(noise) if name == "Flux dev" else noise).shape[1:])
+    guard = Guard(float(np.quantile(magnitudes, quantile)), 0.01, 99, field_of(pipe).timesteps(STEPS)[0], shape, "")
     call = how | {"prompt": PROMPTS, "output_type": "latent"}
     if isinstance(call.get("negative_prompt"), str):
         call["negative_prompt"] = [call["negative_prompt"]] * len(PROMPTS)
@@ -341,9 +343,23 @@ def test_a_run_from_a_picture_is_refused() -> None:
     parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
     varying = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     varying.set_progress_bar_config(disable=True)
-    with pytest.raises(ValueError, match="starts at the timestep .* not from pure noise"), guard.on(varying):
-        varying(PROMPTS[0], image=torch.zeros(1, 3, 16, 16), strength=0.5, **how)
+    picture = torch.zeros(1, 3, 16, 16)
+    for threshold in (1e9, 0.0):
+        late = replace(guard, threshold=threshold)
+        with pytest.raises(ValueError, match="starts at the timestep .* not from pure noise"), late.on(varying):
+            varying(PROMPTS[0], image=picture, strength=0.5, **how)
+    with pytest.raises(ValueError, match="not from pure noise"):
+        calibrate(varying, [f"{k}" for k in range(9)], 0.1, image=picture, strength=0.5, **how)
     assert untouched(varying)
+
+
+def test_another_size_of_pictures_is_refused() -> None:
+    pipe, how = made("U-Net")
+    guard, _, call = guarded(pipe, how, 1.0, "U-Net")
+    height, width = (2 * pipe.vae_scale_factor * side for side in guard.shape[1:])
+    with pytest.raises(ValueError, match=r"calibrate it with the same height and width"), guard.on(pipe):
+        drawn(pipe, call | {"height": height, "width": width})
+    assert untouched(pipe)
 
 
 def test_bad_requests_are_refused() -> None:

@@ -39,6 +39,7 @@ APART = (
     "Lumina2Transformer2DModel",
 )  # their pipelines predict without the prompt in a second call
 ROUNDING = 1e-9
+SAME_STEP = 5e-3  # of the schedule's length: timesteps that lie as near are one, rounded to bfloat16
 
 
 class MemorisedPrompt(RuntimeError):
@@ -61,13 +62,14 @@ class Guard:
     """A threshold of the magnitude at the first step, and for what it holds.
 
     An ordinary picture exceeds `threshold` with a chance of at most `false_alarms`. ordinary: prompts that it is calibrated on.
-    timestep: the first of sampling. weights: digest of the model.
+    timestep: the first of sampling. shape: of what the network is given for a picture. weights: digest of the model.
     """
 
     threshold: float
     false_alarms: float
     ordinary: int
     timestep: float
+    shape: list[int]
     weights: str
 
     def save(self, path: str | Path) -> None:
@@ -86,7 +88,8 @@ class Guard:
         last two do not get below the threshold they refuse. When the block ends the pipeline is as it was.
 
         Raises ValueError for an unknown action, a pipeline that is not supported and, when it is called, one that makes no
-        unconditional prediction or starts at another timestep than it was calibrated at.
+        unconditional prediction, starts at another timestep than it was calibrated at, or draws pictures of another size. That
+        the pipeline is of the model that the guard was calibrated on is checked by `load` alone.
         """
         watch = Watch(pipe, self, action, iterations, learning_rate)
         with watch.attached():
@@ -115,7 +118,8 @@ def calibrate(
     """The guard whose threshold ordinary prompts exceed with a chance of at most `false_alarms`.
 
     It is the magnitude of rank `threshold_rank` among those of the distinct prompts, each from its own noise. `call` is what the
-    pipeline will be called with, such as num_inference_steps and guidance_scale. Two network evaluations a prompt.
+    pipeline will be called with, such as num_inference_steps, guidance_scale, height and width, and the negative prompt, which
+    the magnitude compares with. Two network evaluations a prompt.
 
     Raises ValueError for a pipeline that is not supported, a rate that is none, and for too few prompts.
     """
@@ -144,6 +148,7 @@ def calibrate(
         false_alarms=false_alarms,
         ordinary=len(prompts),
         timestep=watch.timestep,
+        shape=watch.shape,
         weights=weights_digest(field_of(pipe)),
     )
 
@@ -168,7 +173,7 @@ class Watch:
     """What a guard sees of a pipeline, and does to it.
 
     magnitudes: of the pictures of the last call. alarms: how many pictures of all calls exceeded the threshold. timestep: the
-    first of the last call. Without a guard it ends every call after the first step.
+    first of the last call. shape: of what its network was given for a picture. Without a guard every call ends after that step.
     """
 
     def __init__(
@@ -187,6 +192,7 @@ class Watch:
             )
         self.field = field_of(pipe)
         self.magnitudes: list[float] = []
+        self.shape: list[int] = []
         self.alarms, self.timestep = 0, math.nan
         self._begin(False)
 
@@ -216,10 +222,6 @@ class Watch:
         def stepped(output: Tensor, t: Any, sample: Tensor, *arguments: Any, **keywords: Any) -> Any:
             if self.first:
                 self._without_guidance()
-            if not self.steps and float(t) != self.timestep:
-                raise ValueError(
-                    f"this call starts at the timestep {float(t):g}, not from pure noise; a guard reads that step"
-                )
             if self.sample is not None:
                 sample, self.sample = self.sample(sample), None
             self.steps += 1
@@ -263,10 +265,11 @@ class Watch:
 
     def _first_step(self, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
         x = arguments[0] if arguments else keywords.get("sample", keywords.get("hidden_states"))
+        self._from_pure_noise(arguments[1] if len(arguments) > 1 else keywords["timestep"])
         halves = self._halves(x, output[0])
         if halves is None:
             return output
-        self.first = False
+        self.first, self.shape = False, list(x.shape[1:])
         magnitude = self._magnitude(x, *halves)
         self.magnitudes = magnitude.tolist()
         if self.guard is None:
@@ -275,6 +278,11 @@ class Watch:
             raise ValueError(
                 f"this call starts at the timestep {self.timestep:g}, but the guard was calibrated at {self.guard.timestep:g}; "
                 "calibrate it with the same number of steps"
+            )
+        if self.shape != self.guard.shape:
+            raise ValueError(
+                f"this call gives the network {self.shape} for a picture, but the guard was calibrated at {self.guard.shape}; "
+                "calibrate it with the same height and width"
             )
         flagged = [row for row, value in enumerate(self.magnitudes) if not value <= self.guard.threshold]
         self.alarms += len(flagged)
@@ -292,6 +300,20 @@ class Watch:
             case "moved embedding":
                 return self._moved(x, arguments, keywords, output, flagged)
         return output
+
+    def _from_pure_noise(self, given: Any) -> None:
+        """Raise ValueError where the network is given a later timestep than the first of the schedule.
+
+        Networks are given it as it is, times a factor of their own (Sana), as a share of the schedule (Flux), or as what is left
+        of one (Lumina 2).
+        """
+        found, steps = float(torch.as_tensor(given).flatten()[0]), self.pipe.scheduler.config.num_train_timesteps
+        scale = float(getattr(self.network.config, "timestep_scale", None) or 1)
+        possible = (found, found / scale, found * steps, (1 - found) * steps)
+        if min(abs(each - self.timestep) for each in possible) > SAME_STEP * steps:
+            raise ValueError(
+                f"this call starts at the timestep {found:g}, not from pure noise at {self.timestep:g}; a guard reads that step"
+            )
 
     def _halves(self, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:
         """Predictions without the prompt and with it; None until both are there."""
