@@ -118,6 +118,7 @@ RECOMMENDED = {
 }
 PIXEL_LEVEL, LATENT_LEVEL = 0.2, 2.5  # of the loss, in units of pictures in [-1, 1] and of latents of variance 1
 USUAL_BUDGET = 8
+NEAR = 1024  # training pictures that are compared with a suspect at a time
 # Of detectors that read several quantities off the same evaluations, the one that is meant by the detector's name
 MEANT = {
     "flipd": {"quantity": "flipd"},
@@ -184,6 +185,7 @@ def audit(options: Options) -> Path:
         "model": digest,
         "seed": options.seed,
         "rows": options.rows,
+        "processes": processes().num_processes,
         "collections": {suspects.kind: suspects.digest for suspects, _ in pairs},
     }
     check_output(options.output, about, options.replace)
@@ -236,8 +238,9 @@ def check_options(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1")
-    if options.show < 0:
-        raise ValueError(f"--show is {options.show}; it must be at least 0")
+    for name in ("show", "seed"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 0")
     if options.detectors and options.budget is not None:
         raise ValueError("give --detectors or --budget: with a budget the detector is chosen for you")
     if options.ray is not None and options.device is not None:
@@ -388,6 +391,7 @@ def check_output(output: Path, about: Mapping[str, Any], replace: bool) -> None:
         "model": "of another model",
         "seed": "with another seed",
         "rows": "with other --rows",
+        "processes": "by another number of processes, of which its parts depend; start as many",
         "collections": "of other items",
     }
     different = [words[name] for name in about if there.get(name) != about[name]]
@@ -717,7 +721,8 @@ def _copied(
 
 def nearest(picture: Tensor, training: Training) -> Match:
     """The training picture nearest to a picture [C, H, W], and its root mean squared distance on the scale [-1, 1]."""
-    distances = (training.pictures - picture).flatten(1).square().mean(1).sqrt()
+    parts = training.pictures.split(NEAR)
+    distances = torch.cat([(part - picture).flatten(1).square().mean(1).sqrt() for part in parts])
     row = int(distances.argmin())
     shown = to_uint8(training.pictures[row]).permute(1, 2, 0).numpy()
     return Match(training.ids[row], shown, float(distances[row]))

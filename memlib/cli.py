@@ -25,6 +25,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except ValueError as error:
         sys.exit(f"memlib {options.command}: {error}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for every command
+            raise
+        sys.exit(
+            f"memlib {options.command}: memory ran out; give fewer --rows. What is scored is kept: go on from there"
+        )
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

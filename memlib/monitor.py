@@ -147,8 +147,8 @@ class Monitor:
 
     def _add(self, step: int, found: pd.DataFrame, seconds: float) -> None:
         """Add a look to the tables, write them, and tell what is new."""
-        told = self.onset is not None
         earlier, looks = (part[part["step"] < step] if len(part) else part for part in (self.scores, self.looks))
+        told = len(looks) > 0 and bool(looks["told_apart"].any())
         new = found.drop(columns="evaluations").assign(step=step)
         if not len(earlier):
             self.weights = self._digest()

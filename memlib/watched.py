@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from memlib.detectors.api import Detector, Items, as_list
-from memlib.fields.load import check_pipeline, field_of
+from memlib.fields.load import check_network, check_pipeline, field_of
 from memlib.processes import processes
 from memlib.tensors import check_images, to_float
 
@@ -51,7 +51,9 @@ class Watched:
             )
         check_pipeline(pipe)
         self.pipe, self.ema, self.rows, self.detectors = pipe, ema, rows, list(detectors)
-        self.network = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
+        part = "transformer" if hasattr(pipe, "transformer") else "unet"
+        self.network = getattr(pipe, part)
+        check_network(type(pipe).__name__, part, self.network.config)
         check_average(ema, self.network)
         with undisturbed(pipe):
             field = field_of(pipe)

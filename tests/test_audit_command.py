@@ -256,7 +256,8 @@ def test_a_transformer_is_audited_and_its_words_are_coloured_by_what_is_lost_wit
     assert scores["setting"].iloc[0] == "noises=1"
 
 
-def test_copies_are_looked_up_in_the_training_pictures(tmp_path: Path) -> None:
+def test_copies_are_looked_up_in_the_training_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memlib.audit.NEAR", 2)  # of them at a time
     _, page, _ = audit(tmp_path, "model", *PICTURES, "--training", "training", "--show", "6")
     assert "nearest in training: copied.png, distance 0.000" in page.text
     assert page.text.count("nearest in training:") >= 6
@@ -358,6 +359,7 @@ REFUSED = (
     (["model", *PICTURES, "--budget", "5"], "give --detectors or --budget"),
     (["model", *PICTURES, "--rows", "0"], "--rows is 0"),
     (["model", *PICTURES, "--show", "-1"], "--show is -1"),
+    (["model", *PICTURES, "--seed", "-1"], "--seed is -1"),
     (["model", "--images", "pictures", "--setting", "sigma=0.3"], "--setting is of named detectors"),
     (["model", "--images", "pictures", "--detectors", "losss"], "there is no detector 'losss'; did you mean 'loss'?"),
     (["model", *PICTURES, "--device", "cuda:7"], "there is no device 'cuda:7' here"),
@@ -433,6 +435,10 @@ def test_another_audit_at_the_output_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_bytes() == before
     audit(tmp_path, "model", *PICTURES, "--rows", "4", "--replace")
     assert audit(tmp_path, "model", "--images", "nulls", "--detectors", "bright", "--replace")[0]["items"] == 60
+    state = json.loads((tmp_path / "audit.json").read_text())
+    (tmp_path / "audit.json").write_text(json.dumps(state | {"about": state["about"] | {"processes": 8}}))
+    with pytest.raises(SystemExit, match="by another number of processes, of which its parts depend; start as many"):
+        audit(tmp_path, "model", "--images", "nulls", "--detectors", "bright")
     (tmp_path / "audit.json").write_text("[]")
     with pytest.raises(SystemExit, match="audit.json is of no audit"):
         audit(tmp_path, "model", *PICTURES)

@@ -95,6 +95,8 @@ def test_a_table_of_prompts_keeps_its_ids(tmp_path: Path) -> None:
     assert found.ids == ["v", "w"]
     assert found.read(["w", "v"]).prompts == ["a tree", "a whale"]
     assert found.remarks == ["1 prompts that repeat an earlier one are counted once"]
+    table.assign(prompt=["a whale", None, "a tree"]).to_parquet(path)
+    assert prompt_collection(path).remarks == ["1 empty prompts are left out"]
     table.assign(id="x").to_parquet(path)
     with pytest.raises(ValueError, match="has the id 'x' twice"):
         prompt_collection(path)

@@ -29,13 +29,13 @@ def write_pictures(folder: Path, n: int, size: int = 8) -> np.ndarray:
 def test_a_folder_with_captions(tmp_path: Path) -> None:
     pixels = write_pictures(tmp_path, 3)
     (tmp_path / "metadata.jsonl").write_text(
-        '{"file_name": "00.png", "text": "from the table"}\n{"file_name": "01.png", "caption": "a caption"}\n'
+        '\ufeff{"file_name": "00.png", "text": "from the\u2028table"}\n{"file_name": "01.png", "caption": "a caption"}\n\n'
     )
-    (tmp_path / "02.txt").write_text("from its own file\n")
+    (tmp_path / "02.txt").write_text("\ufefffrom its own file\n")
     images, names, captions = sources.load_pictures("folder", 8, str(tmp_path))
     assert (images.permute(0, 2, 3, 1).numpy() == pixels).all()
     assert names == ["00.png", "01.png", "02.png"]
-    assert captions == ["from the table", "a caption", "from its own file"]
+    assert captions == ["from the\u2028table", "a caption", "from its own file"]
     assert sources.load_pictures("folder", 4, str(tmp_path))[0].shape == (3, 3, 4, 4)
 
 
@@ -76,6 +76,9 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "00.png", "text": "good"}\n{"file": 1}\n')
     with pytest.raises(ValueError, match=r"metadata.jsonl line 2 is not an object with file_name"):
         sources.load_pictures("folder", 8, str(tmp_path))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "00.png", "text": null}\n')
+    with pytest.raises(ValueError, match=r"metadata.jsonl line 1: the caption of 00.png is None, which is no text"):
+        sources.load_pictures("folder", 8, str(tmp_path))
 
 
 def test_pictures_of_a_folder_are_opened_one_by_one(tmp_path: Path) -> None:
@@ -96,6 +99,7 @@ def test_pictures_of_a_folder_are_opened_one_by_one(tmp_path: Path) -> None:
     ("name", "content", "expected"),
     [
         ("a.txt", "a red apple\n\n  the whale \n", ["a red apple", "the whale"]),
+        ("a.txt", "\ufeffa red\u2028apple\r\nthe whale", ["a red\u2028apple", "the whale"]),
         ("a.jsonl", '{"caption": "a red apple", "more": 1}\n', ["a red apple"]),
     ],
 )

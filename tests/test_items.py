@@ -72,6 +72,27 @@ def test_a_picture_that_cannot_be_scored_is_noted_but_all_training_pictures_are_
         load_items(images=given / "pictures", training=given / "training", size=SIZE)
 
 
+def test_colour_is_not_given_to_a_grey_model(given: Path) -> None:
+    Image.new("RGB", (8, 8), (90, 90, 90)).save(given / "pictures" / "grey.png")
+    found, notes = load_items(images=given / "pictures", size=(1, 8, 8))
+    assert list(found.ids) == ["grey.png"]
+    assert "0.png is in colour; the model takes 1 channels of 8x8 pixels, so make it grey" in notes["0.png"]
+
+
+def test_numbers_as_ids_and_texts_that_are_none(given: Path) -> None:
+    table = pd.DataFrame({"id": [1, 2], "prompt": ["a whale", "a tree"]})
+    table.to_parquet(given / "prompts.parquet")
+    assert list(load_items(prompts=given / "prompts.parquet")[0].ids) == ["1", "2"]
+    table.assign(prompt=["a whale", None]).to_parquet(given / "prompts.parquet")
+    with pytest.raises(ValueError, match=r"prompts.parquet, row 2: the prompt is .*, which is no text"):
+        load_items(prompts=given / "prompts.parquet")
+    own = pd.read_parquet(given / "set" / "items.parquet")
+    own.assign(id=range(len(own)), caption=None).to_parquet(given / "set" / "items.parquet")
+    found, _ = load_items(images=given / "set")
+    assert found.ids[0] == "0"
+    assert found.prompts is None, "no captions"
+
+
 def test_parts_of_different_sizes_are_refused(given: Path) -> None:
     write_folder(given / "large", size=(16, 16))
     samples = torch.zeros(3, 2, 3, 16, 16, dtype=torch.uint8)

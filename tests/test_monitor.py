@@ -257,6 +257,18 @@ def test_another_training_does_not_go_on_with_the_log(tmp_path: Path, averaged: 
     assert len(made(tmp_path, network, ema=ema).step(2)) == 1
 
 
+def test_an_alarm_of_a_run_that_is_gone_does_not_silence_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("memlib.monitor.judge", lambda *asked: judge(*asked)._replace(p_value=0.0))
+    monitor = made(tmp_path, every=1)
+    for step, onset in ((0, None), (2, 2), (1, 1)):
+        caplog.clear()
+        monitor.step(step)
+        assert monitor.onset == onset
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * (onset is not None)
+
+
 def test_a_kill_between_the_two_tables_loses_one_look(tmp_path: Path) -> None:
     monitor = made(tmp_path)
     monitor.step(0)
@@ -372,6 +384,11 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path, changes: dict, 
         made(tmp_path, network, **changes)
     assert network.training
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_also_predicts_a_variance_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="also predicts a variance"):
+        made(tmp_path, UNet2DModel.from_config({**small_unet().config, "out_channels": 6}))
 
 
 def test_a_network_alone_several_scores_and_autocast_are_refused(tmp_path: Path) -> None:

@@ -531,6 +531,19 @@ def test_prompts_are_scored_by_the_command(
     assert read_scores(tmp_path / "magnitude.parquet").columns.tolist() == ["noise=0 noises=1"]
 
 
+def test_memory_that_runs_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_detectors", run_out)
+    error = torch.OutOfMemoryError("tried to allocate 9 GiB")
+    with pytest.raises(SystemExit, match=r"^memlib detectors: memory ran out; give fewer --rows"):
+        cli.main(["detectors"])
+    error = RuntimeError("another")
+    with pytest.raises(RuntimeError, match="another"):
+        cli.main(["detectors"])
+
+
 def test_what_the_command_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the name of no folder is looked for there

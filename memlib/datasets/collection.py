@@ -1,4 +1,8 @@
-"""Collections of pictures or prompts that are read a part at a time, so that memory does not grow with them."""
+"""Collections of pictures or prompts that are scored a part at a time.
+
+Pictures of a folder are read with their part, so that memory does not grow with them; those of an image set, which is one file,
+are all held.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -25,8 +29,7 @@ class Collection:
     """N items of a kind, each once, with what is known of them before any is scored.
 
     ids and digests (of their content): of the items that can be scored. refer: the items of some ids, whose pictures stay in
-    their files. notes: why the others
-    cannot be scored, by id. remarks: what else was found. source: where they come from.
+    their files. notes: why the others cannot be scored, by id. remarks: what else was found. source: where they come from.
     """
 
     kind: Kind
@@ -84,7 +87,7 @@ def _image_set(folder: Path, splits: Sequence[str], size: tuple[int, int, int], 
     parts = [whole.split(name) for name in splits] or [whole]
     images = torch.cat([part.images for part in parts])
     ids = [str(name) for part in parts for name in part.items["id"]]
-    captions = [text for part in parts for text in part.items["caption"]]
+    captions = [text for part in parts for text in part.items["caption"].fillna("")]
     if tuple(images.shape[1:]) != tuple(size):
         raise ValueError(
             f"{folder} holds pictures of {' x '.join(map(str, images.shape[1:]))}; the model takes {' x '.join(map(str, size))}"
@@ -109,7 +112,7 @@ def prompt_collection(path: str | Path, seed: int = 0) -> Collection:
     """
     if Path(path).suffix == ".parquet":
         table = image_sets.read_table(Path(path), ("id", "prompt"))
-        ids, prompts = table["id"].astype(str).tolist(), table["prompt"].tolist()
+        ids, prompts = (table[name].fillna("").astype(str).tolist() for name in ("id", "prompt"))
     else:
         ids = prompts = read_prompts(path)
     given: dict[str, str] = {}

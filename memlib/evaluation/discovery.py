@@ -33,7 +33,7 @@ def discoveries(p_values: ArrayLike, rate: float) -> NDArray[np.bool_]:
     Of conformal p-values, the share of false discoveries is at most `rate` on average over sets of nulls (Bates et al., arXiv
     2104.08279, theorem 2).
     """
-    return stats.false_discovery_control(p_values) <= rate
+    return stats.false_discovery_control(p_values) <= rate * (1 + ROUNDING)
 
 
 def fewest_nulls(items: int, found: int, rate: float) -> int:
@@ -41,7 +41,7 @@ def fewest_nulls(items: int, found: int, rate: float) -> int:
 
     The smallest p-value of n nulls is 1 / (n + 1), and `found` items pass where it is at most rate * found / items.
     """
-    return max(1, math.ceil(items / (rate * found)) - 1)
+    return max(1, math.ceil(items / (rate * found) - ROUNDING) - 1)
 
 
 def most_false(p_values: ArrayLike, level: float = 0.05) -> NDArray[np.int64]:
