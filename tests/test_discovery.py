@@ -57,7 +57,7 @@ def test_the_rate_of_false_discoveries_holds_for_exchangeable_nulls_alone(shift:
 
 
 @pytest.mark.parametrize(
-    ("items", "found", "rate"), [(200, 20, 0.1), (1000, 5, 0.1), (50, 50, 0.05), (7, 2, 0.3), (3, 1, 0.3), (3, 1, 0.15)]
+    ("items", "found", "rate"), [(200, 20, 0.1), (1000, 5, 0.1), (50, 50, 0.05), (7, 2, 0.3), (3, 1, 0.3), (9, 3, 0.15)]
 )
 def test_fewer_nulls_can_find_nothing(items: int, found: int, rate: float) -> None:
     needed = fewest_nulls(items, found, rate)
