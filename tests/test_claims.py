@@ -544,6 +544,18 @@ def test_no_verdict_of_the_study_hangs_on_the_seed_of_the_bootstrap(seed: int, m
             assert verdicts.after_correction(row["verdict"], p) == expected[name]["holm_verdict"], name
 
 
+def test_what_is_tried_is_the_training_that_mitigates_or_else_the_first_side(project: pd.DataFrame) -> None:
+    """A detector less its control, of the same trainings, could have told all: only what it finds is open."""
+
+    def against_a_control(section: dict[str, Any]) -> None:
+        section["helps"]["criterion"] |= {"minus": {"outcome": "copies > 99"}}
+
+    for change, tried in ((lambda section: None, "second"), (against_a_control, "first")):
+        write_registry(change)
+        read = cases.read_cases("helps", criteria.read_claims()["volume.helps"].criterion)
+        assert cases.measure(read)[0].tried == tried
+
+
 def test_claims_of_this_study_are_a_family_of_their_own(project: pd.DataFrame) -> None:
     def add(section: dict[str, Any]) -> None:
         own = {key: value for key, value in section["grows"].items() if key != "paper"}

@@ -270,10 +270,10 @@ def test_a_threshold_of_prompts_that_say_less_stops_more_and_alarms_on_those_tha
     """Every second subject gives the threshold; one of the others is far above it. An empty prompt has fewer words than any."""
     write_guarded("planted", 0)
     rows = [
-        {"id": style, "noise": 20 * subject + noise, "magnitude": 0.5 + 9 * (subject == 1) + 0.1 * RNG.random()}
+        {"id": style * subject, "noise": noise, "magnitude": 0.5 + 9 * (subject == 1) + 0.1 * RNG.random()}
         | {"group": group, "subject": subject}
-        for group, style in (("subject alone", "a fox"), ("nothing", ""))
-        for subject in range(10)
+        for group, style in (("subject alone", "fox "), ("nothing", " "))
+        for subject in range(1, 11)
         for noise in range(20)
     ]
     write_table("tables/guarded/planted/first_steps.parquet", pd.DataFrame(rows))
@@ -287,13 +287,14 @@ def test_a_threshold_of_prompts_that_say_less_stops_more_and_alarms_on_those_tha
         own = found[found["style"] == style]
         assert own["magnitude"].tolist() == stopped
         assert (own["words"] == words).all()
-    alarms = pd.read_parquet("tables/audits/style_alarms.parquet").set_index(["style", "among"])
-    assert alarms.loc[("subject alone", judge_audits.ALL_NAMED), ["stopped", "of"]].tolist() == [200, 200]
-    assert alarms.loc[("subject alone", "alike"), "of"] == 100
-    assert 20 <= alarms.loc[("subject alone", "alike"), "stopped"] <= 25, (
-        "the subject far above, and 1 % but for chance"
-    )
-    assert alarms.loc[(judge_audits.ALL_NAMED, "alike"), "stopped"] <= 6
+    alarms = pd.read_parquet("tables/audits/style_alarms.parquet").set_index(["style", "among"])["stopped"]
+    everything = alarms["subject alone", judge_audits.ALL_NAMED]
+    assert (len(everything), everything.mean()) == (200, 1.0), "a share of each prompt"
+    alike = alarms["subject alone", "alike"]
+    assert len(alike) == 5, "a share of each subject"
+    assert alike.max() == 1, "the subject far above"
+    assert alike.sort_values().iloc[:4].mean() < 0.05, "1 %, but for chance"
+    assert alarms[judge_audits.ALL_NAMED, "alike"].mean() < 0.03
 
 
 @pytest.mark.parametrize("copied", ["", "a"])

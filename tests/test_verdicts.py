@@ -220,7 +220,7 @@ def share_part(asked: dict[str, Any], side: dict[str, Any], level: float) -> Par
     n = len(own)
     wilson, best = (
         proportion_confint(k, n, 1 - level, method="wilson")
-        for k in (round(own.sum()), 0 if side == asked.get("minus") else n)
+        for k in (round(own.sum()), 0 if mitigates(asked) and side == asked["minus"] else n)
     )
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     deviations = (own - own.mean()) / np.sqrt(n * (n - 1))
@@ -289,7 +289,7 @@ def recomputed(asked: dict[str, Any], level: float = 0.95) -> tuple[float, float
     if other:
         b = part(asked, other, level)
         value, low, high = difference(a, b, a.deviations - b.deviations, level)
-        best = best_difference(a, b, 1.0 if asked["statistic"] == "AUROC" else 0.0, level)
+        best = best_difference(a, b, 0.0 if mitigates(asked) else 1.0, level)
         same = other.get("trainings", asked["trainings"]) == asked["first"].get("trainings", asked["trainings"])
         by_training = a.by_training - b.by_training if same else by_training
     if len(by_training) > 1:
@@ -301,6 +301,11 @@ def recomputed(asked: dict[str, Any], level: float = 0.95) -> tuple[float, float
     if not other:
         low, high = max(low, 0.0), min(high, 1.0)
     return value, low, high, best > asked["above"]
+
+
+def mitigates(asked: dict[str, Any]) -> bool:
+    """Whether the method is the training that is taken away from its control; else it is the first side."""
+    return "trainings" in asked.get("minus", {})
 
 
 def best_difference(a: Part, b: Part, best: float, level: float) -> float:

@@ -90,7 +90,7 @@ def measure(cases: Cases, comparison: Comparison | None = None) -> tuple[Measure
     if len(values) == 1:
         return values[0], chosen
     trainings = [side.trainings or criterion.trainings for side in sides.values()]
-    tried = "second" if criterion.statistic == "share" else "first"  # a mitigation is taken from its control
+    tried = "second" if comparison.minus.trainings else "first"  # a mitigating training is taken from its control
     return Difference(*values, same_trainings=trainings[0] == trainings[1], tried=tried), chosen
 
 

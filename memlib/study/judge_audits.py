@@ -35,7 +35,7 @@ TABLES = Path("tables/audits")
 LEVEL, RESAMPLES = 0.05, 199  # of the test of a collection
 PICTURE_SCORE = "draws=4 sigma=0.2"  # what `memlib audit` recommends
 MAGNITUDES = 4  # noises of the magnitude, as it recommends
-ALL_NAMED = "all that a drawing shows"  # what the ordinary prompts of this study name
+ALL_NAMED = "the whole look"  # what the ordinary prompts of this study name
 
 
 def main() -> None:
@@ -259,12 +259,14 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
 def judge_styles(trainings: Sequence[str], false_alarms: float) -> None:
     """What the first step stops by the threshold of ordinary prompts of a style, those of every second subject.
 
-    The others of that style, and the prompts that name everything, tell the false alarms.
+    The others of that style, and the prompts that name the whole look, tell the false alarms, as a share of each subject's
+    samples or of each prompt's.
     """
     rows = []
     for training in trainings:
         followed = {part: table[0] for part, table in read_followed(training).items()}
         first = pd.read_parquet(f"tables/guarded/{training}/first_steps.parquet").set_index(["id", "noise"])
+        subjects = first["subject"].groupby("id").first()
         styles = {ALL_NAMED: (followed["calibration"], followed["ordinary"])}
         for style, own in first.groupby("group", sort=False):
             second = own["subject"] % 2 == 1
@@ -275,18 +277,13 @@ def judge_styles(trainings: Sequence[str], false_alarms: float) -> None:
             words = alarms.stopped(_words(copies), _words(usual), false_alarms)
             stopped = {"magnitude": alarms.stopped(copies, usual, false_alarms), "words": words}
             found.append(pd.DataFrame(stopped, copies.index).groupby("id").mean().assign(style=style))
-            rows += [
-                {
-                    "training": training,
-                    "style": style,
-                    "among": among,
-                    "stopped": int(alarms.stopped(values, usual, false_alarms).sum()),
-                    "of": len(values),
-                }
-                for among, values in asked.items()
-            ]
+            for among, values in asked.items():
+                clusters = [str(subjects.get(prompt, prompt)) for prompt in values.index.get_level_values("id")]
+                alarmed = pd.Series(alarms.stopped(values, usual, false_alarms)).groupby(clusters).mean()
+                told = alarmed.rename_axis("cluster").reset_index(name="stopped")
+                rows.append(told.assign(training=training, style=style, among=among))
         write_table(TABLES / f"styles/{training}.parquet", pd.concat(found).rename_axis("id").reset_index())
-    write_table(TABLES / "style_alarms.parquet", pd.DataFrame(rows))
+    write_table(TABLES / "style_alarms.parquet", pd.concat(rows, ignore_index=True))
 
 
 def _words(samples: pd.Series | pd.DataFrame) -> list[int]:
