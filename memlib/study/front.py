@@ -40,11 +40,12 @@ USES = """\
 items that are known to be outside its training, states the expected share of false discoveries \
 ({{doc}}`chapters/audit`). `MODEL` is the folder or hub name of a diffusers pipeline: unconditional, or \
 text-to-image with a U-Net or a transformer. Here, at a nominal \
-rate of 10 % false discoveries, {pictures}, and {prompts}, both beyond what it finds in a model that did not see them.
+rate of 10 % false discoveries, {pictures}, and {prompts}, both less what it finds in the control.
 - **Stop copies while it samples**: `guard = memlib.mitigation.guard.calibrate(pipe, ordinary_prompts)`, then `with \
 guard.on(pipe):` ({{doc}}`chapters/guard`). Here, at 1 % of false alarms, {guard}.
 - **Watch a fine-tuning**: a monitor in the training loop says when the model begins to tell its pictures apart \
-({{doc}}`chapters/monitor`). Here it named {monitor} no later than the first copy.
+({{doc}}`chapters/monitor`). Here it named {monitor} no later than the first copy; to be named is not \
+to be copied.
 - **A million pictures**: {{doc}}`scale` has the cost an item, on one machine or many.
 """
 
