@@ -85,7 +85,7 @@ def test_uses_say_what_they_reached(rows: list[dict[str, Any]]) -> None:
     said = front.uses(rows)
     assert f"it found {found['audit.finds_planted_pictures']:+} of the pictures that were seen ten times" in said
     assert f"and {found['audit.finds_memorised_prompts']:+} of the planted prompts" in said
-    assert "both beyond what it finds in a model that did not see them" in said
+    assert "both less what it finds in the control" in said
     assert f"it stopped {found['guard.first_step_stops_copies']} of the copies" in said
     assert f"it named {found['monitor.named_before_copied']} of the pictures" in said
     rates = [row for row in rows if row["id"] in ("audit.finds_memorised_prompts", "guard.first_step_stops_copies")]

@@ -75,7 +75,7 @@ class Split(_Strict):
 class Criterion(Comparison):
     """A claim is reproduced where the whole 95 % interval of its statistic is above a threshold, not where it is below.
 
-    Paths, queries and outcomes are `filled` where they differ between trainings. baseline: what needs no paper, measured as the
+    Paths, queries and outcomes are `filled` where they differ between trainings. baseline: something simpler, measured as the
     first side and beside it. control: scores of models that saw nothing of what makes the positives, whose AUROC must hold 0.5.
     at_least: how many items of each kind (positive, negative, items) its power asks for on the half that is reported.
     """
