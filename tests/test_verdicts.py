@@ -305,7 +305,7 @@ def recomputed(asked: dict[str, Any], level: float = 0.95) -> tuple[float, float
 
 def mitigates(asked: dict[str, Any]) -> bool:
     """Whether the method is the training that is taken away from its control; else it is the first side."""
-    return "trainings" in asked.get("minus", {})
+    return "trainings" in (asked.get("minus") or {})
 
 
 def best_difference(a: Part, b: Part, best: float, level: float) -> float:
