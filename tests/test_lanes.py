@@ -68,6 +68,7 @@ def wait_for(path: Path) -> None:
     raise AssertionError(f"{path} has not come")
 
 
+@pytest.mark.ci  # a whole run by a process of its own, as the three below; the smoke run asks the same of the study
 def test_independent_stages_run_side_by_side_with_one_thread_each(tmp_path: Path) -> None:
     meet = "touch {0}; for i in $(seq 200); do [ -e {1} ] && break; sleep 0.05; done; [ -e {1} ] && {2}"
     project(
@@ -111,6 +112,7 @@ def test_dvc_itself_finds_done_what_lanes_have_done(tmp_path: Path) -> None:
     assert again.replace("0.002", "0.001").encode() == written
 
 
+@pytest.mark.ci
 def test_a_failing_stage_stops_only_those_that_need_it(tmp_path: Path) -> None:
     project(
         tmp_path,
@@ -131,10 +133,8 @@ def test_a_failing_stage_stops_only_those_that_need_it(tmp_path: Path) -> None:
     assert ran(tmp_path)[:2] == (0, {"bad": "done", "after_bad": "done"})
 
 
-ALSO = [pytest.param(sent, marks=pytest.mark.ci) for sent in (signal.SIGTERM, signal.SIGINT)]
-
-
-@pytest.mark.parametrize("sent", [signal.SIGKILL, *ALSO])
+@pytest.mark.ci
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_ended_ends_its_stages_and_goes_on_with_the_same_command(tmp_path: Path, sent: int) -> None:
     project(
         tmp_path,
