@@ -160,6 +160,7 @@ def test_cifar10_from_files(tmp_path: Path, kind: str) -> None:
     assert captions == ["cat"] * 6
 
 
+@pytest.mark.ci
 def test_openmoji_is_drawn_in_colour_with_names() -> None:
     images, names, captions = sources.load_pictures("openmoji", 16)
     assert len(images) > 1800

@@ -156,6 +156,7 @@ def test_a_run_that_is_ended_ends_its_stages_and_goes_on_with_the_same_command(t
     assert (status, outcomes) == (0, {"slow": "done"}), errors
 
 
+@pytest.mark.ci
 def test_a_program_of_the_package_runs_in_a_fork_as_python_would_run_it(tmp_path: Path) -> None:
     project(
         tmp_path,

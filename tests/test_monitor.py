@@ -411,6 +411,7 @@ def snippet() -> str:
     return found
 
 
+@pytest.mark.ci
 def test_the_loop_of_the_chapter_alarms_on_a_memoriser(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

@@ -65,6 +65,7 @@ def start(folder: Path, *arguments: str, stage: str | None = None) -> subprocess
     )
 
 
+@pytest.mark.ci
 def test_two_runs_of_a_chapter_are_the_same_bytes(tmp_path: Path) -> None:
     body = "import sys, time\nprint('n is', n)\ntime.sleep(0.1)\nprint('progress', file=sys.stderr)\nprint('twice')\nn"
     outputs = []

@@ -111,6 +111,7 @@ def without_dvc(command: list[str], run: Callable = subprocess.run, **how: Any) 
     return None if "dvc" in command else run(command, **how)
 
 
+@pytest.mark.ci
 def test_every_profile_of_the_project_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(profiles.subprocess, "run", without_dvc)

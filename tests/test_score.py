@@ -580,6 +580,7 @@ def test_the_detectors_are_listed(capsys: pytest.CaptureFixture) -> None:
     assert "png_size: needs picture; no settings" in lines
 
 
+@pytest.mark.ci
 def test_a_reader_that_has_seen_enough_ends_the_list_quietly() -> None:
     command = f"set -o pipefail; {sys.executable} -m memlib.cli detectors | true"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -377,6 +377,7 @@ def test_the_autoencoder_learns_no_unseen_drawing_and_is_shown_on_them(tmp_path,
     assert (sheet == expected.numpy()).all(), "the drawings, then what is given back of them"
 
 
+@pytest.mark.ci
 def test_latents_of_all_drawings_and_the_training_pictures_are_made_once(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     drawn = small_world(drawings_each=1)
