@@ -103,6 +103,7 @@ def scored(n: int, k: int, rng: np.random.Generator, signal: np.ndarray | float 
     return pd.DataFrame(values, columns=[f"score {i}" for i in range(k)])
 
 
+@pytest.mark.ci
 def test_p_values_of_an_adaptive_score_are_valid() -> None:
     """Of items that are all outside of the training, by scores enough to learn any set of nulls by heart."""
     small = []

@@ -159,6 +159,7 @@ def test_edges_are_where_most_pictures_have_them(generator: torch.Generator) -> 
     assert float(common_edges(half[[0, 0]])) == pytest.approx(2 / 8)
 
 
+@pytest.mark.ci
 def test_pure_noise_at_the_first_step_leaves_all_right() -> None:
     """Where nothing of the data is left eps is x_t whatever the prompt: with signal 0, D = -v and J_D = -J_v."""
     pipe = small_pipeline("v_prediction")

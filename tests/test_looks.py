@@ -32,6 +32,7 @@ def test_p_values_of_small_groups_are_those_of_all_permutations() -> None:
     assert found == pytest.approx([exact(a, b) for a, b in zip(trained, heldout, strict=True)])
 
 
+@pytest.mark.ci
 def test_p_values_of_larger_groups_are_no_smaller_where_an_alarm_is_decided() -> None:
     rng = np.random.default_rng(1)
     trained, heldout = rng.normal(1.1, 1, (40, 9)), rng.normal(0, 1, (40, 9))

@@ -97,6 +97,7 @@ def test_a_stage_of_an_experiment_gets_its_own_settings_and_leaves_no_page(tmp_p
     assert read_json(tmp_path / "results/made/toy@planted.json").keys() == {"tables/planted.txt"}
 
 
+@pytest.mark.ci
 def test_notebooks_side_by_side_keep_their_outputs_apart(tmp_path: Path) -> None:
     names = ("left", "right")
     for name in names:
@@ -139,6 +140,7 @@ def test_a_refused_input_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "results/times").exists()
 
 
+@pytest.mark.ci
 def test_a_killed_notebook_leaves_nothing_half_written(tmp_path: Path) -> None:
     import pandas as pd
 

@@ -62,6 +62,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.ci
 def test_a_profile_is_laid_over_a_copy_without_what_the_study_has_made(project: Path) -> None:
     folder = project / "results/profiles/large"
     profiles.project_copy(folder, [profiles.read_profile("large")])
