@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 import yaml
 
+from memlib.evaluation.intervals import Estimate
 from memlib.files import read_json
+from memlib.study import plotting
 from memlib.study.notebook import run_notebook
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +42,47 @@ def test_a_stage_depends_on_the_parameters_that_its_notebook_reads(path: Path) -
     if "cmd" in stage:  # others are written out for several items
         for section, part in re.findall(r'read_section\(\s*"(\w+)"\s*\)(?:\["(\w+)"\])?', code):
             assert section in known or f"{section}.{part}" in known
+
+
+def box(name: str, **known: object) -> list[str]:
+    """The items of a chapter's box, of what the cells before it have found."""
+    cells = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4).cells
+    (cell,) = (cell for cell in cells if "answer" in cell.metadata.get("tags", []))
+    *before, said = ast.parse(cell.source).body
+    names = {"plotting": plotting} | known
+    exec(compile(ast.Module(before, []), name, "exec"), names)
+    return eval(compile(ast.Expression(said.value), name, "eval"), names).data.splitlines()
+
+
+@pytest.mark.parametrize(("highest", "warned"), [((0.1, 0.49), True), ((0.1, 0.5), False), ((0.6, 0.1), False)])
+def test_the_guards_box_warns_where_most_copies_of_all_families_pass(highest: tuple, warned: bool) -> None:
+    columns = ["family", "steps that are read", "share of copies stopped", "prompts"]
+    families = {"U-Net": ["planted"], "transformer": ["flow-planted"]}
+    judged = [
+        (family, reading, Estimate(0.05, 0, high if reading == "first step" else 0.9), 39)
+        for family, high in zip(families, highest, strict=True)
+        for reading in ("first step", "number of words (no model)", "looked up")
+    ]
+    alarms = [(name, "first step", Estimate(0.003, 0, 0.01)) for (name,) in families.values()]
+    share = Estimate(0.946, 0.804, 1)
+    first, *others = box(
+        "guard",
+        families=families,
+        columns=columns,
+        judged=pd.DataFrame(judged, columns=columns),
+        found=pd.DataFrame(alarms, columns=["training", "window", "false alarms"]),
+        styles=pd.DataFrame(
+            [(family, "subject alone", share, share, share) for family in families],
+            columns=["family", "style", "magnitude", "words", "all"],
+        ),
+        everything="all",
+        rate=0.01,
+        LOOKED_UP="looked up",
+    )
+    assert first.endswith("do not rely on it here.") == warned
+    assert "do not rely" not in " ".join(others)
+    for item in (first, *others):
+        assert len(item.removeprefix("- ").replace("**", "")) <= 240, "a phone's screen"
 
 
 def study(folder: Path, *code: str, name: str = "toy", **parameters: object) -> None:
