@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from memlib.evaluation.intervals import Estimate
+from memlib.evaluation.intervals import Estimate, mean, mean_share
 from memlib.files import read_json
 from memlib.study import plotting
 from memlib.study.notebook import run_notebook
@@ -83,6 +83,30 @@ def test_the_guards_box_warns_where_most_copies_of_all_families_pass(highest: tu
     assert "do not rely" not in " ".join(others)
     for item in (first, *others):
         assert len(item.removeprefix("- ").replace("**", "")) <= 240, "a phone's screen"
+
+
+def test_the_box_of_tokens_says_of_how_many_prompts_each_share_is() -> None:
+    drawn = {"the whole prompt": [1.0, 0.5, 0.0], "without the trigger": [0.5, 0.5, 0.5]}
+    variants = [
+        {"variant": name, "id": prompt, "copies": share, "magnitude": 1.0}
+        for name, shares in drawn.items()
+        for prompt, share in zip("abc", shares, strict=True)
+    ]
+    ranked = {"input": Estimate(0.5, 0.1, 0.9), "left out": Estimate(0, 0, 0.7)}
+    ranks, copies = box(
+        "tokens",
+        shares={"drawing their picture": ranked},
+        counts={"drawing their picture": 2, "all with a trigger": 3},
+        chance=0.1,
+        by_input="input",
+        plain="left out",
+        variants=pd.DataFrame(variants),
+        mean=mean,
+        mean_share=mean_share,
+        seed=0,
+    )
+    assert ranks.startswith("- Of 2 prompts with a trigger (drawing their picture)")
+    assert copies.startswith("- All 3 prompts with a trigger copy in **0.500 [")
 
 
 def study(folder: Path, *code: str, name: str = "toy", **parameters: object) -> None:
