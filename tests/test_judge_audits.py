@@ -196,11 +196,15 @@ def write_guarded(training: str, telling: int) -> None:
     write_table(f"tables/guarded/{training}/samples.parquet", pd.DataFrame(samples))
 
 
+def followed(*trainings: str) -> dict[str, judge_audits.Followed]:
+    return {training: judge_audits.read_followed(training) for training in trainings}
+
+
 def test_steps_are_chosen_on_the_trainings_of_the_other_role() -> None:
     """The last step tells in `planted`, the first in `exchanged`; of windows that stop as many, the first is chosen."""
     for training, telling in (("planted", 2), ("exchanged", 0), ("flow-planted", 2), ("flow-exchanged", 2)):
         write_guarded(training, telling)
-    judge_audits.judge_guards(["planted", "exchanged", "flow-planted", "flow-exchanged"], 0.01)
+    judge_audits.judge_guards(followed("planted", "exchanged", "flow-planted", "flow-exchanged"), 0.01)
     for training, window, chosen, first in (
         ("planted", "first step", [0.0, 0.0], [0.0, 0.0]),
         ("exchanged", "all steps", [1.0, 0.5], [1.0, 0.5]),
@@ -237,7 +241,7 @@ def test_all_steps_are_weighed_as_the_trainings_of_the_other_role_tell(monkeypat
         return lambda magnitudes: magnitudes[:, 2]
 
     monkeypatch.setattr("memlib.evaluation.alarms.discriminant", fitted)
-    judge_audits.judge_guards(["planted", "exchanged"], 0.01)
+    judge_audits.judge_guards(followed("planted", "exchanged"), 0.01)
     told = [np.flatnonzero((copies > 2).any(0)).tolist() for copies, _ in seen]
     assert told == [[0], [2]], "those of planted are weighed by the copies of exchanged, and the other way round"
     for copies, ordinary in seen:
@@ -257,7 +261,7 @@ def test_alarms_are_counted_among_the_further_ordinary_prompts() -> None:
         looked_up = pd.read_parquet(f"tables/guarded/{training}/looked_up.parquet")
         looked_up.loc[looked_up["id"].isin([f"ordinary {k}" for k in range(20)]), "ratio"] *= 0.2
         write_table(f"tables/guarded/{training}/looked_up.parquet", looked_up)
-    judge_audits.judge_guards(["planted", "exchanged"], 0.01)
+    judge_audits.judge_guards(followed("planted", "exchanged"), 0.01)
     alarms = pd.read_parquet("tables/audits/alarms.parquet").set_index("window")
     assert alarms["stopped"].between(20, 28).all(), alarms["stopped"]
     found = pd.read_parquet("tables/audits/guard/planted.parquet")
@@ -277,7 +281,7 @@ def test_a_threshold_of_prompts_that_say_less_stops_more_and_alarms_on_those_tha
         for noise in range(20)
     ]
     write_table("tables/guarded/planted/first_steps.parquet", pd.DataFrame(rows))
-    judge_audits.judge_styles(["planted"], 0.01)
+    judge_audits.judge_styles(followed("planted"), 0.01)
     found = pd.read_parquet("tables/audits/styles/planted.parquet").set_index("id")
     for style, stopped, words in (
         (judge_audits.ALL_NAMED, [1.0, 0.5], 0),
@@ -294,7 +298,9 @@ def test_a_threshold_of_prompts_that_say_less_stops_more_and_alarms_on_those_tha
     assert len(alike) == 5, "a share of each subject"
     assert alike.max() == 1, "the subject far above"
     assert alike.sort_values().iloc[:4].mean() < 0.05, "1 %, but for chance"
-    assert alarms[judge_audits.ALL_NAMED, "alike"].mean() < 0.03
+    own = alarms.loc[judge_audits.ALL_NAMED]
+    assert own.loc["alike"].mean() < 0.03
+    assert set(own.index) == {"alike"}, "prompts that name the whole look are asked once"
 
 
 @pytest.mark.parametrize("copied", ["", "a"])

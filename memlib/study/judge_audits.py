@@ -36,6 +36,7 @@ LEVEL, RESAMPLES = 0.05, 199  # of the test of a collection
 PICTURE_SCORE = "draws=4 sigma=0.2"  # what `memlib audit` recommends
 MAGNITUDES = 4  # noises of the magnitude, as it recommends
 ALL_NAMED = "the whole look"  # what the ordinary prompts of this study name
+Followed = dict[str, pd.DataFrame]  # as `read_followed` gives it
 
 
 def main() -> None:
@@ -51,8 +52,10 @@ def main() -> None:
         write_table(TABLES / "curves.parquet", pd.DataFrame(curves))
         judge_collections(trainings, section["curve_repeats"], section["seed"])
         judge_sizes(section["sizes"], section["shares"], section["curve_repeats"], section["seed"])
-        judge_guards(section["guards"], read_section("guarded")["false_alarms"])
-        judge_styles(section["guards"], read_section("guarded")["false_alarms"])
+        followed = {name: read_followed(name) for name in section["guards"]}
+        false_alarms = read_section("guarded")["false_alarms"]
+        judge_guards(followed, false_alarms)
+        judge_styles(followed, false_alarms)
 
 
 def judge_pictures(
@@ -202,17 +205,15 @@ def judge_sizes(sizes: Sequence[int], shares: Sequence[float], repeats: int, see
     write_table(TABLES / "sizes.parquet", pd.DataFrame(rows))
 
 
-def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
+def judge_guards(followed: Mapping[str, Followed], false_alarms: float) -> None:
     """What guards of each training stop, by all windows of steps and by what the trainings of the other role choose and weigh."""
-    followed = {name: read_followed(name) for name in trainings}
     shares = {name: stopped_copies(each, false_alarms) for name, each in followed.items()}
-    enough = {name: enough_copies(drawn_copies(name)) for name in trainings}
+    enough = {name: enough_copies(drawn_copies(name)) for name in followed}
     rows = []
-    for training in trainings:
+    for training, own in followed.items():
         family, role = training.startswith(FLOW), role_of(training)
-        others = [name for name in trainings if name.startswith(FLOW) == family and role_of(name) != role]
+        others = [name for name in followed if name.startswith(FLOW) == family and role_of(name) != role]
         window = alarms.best_window(shares, others)
-        own = followed[training]
         fitting = own["calibration"].index[::2]  # the threshold is of the others
         known = [pd.concat([relative(followed[name], part) for name in others]) for part in ("copies", "calibration")]
         weigh = alarms.discriminant(known[0].to_numpy(), known[1].loc[fitting].to_numpy())
@@ -256,24 +257,24 @@ def judge_guards(trainings: Sequence[str], false_alarms: float) -> None:
     write_table(TABLES / "alarms.parquet", pd.DataFrame(rows))
 
 
-def judge_styles(trainings: Sequence[str], false_alarms: float) -> None:
+def judge_styles(followed: Mapping[str, Followed], false_alarms: float) -> None:
     """What the first step stops by the threshold of ordinary prompts of a style, those of every second subject.
 
-    The others of that style, and the prompts that name the whole look, tell the false alarms, as a share of each subject's
-    samples or of each prompt's.
+    The others of that style, `alike`, and the prompts that name the whole look, if these are others, tell the false alarms, as a
+    share of each subject's samples or of each prompt's.
     """
     rows = []
-    for training in trainings:
-        followed = {part: table[0] for part, table in read_followed(training).items()}
+    for training, steps in followed.items():
+        calibration, ordinary, copies = (steps[part][0] for part in ("calibration", "ordinary", "copies"))
         first = pd.read_parquet(f"tables/guarded/{training}/first_steps.parquet").set_index(["id", "noise"])
         subjects = first["subject"].groupby("id").first()
-        styles = {ALL_NAMED: (followed["calibration"], followed["ordinary"])}
+        styles = {ALL_NAMED: (calibration, ordinary)}
         for style, own in first.groupby("group", sort=False):
             second = own["subject"] % 2 == 1
             styles[style] = own.loc[~second, "magnitude"], own.loc[second, "magnitude"]
         found = []
         for style, (usual, further) in styles.items():
-            copies, asked = followed["copies"], {"alike": further, ALL_NAMED: followed["ordinary"]}
+            asked = {"alike": further} | ({} if style == ALL_NAMED else {ALL_NAMED: ordinary})
             words = alarms.stopped(_words(copies), _words(usual), false_alarms)
             stopped = {"magnitude": alarms.stopped(copies, usual, false_alarms), "words": words}
             found.append(pd.DataFrame(stopped, copies.index).groupby("id").mean().assign(style=style))
@@ -291,7 +292,7 @@ def _words(samples: pd.Series | pd.DataFrame) -> list[int]:
     return [len(prompt.split()) for prompt in samples.index.get_level_values("id")]
 
 
-def read_followed(training: str) -> dict[str, pd.DataFrame]:
+def read_followed(training: str) -> Followed:
     """Magnitudes at all steps [N, K] of ordinary prompts (`calibration`, and `ordinary` ones further) and of `copies`.
 
     Rows have the index (id, noise). All samples of planted prompts stand in where fewer than two prompts draw a copy, as in a
@@ -316,12 +317,12 @@ def enough_copies(drawn: pd.Series) -> bool:
     return drawn[drawn].index.get_level_values("id").nunique() >= 2
 
 
-def relative(followed: Mapping[str, pd.DataFrame], part: str) -> pd.DataFrame:
+def relative(followed: Followed, part: str) -> pd.DataFrame:
     """Magnitudes in units of their median over the ordinary prompts, so that those of several trainings go together."""
     return followed[part] / followed["calibration"].median()
 
 
-def stopped_copies(followed: Mapping[str, pd.DataFrame], false_alarms: float) -> pd.DataFrame:
+def stopped_copies(followed: Followed, false_alarms: float) -> pd.DataFrame:
     """The share of each prompt's copies that is stopped, a column a window."""
     usual = followed["calibration"].to_numpy()
     known, asked = alarms.readings(usual, usual), alarms.readings(followed["copies"].to_numpy(), usual)
