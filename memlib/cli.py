@@ -28,9 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for every command
             raise
-        sys.exit(
-            f"memlib {options.command}: memory ran out; give fewer --rows. What is scored is kept: go on from there"
-        )
+        from memlib.cluster import GOES_ON, LESS
+
+        sys.exit(f"memlib {options.command}: memory ran out; {LESS}; {GOES_ON}")
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
