@@ -20,6 +20,26 @@ TOGETHER = {
     "all, AdaDetect": "AdaDetect",
     "all, learned": "a logistic regression on labels of the first half",
 }
+# What a row found, by its case (see `_told`)
+SHORT = {
+    "itself": "nothing better than {plain} itself, {reached}.",
+    "dear": "{named}, {reached}; {plain} costs more.",
+    "compared": "{named}, {reached}; {plain} {baseline}, difference {difference:+}.",
+    "chance": ", perhaps chance",
+}
+ANSWER = {
+    "itself": "nothing is better than {plain} itself: {reached}.",
+    "dear": "{named} ({measures}) is best: {reached}; {plain} costs more.",
+    "compared": "{named} ({measures}) is best: {reached}; {plain} reaches {baseline}; paired difference {difference:+}: "
+    "{ending}.",
+    "chance": ", which is not shown to be above chance",
+}
+FINDING = {
+    "itself": "nothing is better on the first half than {plain} itself, which reaches {reached} on the second.",
+    "dear": "{named} reaches {reached}; {plain} costs more.",
+    "compared": "{named} reaches {reached}, {plain} {baseline}; difference {difference:+}: {ending}.",
+    "chance": "",
+}
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -66,39 +86,34 @@ def in_short(rows: Iterable[Mapping[str, Any]], second_model: Sequence[Mapping[s
 
 
 def _short(row: Mapping[str, Any]) -> str:
-    plain, n = PLAIN[row["items"]], f"n = {row['positives']} + {row['negatives']}"
     begun = f"**{question(row['items'], row['contrast'])}** At {row['budget']:g} evaluations:"
-    reached = f"AUROC **{_estimate(row, 'AUROC')}** ({n})"
-    if not _estimate(row, "AUROC").low > 0.5:
-        reached += ", perhaps chance"
-    if _is_baseline(row):
-        return f"{begun} nothing better than {plain} itself, {reached}."
-    compared = (
-        f"{plain} costs more"
-        if row["minus baseline"] is None
-        else f"{plain} {_estimate(row, 'baseline')}, difference {_estimate(row, 'minus baseline'):+}"
-    )
-    return f"{begun} {_named(row['detector'])}, {reached}; {compared}."
+    reached = f"AUROC **{_estimate(row, 'AUROC')}** (n = {row['positives']} + {row['negatives']})"
+    return f"{begun} {_told(row, SHORT, reached)}"
 
 
 def _answer(row: Mapping[str, Any], scale: str) -> str:
-    items, plain = row["items"], PLAIN[row["items"]]
-    asked = question(items, row["contrast"]).rstrip("?")
-    begun = f"**{items.capitalize()}, at most {row['budget']:g} network evaluations. {asked}?**"
+    asked = question(row["items"], row["contrast"]).rstrip("?")
+    begun = f"**{row['items'].capitalize()}, at most {row['budget']:g} network evaluations. {asked}?**"
     reached = f"AUROC **{_estimate(row, 'AUROC')}** on the other{scale}, n: {counted(row)}"
-    if not _estimate(row, "AUROC").low > 0.5:
-        reached += ", which is not shown to be above chance"
+    return f"{begun} On one half of the items {_told(row, ANSWER, reached)}"
+
+
+def _told(row: Mapping[str, Any], words: Mapping[str, str], reached: str) -> str:
+    """What a row found, in the words of its case: the plain detector itself is chosen, costs more, or is compared with."""
+    detector = row["detector"]
+    parts = {
+        "named": _named(detector),
+        "measures": f"`{detector}`: {MEASURES[detector][0]}" if detector in MEASURES else "a new one",
+        "reached": reached if _estimate(row, "AUROC").low > 0.5 else reached + words["chance"],
+        "plain": PLAIN[row["items"]],
+    }
     if _is_baseline(row):
-        return f"{begun} On one half of the items nothing is better than {plain} itself: {reached}."
-    measures = f"`{row['detector']}`: {MEASURES[row['detector']][0]}" if row["detector"] in MEASURES else "a new one"
-    named = f"{begun} On one half of the items {_named(row['detector'])} ({measures}) is best"
+        return words["itself"].format(**parts)
     if row["minus baseline"] is None:
-        return f"{named}: {reached}; {plain} costs more."
+        return words["dear"].format(**parts)
     difference = _estimate(row, "minus baseline")
-    return (
-        f"{named}: {reached}; {plain} reaches {_estimate(row, 'baseline')}; paired difference {difference:+}: "
-        f"{ENDINGS[verdict(difference)]}."
-    )
+    parts |= {"baseline": _estimate(row, "baseline"), "difference": difference, "ending": ENDINGS[verdict(difference)]}
+    return words["compared"].format(**parts)
 
 
 def _second_model(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -179,23 +194,12 @@ def _of_question(rows: Sequence[Mapping[str, Any]]) -> str:
     """On one question: what the dearest of the small budgets buys, or, where there is none, the cheapest."""
     small = [row for row in rows if row["budget"] <= SMALL]
     row = small[-1] if small else rows[0]
-    plain = PLAIN[row["items"]]
     begun = (
         f"**{row['family'][0].upper()}{row['family'][1:]}. {question(row['items'], row['contrast'])}** n: {counted(row)}. For "
         f"at most {row['budget']:g} network evaluations"
     )
     reached = f"an AUROC of {_estimate(row, 'AUROC')}"
-    if row["minus baseline"] is None:
-        return f"{begun} {_named(row['detector'])} reaches {reached}; {plain} costs more."
-    if _is_baseline(row):
-        return (
-            f"{begun} nothing is better on the first half than {plain} itself, which reaches {reached} on the second."
-        )
-    difference = _estimate(row, "minus baseline")
-    return (
-        f"{begun} {_named(row['detector'])} reaches {reached}, {plain} {_estimate(row, 'baseline')}; difference "
-        f"{difference:+}: {ENDINGS[verdict(difference)]}."
-    )
+    return f"{begun} {_told(row, FINDING, reached)}"
 
 
 def _over_all(rows: Sequence[Mapping[str, Any]]) -> str:
