@@ -83,14 +83,25 @@ def test_numbers_as_ids_and_texts_that_are_none(given: Path) -> None:
     table = pd.DataFrame({"id": [1, 2], "prompt": ["a whale", "a tree"]})
     table.to_parquet(given / "prompts.parquet")
     assert list(load_items(prompts=given / "prompts.parquet")[0].ids) == ["1", "2"]
-    table.assign(prompt=["a whale", None]).to_parquet(given / "prompts.parquet")
-    with pytest.raises(ValueError, match=r"prompts.parquet, row 2: the prompt is .*, which is no text"):
+    table.assign(prompt=[0.5, None]).to_parquet(given / "prompts.parquet")
+    with pytest.raises(ValueError, match=r"prompts.parquet, row 1: the prompt is .*, which is no text"):
         load_items(prompts=given / "prompts.parquet")
     own = pd.read_parquet(given / "set" / "items.parquet")
     own.assign(id=range(len(own)), caption=None).to_parquet(given / "set" / "items.parquet")
     found, _ = load_items(images=given / "set")
     assert found.ids[0] == "0"
     assert found.prompts is None, "no captions"
+
+
+def test_an_empty_prompt_of_a_table_is_left_out_and_told(given: Path) -> None:
+    table = pd.DataFrame({"id": ["a", "b", "c", "d"], "prompt": ["a whale", None, " ", "a tree"]})
+    table.to_parquet(given / "prompts.parquet")
+    found, notes = load_items(prompts=given / "prompts.parquet")
+    assert (list(found.ids), found.prompts) == (["a", "d"], ["a whale", "a tree"])
+    assert notes == {"b": "its prompt is empty", "c": "its prompt is empty"}
+    table[1:3].to_parquet(given / "prompts.parquet")
+    with pytest.raises(ValueError, match="prompts.parquet holds only empty prompts"):
+        load_items(prompts=given / "prompts.parquet")
 
 
 def test_parts_of_different_sizes_are_refused(given: Path) -> None:

@@ -84,10 +84,10 @@ def load_items(
         if unknown:
             raise ValueError(f"{prompts} has no group {min(unknown)!r}{suggest(min(unknown), table['group'].unique())}")
         table = table[table["group"].isin(splits)] if splits else table
-        items = Items(table["id"].astype(str).tolist(), seed, prompts=_texts(table["prompt"], prompts))
+        items, notes = _asked(table["id"].astype(str), _texts(table["prompt"].astype(object).fillna(""), prompts), prompts, seed)
     elif prompts is not None:
         asked = read_prompts(prompts)
-        items = Items(asked, seed, prompts=asked)
+        items, notes = _asked(asked, asked, prompts, seed)
     else:
         ids, pictures, captions, notes = _pictures(Path(images), splits, size)
         if not ids:
@@ -104,6 +104,16 @@ def load_items(
         if first != second:
             raise ValueError(f"the {one} are {_named(first)}, but the {other} are {_named(second)}; give them one size")
     return Items(items.ids, seed, items.pictures, items.prompts, **more), notes
+
+
+def _asked(ids: Sequence[str], prompts: Sequence[str], path: str | Path, seed: int) -> tuple[Items, dict[str, str]]:
+    """Prompts as items, and by their ids why the empty ones are none."""
+    given = [(name, prompt) for name, prompt in zip(ids, prompts, strict=True) if prompt.strip()]
+    if not given:
+        raise ValueError(f"{path} holds only empty prompts; give at least one prompt")
+    notes = {name: "its prompt is empty" for name, prompt in zip(ids, prompts, strict=True) if not prompt.strip()}
+    names, asked = map(list, zip(*given, strict=True))
+    return Items(names, seed, prompts=asked), notes
 
 
 def _pictures(
