@@ -84,7 +84,9 @@ def load_items(
         if unknown:
             raise ValueError(f"{prompts} has no group {min(unknown)!r}{suggest(min(unknown), table['group'].unique())}")
         table = table[table["group"].isin(splits)] if splits else table
-        items, notes = _asked(table["id"].astype(str), _texts(table["prompt"].astype(object).fillna(""), prompts), prompts, seed)
+        items, notes = _asked(
+            table["id"].astype(str), _texts(table["prompt"].astype(object).fillna(""), prompts), prompts, seed
+        )
     elif prompts is not None:
         asked = read_prompts(prompts)
         items, notes = _asked(asked, asked, prompts, seed)
