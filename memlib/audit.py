@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memlib.audit_report import Finding, Match, Section, Suspect, as_page
+from memlib.audit_report import Finding, Match, Section, Suspect, as_page, verdict
 from memlib.cluster import Source, connect, located, score_batches
 from memlib.datasets.collection import Collection, content_digests, picture_collection, prompt_collection
 from memlib.datasets.items import training_pictures
@@ -188,16 +188,21 @@ def audit(options: Options) -> Path:
         "processes": processes().num_processes,
         "collections": {suspects.kind: suspects.digest for suspects, _ in pairs},
     }
+    asked = {
+        "nulls": {nulls.kind: nulls.digest for _, nulls in pairs if nulls is not None},
+        "fdr": options.fdr,
+        "detectors": {kind: [choice.detector.name for choice in own] for kind, own in choices.items()},
+    }
     check_output(options.output, about, options.replace)
     state = processes()
     with one_sentence(options.output), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "of the prompt")  # cut prompts: the report lists them
         if state.is_main_process:
-            for text in doubts:
+            for text in [*doubts, *check_report(options.output, asked)]:
                 print(text, file=sys.stderr)
             if options.replace:
                 _remove(options.output)
-            write_json(options.output / STATE, {"about": about})
+            write_json(options.output / STATE, {"about": about, "asked": asked})
         state.wait_for_everyone()
         score_all(options, field, digest, pairs, choices, beside)
         report = options.output / REPORT
@@ -205,9 +210,13 @@ def audit(options: Options) -> Path:
             sections = [section(options, field, *pair, choices[pair[0].kind], training) for pair in pairs]
             facts = _facts(options, field, digest, time.monotonic() - started)
             write_table(options.output / SCORES, pd.concat(map(_all_scores, sections)))
-            write_json(options.output / STATE, {"about": about, "results": [*map(_summary, sections)]})
+            results = [*map(_summary, sections)]
+            write_json(options.output / STATE, {"about": about, "asked": asked, "results": results})
             with atomic_write(report) as temporary:
                 temporary.write_text(as_page(sections, facts, doubts), encoding="utf-8")
+            for found in sections:
+                unread = f" {len(found.notes)} were not scored: the report says why." if found.notes else ""
+                print(f"{verdict(found)}{unread}", file=sys.stderr)
         state.wait_for_everyone()
     return report
 
@@ -219,6 +228,15 @@ def check_options(options: Options) -> None:
     """Raise ValueError for options that contradict each other, and for numbers that cannot be."""
     if options.images is None and options.prompts is None:
         raise ValueError("give --images, --prompts or both: what is to be audited")
+    folders = [path for path in (options.images, options.null_images, options.training) if path is not None]
+    for path in folders:
+        if not path.exists():
+            raise ValueError(f"{path} is not a folder; name one with images")
+    for path in (options.prompts, options.null_prompts):
+        if path is not None and not path.exists():
+            raise ValueError(f"there is no prompt file {path}")
+    if options.output in folders or (options.output / "model_index.json").exists():
+        raise ValueError(f"{options.output} is the folder of the model or of pictures; name another --output")
     for nulls, items, name in (
         (options.null_images, options.images, "images"),
         (options.null_prompts, options.prompts, "prompts"),
@@ -399,6 +417,15 @@ def check_output(output: Path, about: Mapping[str, Any], replace: bool) -> None:
         raise ValueError(f"{output} holds an audit {different[0]}; name another --output, or replace it with --replace")
 
 
+def check_report(output: Path, asked: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a report that is there and was made of the same scores in another way."""
+    if not ((output / REPORT).exists() and (output / STATE).exists()):
+        return []
+    there = read_json(output / STATE).get("asked", asked)
+    other = [{"fdr": "rate"}.get(name, name) for name in asked if there.get(name) != asked[name]]
+    return [f"{output / REPORT} was made with other {' and '.join(other)}; a new one takes its place"] if other else []
+
+
 def _remove(output: Path) -> None:
     """Remove what another audit has left."""
     shutil.rmtree(output / TABLES, ignore_errors=True)
@@ -413,7 +440,8 @@ def one_sentence(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{error.strerror or error} ({error.filename or output}); {goes_on}") from error
+        kept = f"; {goes_on}" if (output / STATE).exists() else "; nothing was scored"
+        raise ValueError(f"{error.strerror or error} ({error.filename or output}){kept}") from error
     except KeyboardInterrupt as error:
         raise ValueError(f"stopped; {goes_on}") from error
 
@@ -770,7 +798,7 @@ def _facts(options: Options, field: NetworkField, digest: str, seconds: float) -
         "Device": str(field.device)
         if options.ray is None
         else f"workers of a Ray cluster, and {field.device} for the evidence",
-        "This run took": f"{seconds:.0f} s",
+        "This run took": f"{seconds:.1f} s",
         "Versions": ", ".join(versions),
         "Made": time.strftime("%Y-%m-%d %H:%M %Z"),
     }

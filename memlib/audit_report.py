@@ -123,6 +123,13 @@ class Section(NamedTuple):
         return min(self.discovered, sum(finding.most_false for finding in self.findings)) if self.null_count else None
 
 
+MEANT = {  # by a discovery
+    "pictures": "A discovery is evidence that the picture was trained on; whether the model reproduces it is another question.",
+    "prompts": "A discovery is a prompt that changes the prediction more than the nulls do. One whose picture is memorised does, "
+    "and so does an ordinary one that says more of its picture than the nulls say of theirs. So it is no evidence of a copy yet: "
+    "compare what it draws with the training data.",
+}
+
 STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8881; --items: #c2410c; --nulls: #2563eb; }
 * { box-sizing: border-box; }
@@ -191,10 +198,14 @@ def verdict(section: Section) -> str:
     rate = f"{100 * section.rate:g} %"
     if not section.discovered:
         return f"None of {counted} is a discovery at a rate of false discoveries of {rate}."
+    bound = (
+        f"at most {section.most_false:,} are, but for a chance of {100 * section.bound:g} %"
+        if section.most_false < section.discovered
+        else "it cannot be ruled out that all are"
+    )
     return (
-        f"{section.discovered:,} of {counted} are discoveries at a rate of false discoveries of {rate}. About "
-        f"{section.expected_false:.1f} of them are expected to be false, and at most {section.most_false:,} are, but for a "
-        f"chance of {100 * section.bound:g} %."
+        f"{section.discovered:,} of {counted} {'is a discovery' if section.discovered == 1 else 'are discoveries'} at a rate of "
+        f"false discoveries of {rate}. About {section.expected_false:.1f} are expected to be false, and {bound}."
     )
 
 
@@ -218,8 +229,8 @@ def _section(section: Section) -> Iterable[str]:
             f"<p>The {section.null_count:,} nulls are from {_text(section.null_source)}. A p-value is the share of nulls that "
             "score as high as the item, the item itself counted among them. The rates hold if the nulls and the items that are "
             "not memorised are alike: of the same source, chosen at random, prepared in the same way. They do not hold if the "
-            "nulls are older, simpler or of another style. A rate of false discoveries is a mean over many such audits. A "
-            "discovery is evidence that the item was trained on; whether the model reproduces it is another question.</p>"
+            "nulls are older, simpler or of another style. A rate of false discoveries is a mean over many such audits. "
+            f"{MEANT[section.kind]}</p>"
         )
     if len(section.findings) > 1 and section.null_count:
         yield (

@@ -1,6 +1,7 @@
 """Pictures that are scored in the course of a training, which goes on as if nobody had looked."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,11 @@ class Watched:
             field = field_of(pipe)
             groups = [as_pictures(each, field.picture_shape) for each in (training, heldout)]
             check_apart(*groups)
+            if all(each.is_floating_point() and each.min() >= 0 for each in (training, heldout)):
+                warnings.warn(
+                    "no value of the pictures is below 0; float pictures must lie in [-1, 1], not in [0, 1]",
+                    stacklevel=3,
+                )
             if prompts is not None and len(prompts) != sum(map(len, groups)):
                 raise ValueError(f"{sum(map(len, groups))} pictures need a prompt each; there are {len(prompts)}")
             ids = [

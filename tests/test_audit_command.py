@@ -22,7 +22,7 @@ from test_transformers import tiny
 
 from memlib import cli
 from memlib.audit import RECOMMENDED, Single, _order, _whole_set, judged, recommended, single_scores
-from memlib.audit_report import Finding, Section, Suspect
+from memlib.audit_report import Finding, Section, Suspect, as_page, verdict
 from memlib.datasets.images import ImageSet, save
 from memlib.datasets.prompts import read_prompts
 from memlib.detectors import ALL, find
@@ -123,7 +123,10 @@ PICTURES = ["--images", "pictures", "--detectors", "bright"]
 
 def test_the_bright_pictures_are_the_discoveries(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     found, page, scores = audit(tmp_path, "model", *PICTURES, "--null-images", "nulls")
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == str(tmp_path / "report.html")
+    assert "6 of 28 pictures are discoveries" in said.err
+    assert "3 were not scored: the report says why." in said.err
     scores = scores.set_index("item")
     bright = {f"{n:03d}.png" for n in range(24, 30)}
     assert set(scores.index[scores["discovery"].fillna(False).astype(bool)]) == bright
@@ -135,7 +138,27 @@ def test_the_bright_pictures_are_the_discoveries(tmp_path: Path, capsys: pytest.
     assert scores.loc[f"{EVIL}.png", "note"] == "the same as 029.png, counted once"
     assert found["as a whole"]["suspects"] == 14
     assert "Was this collection trained on? On a random half, 14 items and 30 nulls, an item scores higher" in page.text
-    assert "6 of 28 pictures are discoveries at a rate of false discoveries of 10 %. About 0.5 of them" in page.text
+    assert (
+        "6 of 28 pictures are discoveries at a rate of false discoveries of 10 %. About 0.5 are expected" in page.text
+    )
+    assert "evidence that the picture was trained on" in page.text
+
+
+@pytest.mark.parametrize(
+    ("most", "told"),
+    [(0, "and at most 0 are, but for a chance of 5 %."), (1, "and it cannot be ruled out that all are.")],
+)
+def test_a_bound_that_says_nothing_is_told_as_such(most: int, told: str) -> None:
+    table = pd.DataFrame(
+        {"score": [3.0, 1], "p_value": [0.01, 0.5], "discovery": [True, False], "most_false": [most, 2]}
+    )
+    finding = Finding("magnitude", "", 1, table, np.zeros(99), 0.1)
+    section = Section("prompts", "mine", "others", [finding], [], {}, {}, [], 0.1, 0.05, None)
+    assert verdict(section).startswith("1 of 2 prompts is a discovery at a rate of false discoveries of 10 %.")
+    assert verdict(section).endswith(told)
+    page = as_page([section], {}, [])
+    assert "no evidence of a copy yet" in page
+    assert "that the picture was trained on" not in page
 
 
 def test_pictures_and_nulls_may_have_the_same_names(tmp_path: Path) -> None:
@@ -287,7 +310,9 @@ def test_an_image_set_is_audited_by_its_splits(tmp_path: Path) -> None:
         audit(tmp_path / "b", "model", "--images", tmp_path / "doubled", "--detectors", "bright")
 
 
-def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_killed_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     arguments = ["model", *PICTURES, "--rows", "4", "--fdr", "0.5", "--null-images"]
     audit(tmp_path / "whole", *arguments, "nulls")
     calls = len(CALLS)
@@ -309,9 +334,13 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     CALLS.clear()
     audit(tmp_path / "parts", *arguments, "nulls")
     assert not CALLS, "all is there"
+    assert "a new one takes its place" not in capsys.readouterr().err
     found, _, _ = audit(tmp_path / "parts", *arguments, "few")
     assert found["nulls"] == 5
     assert sum(map(len, CALLS)) == 5, "with other nulls the items stay as they are scored"
+    assert "parts/report.html was made with other nulls; a new one takes its place" in capsys.readouterr().err
+    audit(tmp_path / "parts", *arguments[:5], "--rows", "4", "--fdr", "0.4", "--null-images", "few")
+    assert "parts/report.html was made with other rate; a new one takes its place" in capsys.readouterr().err
 
 
 @pytest.mark.ci
@@ -321,6 +350,14 @@ def test_two_processes_share_the_work(tmp_path: Path, capfd: pytest.CaptureFixtu
     side_by_side(partial(cli.main, [*arguments, str(tmp_path / "two")]))
     assert capfd.readouterr().out.count("two/report.html") == 1
     assert (tmp_path / "one" / "scores.parquet").read_bytes() == (tmp_path / "two" / "scores.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("output", ["model", "pictures", "nulls"])
+def test_nothing_is_written_into_a_model_or_among_pictures(output: str) -> None:
+    before = sorted(Path(output).iterdir())
+    with pytest.raises(SystemExit, match=f"{output} is the folder of the model or of pictures; name another --output"):
+        cli.main(["audit", "model", *PICTURES, "--null-images", "nulls", "--output", output])
+    assert sorted(Path(output).iterdir()) == before
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,16 +403,16 @@ REFUSED = (
     (["model", *PICTURES, "--device", "abacus"], "there is no device 'abacus' here"),
     (["model", *PICTURES, "--splits", "train"], "the splits train are asked for, but pictures is no image set"),
     (["model", *PICTURES, "--null-splits", "x"], "the splits x are asked for, but no --null-images are given"),
-    (["nowhere", *PICTURES], "nowhere is no folder of a model"),
-    (["someone/unreachable", *PICTURES], "someone/unreachable is no folder of a model"),
-    (["model", "--images", "nowhere"], "nowhere is not a folder"),
+    (["nowhere", *PICTURES], "there is no folder nowhere here, and the hub"),
+    (["someone/unreachable", *PICTURES], "there is no folder someone/unreachable here, and the hub"),
+    (["nowhere", "--images", "missing"], "missing is not a folder"),
+    (["nowhere", "--prompts", "missing.txt"], "there is no prompt file missing.txt"),
     (["text", "--prompts", "twice.parquet"], "twice.parquet has the id 'x' twice; every item needs an id of its own"),
     (
         ["text", "--prompts", "prompts.txt", "--null-prompts", "prompts.txt"],
         "5 of the nulls in prompts.txt are suspects, too",
     ),
     (["model", "--prompts", "prompts.txt"], "model takes no prompts; give --images"),
-    (["text", "--prompts", "nowhere.txt"], "there is no prompt file nowhere.txt"),
     (["model", "--images", "pictures", "--detectors", "magnitude"], "the detector magnitude needs prompts"),
     (
         ["model", "--images", "pictures", "--detectors", "bright", "calibrated_loss"],

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from memlib.datasets import images
+from memlib.datasets.collection import picture_collection
 from memlib.datasets.items import load_items, read_samples, write_samples
 from memlib.tensors import to_uint8
 
@@ -102,6 +103,21 @@ def test_an_empty_prompt_of_a_table_is_left_out_and_told(given: Path) -> None:
     table[1:3].to_parquet(given / "prompts.parquet")
     with pytest.raises(ValueError, match="prompts.parquet holds only empty prompts"):
         load_items(prompts=given / "prompts.parquet")
+
+
+def test_subfolders_with_pictures_are_named(given: Path) -> None:
+    write_folder(given / "pictures" / "more")
+    (given / "pictures" / "empty").mkdir()
+    found, notes = load_items(images=given / "pictures", size=SIZE)
+    assert not any("more" in name or "empty" in name for name in found.ids)
+    assert "more is a subfolder, whose images are not read" in notes["more/"]
+    assert "empty/" not in notes
+    collection = picture_collection(given / "pictures", (), SIZE)
+    assert collection.notes["more/"] == notes["more/"]
+    (given / "nest").mkdir()
+    (given / "pictures" / "more").rename(given / "nest" / "more")
+    with pytest.raises(ValueError, match=r"no images in .*nest; those of its subfolders, such as more/, are not read$"):
+        load_items(images=given / "nest", size=SIZE)
 
 
 def test_parts_of_different_sizes_are_refused(given: Path) -> None:

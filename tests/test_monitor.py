@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,15 @@ def test_whole_numbers_are_pictures_from_0_to_255(tmp_path: Path) -> None:
     whole = ((pictures() + 1) * 127.5).round().to(torch.uint8)
     monitor = made(tmp_path, training=whole[:EACH], heldout=whole[EACH:])
     assert (monitor.watched.items.pictures - pictures()).abs().max() < 0.005
+
+
+@pytest.mark.parametrize(("low", "warned"), [(-1.0, False), (0.0, True)])
+def test_pictures_from_0_to_1_are_warned_of(tmp_path: Path, low: float, warned: bool) -> None:
+    given = (pictures() + 1) / 2 * (1 - low) + low
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        made(tmp_path, training=given[:EACH], heldout=given[EACH:])
+    assert any("not in [0, 1]" in str(each.message) for each in found) == warned
 
 
 def test_without_a_step_of_training_nothing_changes(tmp_path: Path) -> None:

@@ -558,7 +558,7 @@ def test_what_the_command_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch)
         (["model", *pictures, *detector, "--rows", "0"], "--rows is 0; it must be at least 1"),
         (["model", *pictures, *detector, "--batch", "-1"], "--batch is -1; it must be at least 1"),
         (["model", *detector], "give either pictures or a prompt file to be scored"),
-        (["nowhere", *pictures, *detector], "nowhere is no folder of a model"),
+        (["nowhere", *pictures, *detector], "there is no folder nowhere here, and the hub"),
         (["model", "--images", "nowhere", *detector], "there is no folder nowhere with pictures"),
         (["model", *pictures, "--detectors", "magnitude"], "magnitude needs prompts: a prompt file, or pictures with"),
         (["model", *pictures, "--detectors", "png_size", "calibrated_loss"], "calibrated_loss needs a reference model"),

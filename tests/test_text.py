@@ -18,6 +18,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection
 
 from memlib.datasets.prompts import read_prompts
+from memlib.detectors import text
 from memlib.detectors.text import FirstStep, first_step, lost_without_words, token_significance
 from memlib.fields.latents import decode
 from memlib.fields.load import load_pipeline
@@ -347,7 +348,7 @@ def test_a_safety_checker_does_not_blacken_what_is_measured(tmp_path) -> None:
 
 def test_weights_that_must_be_unpickled_are_refused(tmp_path) -> None:
     small_pipeline().save_pretrained(tmp_path / "model", safe_serialization=False)
-    with pytest.raises(ValueError, match="model is no folder of a model with safetensors weights"):
+    with pytest.raises(ValueError, match="model holds no safetensors weights of a model"):
         load_pipeline(tmp_path / "model")
 
 
@@ -356,6 +357,18 @@ def test_tokens_are_written_as_a_reader_writes_them() -> None:
     pipe = text_model.build_pipeline(text_model.build_autoencoder(16, AUTOENCODER), tokenizer, TEXT)
     table = token_significance(field_of(pipe), ["são paulo city"], noise())
     assert table["token"].tolist() == ["são", "paulo", "city"]
+
+
+def test_bytes_of_one_character_are_one_token_as_significant_as_the_most_significant_of_them(monkeypatch) -> None:
+    tokenizer = text_model.train_tokenizer(["a tree"], 18)
+    pipe = text_model.build_pipeline(text_model.build_autoencoder(16, AUTOENCODER), tokenizer, TEXT)
+    pieces = tokenizer.tokenize("a é 果 tree 🍎")
+    assert pieces[:1] + pieces[6:7] == ["a</w>", "tree</w>"]
+    lengths = torch.tensor([[9.0, 1, 2, 5, 3, 4, 0.5, 7, 0.1, 0.2, 0.3, 0.4]])
+    monkeypatch.setattr(text, "_gradient_lengths", lambda *_: lengths)
+    table = token_significance(field_of(pipe), ["a é 果 tree 🍎"], noise())
+    assert table["token"].tolist() == ["a", "é", "果", "tree", "🍎"]
+    assert table["significance"].tolist() == pytest.approx([1, 5, 4, 7, 0.4])
 
 
 def test_bad_input_is_refused(tmp_path) -> None:

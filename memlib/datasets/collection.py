@@ -64,7 +64,7 @@ def picture_collection(
     if splits:
         raise ValueError(f"the splits {', '.join(splits)} are asked for, but {folder} is no image set; name no splits")
     paths, known = folders.picture_paths(folder), folders.captions(folder)
-    digests, notes = {}, {}
+    digests, notes = {}, folders.unread_folders(folder)
     for path in progress(paths, f"reading {folder}"):
         found, unread = open_pictures([path], size)
         digests |= dict(zip(found, content_digests(list(found.values())), strict=True))

@@ -1,6 +1,7 @@
 """Any folder of images, with captions where there are some."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,24 @@ def picture_paths(folder: str | Path) -> list[Path]:
         raise ValueError(f"{folder} is not a folder; name one with images")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise ValueError(f"there are no images in {folder}; put files ending in {', '.join(IMAGE_SUFFIXES)} there")
+        below = next(iter(unread_folders(folder)), None)
+        put = (
+            f"those of its subfolders, such as {below}, are not read"
+            if below
+            else f"put files ending in {', '.join(IMAGE_SUFFIXES)} there"
+        )
+        raise ValueError(f"there are no images in {folder}; {put}")
     return paths
+
+
+def unread_folders(folder: str | Path) -> dict[str, str]:
+    """The subfolders of a folder that hold images, each with why these are not read: those of the folder itself alone are."""
+    found = sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+    return {
+        f"{path.name}/": f"{path} is a subfolder, whose images are not read; put them into {folder} itself"
+        for path in found
+        if any(inner.suffix.lower() in IMAGE_SUFFIXES for inner in path.iterdir())
+    }
 
 
 def captions(folder: str | Path) -> dict[str, str]:

@@ -144,7 +144,7 @@ def _pictures(
         raise ValueError(f"there is no folder {folder} with pictures")
     paths = folders.picture_paths(folder)
     known = folders.captions(folder)
-    names, shapes, notes = [], set(), {}
+    names, shapes, notes = [], set(), folders.unread_folders(folder)
     for path in paths:
         found, unread = open_pictures([path], size)
         names += found

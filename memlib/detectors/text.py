@@ -5,11 +5,12 @@ sigma |eps_c - eps_u|, a constant factor at the first step, and stays right wher
 the noise predictions agree whatever the prompt. Divide by sigma for the paper's unit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from memlib.detectors.api import Detector, Items, Scores
 from memlib.fields import NoisePredictor, denoised
@@ -18,6 +19,9 @@ from memlib.fields.network import NetworkField
 from memlib.fields.unet import UNetField
 from memlib.sampling.pipeline import check_prompts, chunks, shared_noise, trajectory, warn_of_cuts
 from memlib.tensors import norm
+
+BROKEN = "\ufffd"  # what stands for bytes that are no whole character
+MOST_BYTES = 4  # of a character in UTF-8
 
 
 @torch.no_grad()
@@ -85,9 +89,9 @@ def token_significance(
     tokenizer = field.pipe.tokenizer
     longest = tokenizer.model_max_length - 2
     rows = [
-        (number, _legible(tokenizer.convert_tokens_to_string([token])), float(lengths[number, place]))
+        (number, token, float(lengths[number, 1 + part.start : 1 + part.stop].max()))
         for number, prompt in enumerate(prompts)
-        for place, token in enumerate(tokenizer.tokenize(prompt)[:longest], start=1)
+        for token, part in _legible(tokenizer, tokenizer.tokenize(prompt)[:longest])
     ]
     return pd.DataFrame(rows, columns=["prompt", "token", "significance"])
 
@@ -112,9 +116,14 @@ def lost_without_words(
     )
 
 
-def _legible(token: str) -> str:
-    """A token as a reader writes it, without the mark of its end."""
-    return token.removesuffix("</w>").strip()
+def _legible(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Iterator[tuple[str, slice]]:
+    """Tokens as a reader writes them, each with its place; those that are bytes of one character are taken together."""
+    start = 0
+    for stop in range(1, len(tokens) + 1):
+        text = tokenizer.convert_tokens_to_string(list(tokens[start:stop]))
+        if BROKEN not in text or stop - start == MOST_BYTES or stop == len(tokens):
+            yield text.removesuffix("</w>").strip(), slice(start, stop)
+            start = stop
 
 
 def _gradient_lengths(first: FirstStep, inputs: bool) -> Tensor:

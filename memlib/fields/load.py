@@ -189,7 +189,10 @@ def load_pipeline(name: str | Path, dtype: torch.dtype = torch.float32) -> Diffu
         hub = f"gives none of that name: {next(iter(str(error).splitlines()), type(error).__name__)}"
         if isinstance(error.__context__, LocalEntryNotFoundError):
             hub = "cannot be reached; its cache on this machine does not hold that model, either"
-        raise ValueError(f"{name} is no folder of a model with safetensors weights, and the hub {hub}") from error
+        here = (
+            f"{name} holds no safetensors weights of a model" if folder.exists() else f"there is no folder {name} here"
+        )
+        raise ValueError(f"{here}, and the hub {hub}") from error
     check_pipeline(pipe)
     part = "transformer" if hasattr(pipe, "transformer") else "unet"
     check_network(name, part, getattr(pipe, part).config)

@@ -168,7 +168,10 @@ def reproducibility(stages: Mapping[str, Collection[str]]) -> str:
         "that read its results. Stages of one kind that come at the same place are one box with their number.",
         draw(stages),
         "## Parameters and seeds",
-        table(_flat("", yaml.safe_load(PARAMS.read_text())), ("parameter", "value")),
+        *(
+            "\n".join([f":::{{dropdown}} {name}", table(_flat(name, section), ("parameter", "value")), ":::"])
+            for name, section in yaml.safe_load(PARAMS.read_text()).items()
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
