@@ -121,7 +121,9 @@ def test_scores_are_the_detectors_on_the_averaged_weights(tmp_path: Path, averag
 
 def test_whole_numbers_are_pictures_from_0_to_255(tmp_path: Path) -> None:
     whole = ((pictures() + 1) * 127.5).round().to(torch.uint8)
-    monitor = made(tmp_path, training=whole[:EACH], heldout=whole[EACH:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor = made(tmp_path, training=whole[:EACH], heldout=whole[EACH:])
     assert (monitor.watched.items.pictures - pictures()).abs().max() < 0.005
 
 
