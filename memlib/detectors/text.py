@@ -108,7 +108,8 @@ def lost_without_words(
     words = [prompt.split() for prompt in prompts]
     rows = [(number, place) for number, own in enumerate(words) for place in range(len(own))]
     rest = [" ".join(words[number][:place] + words[number][place + 1 :]) for number, place in rows]
-    found = first_step(field, [*prompts, *rest], noise, sampling_steps).mean(1).tolist()
+    parts = chunks([*prompts, *rest], field.rows)  # a large text encoder's embeddings of all would not fit
+    found = torch.cat([first_step(field, part, noise, sampling_steps) for part in parts]).mean(1).tolist()
     whole, without = found[: len(prompts)], found[len(prompts) :]
     return pd.DataFrame(
         [(n, words[n][place], whole[n] - left) for (n, place), left in zip(rows, without, strict=True)],
