@@ -339,10 +339,7 @@ def chosen(
             choice.detector.check(field, items, setting)
 
     for suspects, nulls in pairs:
-        asked = [each.refer(each.ids[:1]) for each in (suspects, nulls) if each is not None]
-        captioned = (
-            field.takes_prompts and suspects.kind == "pictures" and all(items.prompts is not None for items in asked)
-        )
+        captioned = field.takes_prompts and all(each.captioned for each in (suspects, nulls) if each is not None)
         own = named or [
             recommended(suspects.kind, beside["reference"] is not None, options.budget, field.takes_prompts, captioned)
         ]
@@ -397,7 +394,12 @@ def check_output(output: Path, about: Mapping[str, Any], replace: bool) -> None:
     folder = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; the audit needs a folder, so name another --output")
-    if replace or not (output / STATE).exists():
+    if not (output / STATE).exists():
+        strange = next((name for name in (TABLES, SCORES, REPORT) if (output / name).exists()), None)
+        if strange is not None:
+            raise ValueError(f"{output} holds {strange}, but no audit; name another --output")
+        return
+    if replace:
         return
     try:
         there = read_json(output / STATE)["about"]

@@ -205,7 +205,7 @@ def verdict(section: Section) -> str:
     )
     return (
         f"{section.discovered:,} of {counted} {'is a discovery' if section.discovered == 1 else 'are discoveries'} at a rate of "
-        f"false discoveries of {rate}. About {section.expected_false:.1f} are expected to be false, and {bound}."
+        f"false discoveries of {rate}. At most about {section.expected_false:.1f} are expected to be false, and {bound}."
     )
 
 

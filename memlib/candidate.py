@@ -41,6 +41,10 @@ def read_candidates(path: Path) -> list[Detector]:
         raise ValueError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     found = list({id(value): value for value in vars(module).values() if isinstance(value, Detector)}.values())
     own = [each for each in found if each.name not in ALL]
+    names = [each.name for each in own]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} defines two Detectors of the name {twice!r}; give each its own")
     if not own:
         taken = f", only {found[0].name}, which the bench has; give yours another name" if found else ""
         raise ValueError(f"{path} defines no Detector of its own{taken}")
@@ -157,12 +161,18 @@ def score_candidates(
             items = items.rows(
                 torch.randperm(len(items.ids), generator=torch.Generator().manual_seed(0))[:count].tolist()
             )
-        with TemporaryDirectory() as folder:
-            paths = {detector.name: Path(folder) / f"{number}.parquet" for number, detector in enumerate(detectors)}
-            for detector, path in zip(detectors, paths.values(), strict=True):
-                with reported(detector):
-                    write_tables(field, [Table(items, detector, [], path)], share=False)
-            scores, about = read_detectors(paths)
+        try:
+            with TemporaryDirectory() as folder:
+                paths = {detector.name: Path(folder) / f"{number}.parquet" for number, detector in enumerate(detectors)}
+                for detector, path in zip(detectors, paths.values(), strict=True):
+                    with reported(detector):
+                        write_tables(field, [Table(items, detector, [], path)], share=False)
+                scores, about = read_detectors(paths)
+        except ValueError as error:
+            if not found:
+                raise
+            told.append(f"{name}: not scored; {error}")
+            continue
         found[name] = with_means(scores, about[["evaluations"]])
         told.append(f"{name}: {count} items, {each * count:.0f} s")
     if not found:

@@ -17,7 +17,9 @@ def main(arguments: list[str] | None = None) -> None:
     commands.add_parser("detectors", help="list the detectors with what they need and their usual settings")
     _bench_options(commands.add_parser("bench", help="judge all detectors, and yours, on the models of the study"))
     _audit_options(commands.add_parser("audit", help="what a model has memorised, as a report with error rates"))
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of picture processors that nothing here uses
     options.line = shlex.join(["memlib", *(sys.argv[1:] if arguments is None else arguments)])
     try:
@@ -33,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"memlib {options.command}: memory ran out; {LESS}; {GOES_ON}")
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        sys.exit(f"memlib {options.command}: {error.strerror or error} ({error.filename})")
 
 
 def _score_options(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +105,8 @@ def _bench(options: argparse.Namespace) -> None:
         found = bench.beside(scores, known)
         names = ", ".join(detector.name for detector in detectors)
         told = [f"\n{names}: scored in at most {options.seconds:.0f} s; the others are read from tables.", *told]
+    if options.budget < 0:
+        raise ValueError(f"--budget is {options.budget:g}; it must be at least 0")
     chosen = bench.selected(bench.cases(options.seed, found=found), options.family, options.contrast)
     rows = bench.table(chosen, options.budget, bench.seconds_of(known))
     for block in [*bench.printed(rows), *told]:

@@ -27,6 +27,7 @@ from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
@@ -140,6 +141,12 @@ class Monitor:
         self.latest = step
         begun = time.perf_counter()
         found = self.watched.score()
+        broken = found.loc[~np.isfinite(found["score"]), "picture"].unique()
+        if len(broken) and self.first is None:
+            raise ValueError(
+                f"the score of {broken[0]} is not finite at the first look, with which all later ones are compared; look at its "
+                "values, and score in full precision"
+            )
         if processes().is_main_process:
             self._add(step, found, time.perf_counter() - begun)
         self._share()
@@ -171,6 +178,9 @@ class Monitor:
             self.report(
                 {f"monitor/{row['detector']}/{name}": float(row[name]) for row in rows for name in figures}, step
             )
+        bad = int((~np.isfinite(found["score"])).sum())
+        if bad:
+            logger.warning(f"step {step}: {bad} of {len(found)} scores are not finite, so nothing can be told apart")
         if not told and self.onset is not None:
             logger.warning(self._words(next(row for row in rows if row["told_apart"])))
 

@@ -60,7 +60,7 @@ class Watched:
             field = field_of(pipe)
             groups = [as_pictures(each, field.picture_shape) for each in (training, heldout)]
             check_apart(*groups)
-            if all(each.is_floating_point() and each.min() >= 0 for each in (training, heldout)):
+            if all(each.is_floating_point() and each.numel() and each.min() >= 0 for each in (training, heldout)):
                 warnings.warn(
                     "no value of the pictures is below 0; float pictures must lie in [-1, 1], not in [0, 1]",
                     stacklevel=3,
@@ -87,7 +87,7 @@ class Watched:
             raise ValueError("pictures are scored under autocast; do it after the optimiser's step, outside of it")
         state, found = processes(), []
         own = range(len(self.items.ids))[state.process_index :: state.num_processes]
-        with undisturbed(self.pipe), averaged(self.ema, self.network), quiet(self.pipe):
+        with undisturbed(self.pipe), averaged(self.ema, self.network), quiet(self.pipe), without_autocast(self.network):
             field = field_of(self.pipe).with_rows(self.rows)
             for detector, setting in self.detectors:
                 for start in range(0, len(own), self.rows):
@@ -115,6 +115,20 @@ def undisturbed(pipe: DiffusionPipeline) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+@contextmanager
+def without_autocast(network: torch.nn.Module) -> Iterator[None]:
+    """A network's own forward pass for a while, if accelerate has laid autocast around it for the training."""
+    wrapped = network.__dict__.get("forward")
+    if wrapped is None or not hasattr(network, "_original_forward"):
+        yield
+        return
+    network.forward = network._original_forward
+    try:
+        yield
+    finally:
+        network.forward = wrapped
 
 
 @contextmanager

@@ -139,7 +139,8 @@ def test_the_bright_pictures_are_the_discoveries(tmp_path: Path, capsys: pytest.
     assert found["as a whole"]["suspects"] == 14
     assert "Was this collection trained on? On a random half, 14 items and 30 nulls, an item scores higher" in page.text
     assert (
-        "6 of 28 pictures are discoveries at a rate of false discoveries of 10 %. About 0.5 are expected" in page.text
+        "6 of 28 pictures are discoveries at a rate of false discoveries of 10 %. At most about 0.5 are expected"
+        in page.text
     )
     assert "evidence that the picture was trained on" in page.text
 
@@ -358,6 +359,15 @@ def test_nothing_is_written_into_a_model_or_among_pictures(output: str) -> None:
     with pytest.raises(SystemExit, match=f"{output} is the folder of the model or of pictures; name another --output"):
         cli.main(["audit", "model", *PICTURES, "--null-images", "nulls", "--output", output])
     assert sorted(Path(output).iterdir()) == before
+
+
+def test_what_is_no_audits_is_never_removed(tmp_path: Path) -> None:
+    (there := tmp_path / "tables").mkdir()
+    (there / "precious.csv").write_text("kept")
+    for more in ([], ["--replace"]):
+        with pytest.raises(SystemExit, match="holds tables, but no audit; name another --output"):
+            cli.main(["audit", "model", *PICTURES, "--output", str(tmp_path), *more])
+    assert (there / "precious.csv").read_text() == "kept"
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -590,8 +600,10 @@ def test_captioned_pictures_are_audited_under_their_captions(tmp_path: Path) -> 
     assert page.text.count("brightest where its prompt fixes it most") == 2
     (there / "1.txt").unlink()
     shutil.rmtree(tmp_path / "out")
-    _, page, _ = audit(tmp_path / "out", "text", "--images", there, "--budget", "1", "--rows", "8")
+    _, page, scores = audit(tmp_path / "out", "text", "--images", there, "--budget", "1", "--rows", "8")
     assert page.text.count("brightest where its prompt fixes it most") == 1, "none for a picture without a caption"
+    assert "1 pictures have no caption, so the usual detector reads none" in page.text
+    assert set(scores["setting"]) == {"draws=1 sigma=2.5"}, "scores with a caption and without are not compared"
 
 
 def evidence(output: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> list[Suspect]:

@@ -101,6 +101,8 @@ def test_the_bench_is_printed_and_written(here: Path, capsys: pytest.CaptureFixt
     assert set(pd.read_csv("rows.csv")["evaluations"]) == {0, 1}
     with pytest.raises(SystemExit, match="memlib bench: there is no family 'latent'; known: pixel U-Net"):
         cli.main(["bench", "--family", "latent"])
+    with pytest.raises(SystemExit, match="--budget is -1; it must be at least 0"):
+        cli.main(["bench", "--budget", "-1"])
 
 
 def test_a_detector_of_ones_own_stands_beside_the_others(here: Path, capsys: pytest.CaptureFixture) -> None:

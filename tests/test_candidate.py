@@ -116,6 +116,10 @@ def test_detectors_are_read_from_a_file(tmp_path: Path) -> None:
             "defines no Detector of its own, only loss, which the bench has; give yours another name",
         ),
         ("x = 1", "mine.py defines no Detector of its own"),
+        (
+            FILE.format(name="mine") + "OTHER = Detector(**{**vars(MINE), 'settings': ({},)})\n",
+            "defines two Detectors of the name 'mine'; give each its own",
+        ),
         ("x = (", "mine.py cannot be run: SyntaxError"),
         ("import nothing_of_that_name", "mine.py cannot be run: ModuleNotFoundError"),
     ):

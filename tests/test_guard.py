@@ -16,7 +16,7 @@ from test_transformers import GUIDANCE, NO_BINS, PIPELINES, tiny
 from memlib.detectors.text import first_step
 from memlib.fields.load import field_of
 from memlib.fields.transformer import packed
-from memlib.mitigation.guard import Guard, MemorisedPrompt, calibrate, fresh_noise, load, threshold_rank
+from memlib.mitigation.guard import Guard, MemorisedPrompt, calibrate, fresh_noise, holds_several, load, threshold_rank
 from memlib.mitigation.prompts import optimise_prompts
 from memlib.tensors import generators, item_seeds
 
@@ -109,7 +109,9 @@ def guarded(pipe: DiffusionPipeline, how: dict, quantile: float, name: str) -> t
     noise = noises(pipe, PROMPTS, 0, name)
     magnitudes = expected(pipe, PROMPTS, noise).tolist()
     shape = list((packed(noise) if name == "Flux dev" else noise).shape[1:])
-    guard = Guard(float(np.quantile(magnitudes, quantile)), 0.01, 99, field_of(pipe).timesteps(STEPS)[0], shape, "")
+    empty = calibrate(pipe, PROMPTS, 0.5, **how).empty
+    threshold, first = float(np.quantile(magnitudes, quantile)), field_of(pipe).timesteps(STEPS)[0]
+    guard = Guard(threshold, 0.01, 99, first, shape, empty, "")
     call = how | {"prompt": PROMPTS, "output_type": "latent"}
     if isinstance(call.get("negative_prompt"), str):
         call["negative_prompt"] = [call["negative_prompt"]] * len(PROMPTS)
@@ -360,6 +362,122 @@ def test_another_size_of_pictures_is_refused() -> None:
     with pytest.raises(ValueError, match=r"calibrate it with the same height and width"), guard.on(pipe):
         drawn(pipe, call | {"height": height, "width": width})
     assert untouched(pipe)
+
+
+def without_guidance_from(step: int) -> Callable:
+    """The callback of diffusers' guide that ends guidance in mid-run: from there the network is given the prompts alone."""
+
+    def ended(pipe: DiffusionPipeline, number: int, t: object, given: dict) -> dict:
+        if number == step:
+            pipe._guidance_scale = 0.0
+            given["prompt_embeds"] = given["prompt_embeds"].chunk(2)[1]
+        return given
+
+    return ended
+
+
+def test_a_moved_embedding_stays_moved_where_guidance_ends() -> None:
+    pipe, how = made("U-Net")
+    guard, magnitudes, call = guarded(pipe, how, 0.6, "U-Net")
+    worst, seen = int(np.argmax(magnitudes)), []
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda _, arguments, keywords: seen.append(keywords["encoder_hidden_states"]), with_kwargs=True
+    )
+    ending = {"callback_on_step_end": without_guidance_from(1), "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    given = pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+    with guard.on(pipe, "moved embedding", iterations=60, learning_rate=0.02):
+        network = pipe.unet.register_forward_pre_hook(
+            lambda _, arguments, keywords: seen.append(keywords["encoder_hidden_states"]), with_kwargs=True
+        )
+        handle.remove()
+        drawn(pipe, call | ending)
+        network.remove()
+    last = seen[-1]
+    assert last.shape == given.shape, "the prompts alone"
+    assert not torch.allclose(last[worst], given[worst], atol=1e-3), "moved"
+    least = int(np.argmin(magnitudes))
+    torch.testing.assert_close(last[least], given[least])
+
+
+def test_guidance_that_ends_cannot_be_made_less() -> None:
+    pipe, how = made("U-Net")
+    guard, _, call = guarded(pipe, how, 0.6, "U-Net")
+    ending = {"callback_on_step_end": without_guidance_from(1), "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    with pytest.raises(ValueError, match="predicts without guidance, or once more; choose refuse or warn"):  # noqa: SIM117
+        with guard.on(pipe, "less guidance"):
+            drawn(pipe, call | ending)
+    assert untouched(pipe)
+
+
+def test_a_scheduler_that_is_exchanged_is_no_way_around() -> None:
+    pipe, how = made("U-Net")
+    guard, _, call = guarded(pipe, how, 0.0, "U-Net")
+    first = pipe.scheduler
+    with pytest.raises(ValueError, match="the scheduler was exchanged while the guard was on"), guard.on(pipe):
+        pipe.scheduler = copy.copy(first)
+        drawn(pipe, call)
+    pipe.scheduler = first
+    assert untouched(pipe)
+
+
+@pytest.mark.parametrize("name", ["U-Net", "SD3", "Flux dev"])
+def test_another_negative_prompt_is_refused_and_the_calibrated_one_is_not(name: str) -> None:
+    pipe, how = made(name)
+    other = how | {"negative_prompt": "big blue whale"}
+    guard = replace(calibrate(pipe, ORDINARY[:9], 0.3, **other), threshold=1e9)
+    asked = {"prompt": ORDINARY[0], "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    with guard.on(pipe, "warn"):
+        pipe(**asked, **other)
+        with pytest.raises(ValueError, match="another negative prompt than the guard was calibrated with"):
+            pipe(**asked, **how | {"negative_prompt": "a red apple on the tree"})
+    assert untouched(pipe)
+
+
+def test_magnitudes_that_are_not_finite_are_no_threshold() -> None:
+    pipe, how = made("U-Net")
+    handle = pipe.unet.register_forward_hook(lambda _, given, output: (output[0] * torch.nan,))
+    with pytest.raises(
+        ValueError, match=rf"the magnitude of '{ORDINARY[0]}' is nan; load the model in another precision"
+    ):
+        calibrate(pipe, ORDINARY[:9], 0.3, **how)
+    handle.remove()
+    assert untouched(pipe)
+
+
+def test_weights_that_are_not_there_are_told_before_any_work() -> None:
+    pipe, how = made("U-Net")
+    pipe.unet.to("meta")
+    with pytest.raises(ValueError, match="weights are offloaded; calibrate the guard before that"):
+        calibrate(pipe, ORDINARY[:9], 0.3, **how)
+
+
+def test_what_follows_from_noise_or_prompt_besides_is_found() -> None:
+    tensor = torch.zeros(1)
+    assert not holds_several(
+        {"encoder_hidden_states": tensor, "added_cond_kwargs": {"time_ids": tensor}, "return_dict": False}
+    )
+    assert holds_several({"encoder_hidden_states": tensor, "down_block_additional_residuals": (tensor, tensor)})
+    assert holds_several({"added_cond_kwargs": {"image_embeds": [tensor]}})
+
+
+@pytest.mark.parametrize("action", ["another seed", "moved embedding", "less guidance"])
+def test_a_network_that_is_given_more_is_not_asked_again(action: str) -> None:
+    pipe, how = made("U-Net")
+    guard, _, call = guarded(pipe, how, 0.6, "U-Net")
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda _, arguments, keywords: (
+            arguments,
+            keywords | {"added_cond_kwargs": {"image_embeds": [torch.zeros(1)]}},
+        ),
+        with_kwargs=True,
+    )
+    with guard.on(pipe, action):
+        if action == "less guidance":
+            drawn(pipe, call)
+        else:
+            with pytest.raises(ValueError, match="as a ControlNet or an IP-Adapter does; choose refuse or warn"):
+                drawn(pipe, call)
+    handle.remove()
 
 
 def test_bad_requests_are_refused() -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import WORDS, scheduler, side_by_side, small_flow_pipeline, small_pipeline, small_unet
 from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.training_utils import EMAModel
@@ -413,6 +414,41 @@ def test_a_network_alone_several_scores_and_autocast_are_refused(tmp_path: Path)
     assert network.training
     with pytest.raises(ValueError, match="outside of it"), torch.autocast("cpu", torch.bfloat16):
         made(tmp_path / "autocast").step(0)
+
+
+def test_scores_that_are_not_finite_are_refused_at_first_and_told_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = small_unet()
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="the score of trained 0 is not finite at the first look"):
+        made(tmp_path / "broken", broken).step(0)
+    network = small_unet()
+    monitor = made(tmp_path / "later", network)
+    monitor.step(0)
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    monitor.step(2)
+    assert f"step 2: {2 * EACH} of {2 * EACH} scores are not finite" in caplog.text
+    assert not monitor.looks["told_apart"].any()
+
+
+def test_a_network_prepared_in_half_precision_is_scored_as_it_is(tmp_path: Path) -> None:
+    plain = small_unet()
+    expected = made(tmp_path / "plain", copy.deepcopy(plain))
+    expected.step(0)
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    prepared = accelerator.prepare(plain)
+    inner = accelerator.unwrap_model(prepared)
+    x, t = pictures()[:1], torch.tensor([500])
+    before = prepared(x, t).sample
+    monitor = made(tmp_path / "prepared", inner)
+    monitor.step(0)
+    assert torch.equal(prepared(x, t).sample, before), "the training's own precision is back"
+    AcceleratorState._reset_state(True)
+    assert monitor.scores["score"].tolist() == expected.scores["score"].tolist()
 
 
 def snippet() -> str:

@@ -542,6 +542,17 @@ def test_memory_that_runs_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     error = RuntimeError("another")
     with pytest.raises(RuntimeError, match="another"):
         cli.main(["detectors"])
+    error = OSError(28, "No space left on device", "scores/loss.parquet")
+    with pytest.raises(SystemExit, match=r"^memlib detectors: No space left on device \(scores/loss.parquet\)$"):
+        cli.main(["detectors"])
+
+
+def test_an_option_that_is_none_is_told_by_its_own_command(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["audit", "model", "--imagess", "pictures"])
+    said = capsys.readouterr().err
+    assert "usage: memlib audit" in said
+    assert "unrecognized arguments: --imagess pictures" in said
 
 
 def test_what_the_command_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

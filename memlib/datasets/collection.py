@@ -5,7 +5,7 @@ are all held.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ class Collection:
 
     ids and digests (of their content): of the items that can be scored. refer: the items of some ids, whose pictures stay in
     their files. notes: why the others cannot be scored, by id. remarks: what else was found. source: where they come from.
+    captioned: whether they are pictures that all have a caption.
     """
 
     kind: Kind
@@ -39,6 +40,7 @@ class Collection:
     refer: Callable[[Sequence[str]], Items]
     notes: dict[str, str]
     remarks: list[str]
+    captioned: bool = False
 
     @property
     def digest(self) -> str:
@@ -69,15 +71,16 @@ def picture_collection(
         found, unread = open_pictures([path], size)
         digests |= dict(zip(found, content_digests(list(found.values())), strict=True))
         notes |= unread
-    captioned = any(known.get(name) for name in digests)
+    captions = {name: known.get(name, "") for name in digests}
+    captioned = any(captions.values())
 
     def refer(ids: Sequence[str]) -> Items:
-        prompts = [known.get(name, "") for name in ids] if captioned else None
+        prompts = [captions[name] for name in ids] if captioned else None
         return Items(list(ids), seed, PictureFiles(folder, list(ids), tuple(size)), prompts)
 
     if not digests:
         raise ValueError(f"none of the pictures in {folder} can be scored: {next(iter(notes.values()))}")
-    return _distinct("pictures", str(folder), digests, refer, notes)
+    return _distinct("pictures", str(folder), digests, refer, notes, captions)
 
 
 def _image_set(folder: Path, splits: Sequence[str], size: tuple[int, int, int], seed: int) -> Collection:
@@ -102,7 +105,7 @@ def _image_set(folder: Path, splits: Sequence[str], size: tuple[int, int, int], 
 
     digests = dict(zip(ids, content_digests(images), strict=True))
     source = f"{folder} ({', '.join(splits)})" if splits else str(folder)
-    return _distinct("pictures", source, digests, refer, {})
+    return _distinct("pictures", source, digests, refer, {}, dict(zip(ids, captions, strict=True)))
 
 
 def prompt_collection(path: str | Path, seed: int = 0) -> Collection:
@@ -144,15 +147,22 @@ def _distinct(
     digests: dict[str, str],
     refer: Callable[[Sequence[str]], Items],
     notes: dict[str, str],
+    captions: Mapping[str, str] | None = None,
 ) -> Collection:
-    """Every content once, under its first id in order: a repeated item would be tested twice."""
+    """Every content once, under its first id in order: a repeated item would be tested twice; captions: of pictures."""
     first: dict[str, str] = {}
     repeats = {}
     for name in sorted(digests):
         if first.setdefault(digests[name], name) != name:
             repeats[name] = f"the same as {first[digests[name]]}, counted once"
     ids = [name for name in sorted(digests) if name not in repeats]
-    return Collection(kind, source, ids, [digests[name] for name in ids], refer, notes | repeats, [])
+    without = sum(not captions[name] for name in ids) if captions else len(ids)
+    remarks = (
+        [f"{without} pictures have no caption, so the usual detector reads none"] if 0 < without < len(ids) else []
+    )
+    return Collection(
+        kind, source, ids, [digests[name] for name in ids], refer, notes | repeats, remarks, captioned=not without
+    )
 
 
 def _check_ids(ids: Sequence[str], distinct: dict[str, int], where: Path) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 from memlib.fields.digest import weights_digest
 from memlib.fields.load import check_text, field_of
 from memlib.fields.parameterisation import expected_data
+from memlib.fields.transformer import find as adapter_of
 from memlib.files import read_json, suggest, write_json
 from memlib.mitigation.prompts import move_embeddings
 from memlib.progress import progress
@@ -34,11 +35,9 @@ from memlib.sampling.pipeline import check_prompts, chunks, quiet
 from memlib.tensors import generators, item_seeds
 
 Action = Literal["refuse", "warn", "less guidance", "another seed", "moved embedding"]
-APART = (
-    "FluxTransformer2DModel",
-    "Lumina2Transformer2DModel",
-)  # their pipelines predict without the prompt in a second call
 ROUNDING = 1e-9
+READ, ALIKE = 64, 0.05  # numbers that are kept of an embedding; how far they may be off, as a share of the largest
+OTHERS = "choose refuse or warn"
 SAME_STEP = 5e-3  # of the schedule's length: timesteps that lie as near are one, rounded to bfloat16
 
 
@@ -62,7 +61,8 @@ class Guard:
     """A threshold of the magnitude at the first step, and for what it holds.
 
     An ordinary picture exceeds `threshold` with a chance of at most `false_alarms`. ordinary: prompts that it is calibrated on.
-    timestep: the first of sampling. shape: of what the network is given for a picture. weights: digest of the model.
+    timestep: the first of sampling. shape: of what the network is given for a picture. empty: numbers of the embedding without
+    the prompt, that of the negative prompt if there is one. weights: digest of the model.
     """
 
     threshold: float
@@ -70,6 +70,7 @@ class Guard:
     ordinary: int
     timestep: float
     shape: list[int]
+    empty: list[float]
     weights: str
 
     def save(self, path: str | Path) -> None:
@@ -88,8 +89,9 @@ class Guard:
         last two do not get below the threshold they refuse. When the block ends the pipeline is as it was.
 
         Raises ValueError for an unknown action, a pipeline that is not supported and, when it is called, one that makes no
-        unconditional prediction, starts at another timestep than it was calibrated at, or draws pictures of another size. That
-        the pipeline is of the model that the guard was calibrated on is checked by `load` alone.
+        unconditional prediction, starts at another timestep than it was calibrated at, draws pictures of another size, has
+        another negative prompt, or whose predictions cannot be changed as asked. That the pipeline is of the model that the guard
+        was calibrated on is checked by `load` alone.
         """
         watch = Watch(pipe, self, action, iterations, learning_rate)
         with watch.attached():
@@ -121,7 +123,8 @@ def calibrate(
     pipeline will be called with, such as num_inference_steps, guidance_scale, height and width, and the negative prompt, which
     the magnitude compares with. Two network evaluations a prompt.
 
-    Raises ValueError for a pipeline that is not supported, a rate that is none, and for too few prompts.
+    Raises ValueError for a pipeline that is not supported, a rate that is none, too few prompts, weights that are not there (of a
+    pipeline offloaded a layer at a time), and for a magnitude that is not finite.
     """
     check_text(pipe)
     check_prompts(ordinary_prompts)
@@ -130,6 +133,10 @@ def calibrate(
     prompts = list(dict.fromkeys(ordinary_prompts))
     rank = threshold_rank(len(prompts), false_alarms)
     watch = Watch(pipe, None, "refuse", 0, 0.0)
+    try:
+        weights = weights_digest(field_of(pipe))
+    except NotImplementedError as error:
+        raise ValueError("the pipeline's weights are offloaded; calibrate the guard before that") from error
     magnitudes: list[float] = []
     with watch.attached(), quiet(pipe):
         for chunk in progress(list(chunks(prompts, rows)), "calibrating the guard"):
@@ -141,6 +148,9 @@ def calibrate(
             with suppress(_Measured):
                 pipe(prompt=list(chunk), generator=noise, **texts | {"num_images_per_prompt": 1})
                 raise ValueError(f"{type(pipe).__name__} made no prediction with the prompt and without; set guidance")
+            for prompt, value in zip(chunk, watch.magnitudes, strict=True):
+                if not math.isfinite(value):
+                    raise ValueError(f"the magnitude of {prompt!r} is {value}; load the model in another precision")
             magnitudes += watch.magnitudes
     pipe.maybe_free_model_hooks()
     return Guard(
@@ -149,7 +159,8 @@ def calibrate(
         ordinary=len(prompts),
         timestep=watch.timestep,
         shape=watch.shape,
-        weights=weights_digest(field_of(pipe)),
+        empty=watch.empty,
+        weights=weights,
     )
 
 
@@ -173,7 +184,8 @@ class Watch:
     """What a guard sees of a pipeline, and does to it.
 
     magnitudes: of the pictures of the last call. alarms: how many pictures of all calls exceeded the threshold. timestep: the
-    first of the last call. shape: of what its network was given for a picture. Without a guard every call ends after that step.
+    first of the last call. shape, empty: of what its network was given, as a guard has them. Without a guard every call ends
+    after that step.
     """
 
     def __init__(
@@ -185,7 +197,7 @@ class Watch:
         self.pipe, self.guard, self.action = pipe, guard, action
         self.iterations, self.learning_rate = iterations, learning_rate
         self.network = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
-        self.apart = type(self.network).__name__ in APART
+        self.apart = hasattr(pipe, "transformer") and adapter_of(type(self.network).__name__).apart
         if self.apart and action not in ("refuse", "warn"):
             raise ValueError(
                 f"{type(pipe).__name__} predicts with the prompt before it predicts without; choose refuse or warn"
@@ -193,12 +205,13 @@ class Watch:
         self.field = field_of(pipe)
         self.magnitudes: list[float] = []
         self.shape: list[int] = []
+        self.empty: list[float] = []
         self.alarms, self.timestep = 0, math.nan
         self._begin(False)
 
     def _begin(self, first: bool) -> None:
         """A new call of the pipeline, whose first step is still to come; or none."""
-        self.first, self.steps = first, 0
+        self.first = first
         self.pending: Tensor | None = None
         self.scale: Tensor | None = None
         self.embeddings: Tensor | None = None
@@ -207,7 +220,7 @@ class Watch:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the network, and the beginning of a call seen by the scheduler; all is taken off at the end."""
-        scheduler = self.pipe.scheduler
+        scheduler = self.scheduler = self.pipe.scheduler
         before = {name: scheduler.__dict__.get(name) for name in ("set_timesteps", "step")}
         set_timesteps, step = scheduler.set_timesteps, scheduler.step
 
@@ -224,7 +237,6 @@ class Watch:
                 self._without_guidance()
             if self.sample is not None:
                 sample, self.sample = self.sample(sample), None
-            self.steps += 1
             return step(output, t, sample, *arguments, **keywords)
 
         handles = [
@@ -245,10 +257,18 @@ class Watch:
             self._begin(False)
 
     def _given(self, _: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Moved embeddings in place of the prompts', at the steps after the first."""
-        if self.embeddings is None or self.embeddings.shape != keywords["encoder_hidden_states"].shape:
+        """Moved embeddings in place of the prompts', at the steps after the first; of the prompts alone once guidance is off."""
+        if self.pipe.scheduler is not self.scheduler:
+            raise ValueError("the scheduler was exchanged while the guard was on; exchange it before")
+        if self.embeddings is None:
             return None
-        return arguments, keywords | {"encoder_hidden_states": self.embeddings.to(keywords["encoder_hidden_states"])}
+        given = keywords["encoder_hidden_states"]
+        moved = self.embeddings if len(given) == len(self.embeddings) else self.embeddings.chunk(2)[1]
+        if moved.shape != given.shape:
+            raise ValueError(
+                f"after the first step this call gives embeddings of the shape {list(given.shape)}; {OTHERS}"
+            )
+        return arguments, keywords | {"encoder_hidden_states": moved.to(given)}
 
     def _seen(self, _: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
         """The first step's predictions are judged; those of later ones changed, if that was chosen.
@@ -259,6 +279,8 @@ class Watch:
             output = self._first_step(arguments, keywords, output)
         if self.scale is None or self.first:
             return output
+        if len(output[0]) != 2 * len(self.scale):
+            raise ValueError(f"after the first step this call predicts without guidance, or once more; {OTHERS}")
         without, with_prompt = output[0].chunk(2)
         change = self.scale.to(without).reshape(-1, *[1] * (without.ndim - 1)) * (with_prompt - without)
         return (torch.cat([without, without + change]), *output[1:])
@@ -269,6 +291,8 @@ class Watch:
         halves = self._halves(x, output[0])
         if halves is None:
             return output
+        embedded = keywords["encoder_hidden_states"][0].detach().float().flatten()
+        self.empty = embedded[torch.linspace(0, len(embedded) - 1, READ).long()].tolist()
         self.first, self.shape = False, list(x.shape[1:])
         magnitude = self._magnitude(x, *halves)
         self.magnitudes = magnitude.tolist()
@@ -284,10 +308,19 @@ class Watch:
                 f"this call gives the network {self.shape} for a picture, but the guard was calibrated at {self.guard.shape}; "
                 "calibrate it with the same height and width"
             )
+        known, found = torch.tensor(self.guard.empty), torch.tensor(self.empty)
+        if known.shape != found.shape or (known - found).abs().max() > ALIKE * known.abs().max():
+            raise ValueError(
+                "this call has another negative prompt than the guard was calibrated with; calibrate it with that, too"
+            )
         flagged = [row for row, value in enumerate(self.magnitudes) if not value <= self.guard.threshold]
         self.alarms += len(flagged)
         if not flagged:
             return output
+        if self.action in ("another seed", "moved embedding") and holds_several(keywords):
+            raise ValueError(
+                f"this call gives the network more than noise and prompts, as a ControlNet or an IP-Adapter does; {OTHERS}"
+            )
         match self.action:
             case "refuse":
                 self._refuse(flagged, "")
@@ -436,6 +469,13 @@ class Watch:
         self.embeddings = embeddings.clone()
         self.embeddings[rows] = run.embeddings
         return (changed, *output[1:])
+
+
+def holds_several(value: Any) -> bool:
+    """Whether tensors in a list or tuple are among what a network is given, which follow from the noise or the prompt."""
+    if isinstance(value, dict):
+        return any(map(holds_several, value.values()))
+    return isinstance(value, (list, tuple)) and any(isinstance(each, Tensor) or holds_several(each) for each in value)
 
 
 def fresh_noise(x: Tensor, number: int) -> Tensor:
