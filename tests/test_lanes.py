@@ -85,6 +85,15 @@ def test_independent_stages_run_side_by_side_with_one_thread_each(tmp_path: Path
 
 
 @pytest.mark.ci
+def test_a_stage_is_kept_with_the_code_of_its_start(tmp_path: Path) -> None:
+    """Code that is changed while a stage runs is no part of what it has run with."""
+    project(tmp_path, {"slow": {"cmd": "cat results/code/any > results/slow; echo 2 > results/code/any"}})
+    assert ran(tmp_path)[:2] == (0, {"slow": "done"})
+    assert (tmp_path / "results/slow").read_text() == "1\n"
+    assert ran(tmp_path)[:2] == (0, {}), "the stage `code` has put back the code that it ran with"
+
+
+@pytest.mark.ci
 def test_dvc_itself_finds_done_what_lanes_have_done(tmp_path: Path) -> None:
     long = {
         "text": "a sentence that is so long that the writer of YAML has to break it somewhere: here, or there",

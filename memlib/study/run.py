@@ -202,10 +202,10 @@ class Lanes:
             if not stage.changed():
                 return "unchanged"
             stage.remove_outs()
+            stage.save_deps()
             with contextlib.suppress(RunCacheNotFoundError):
                 stage.repo.stage_cache.restore(stage)
                 return self._keep(name)
-            stage.save_deps()
         except FAILURES as error:
             return self._failed(name, error)
         commands = [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd
@@ -224,7 +224,9 @@ class Lanes:
     def _keep(self, name: str) -> Outcome:
         stage = self.stages[name]
         try:
-            stage.save()
+            stage.save_outs()  # what it depends on is that of its start: code may have changed since
+            stage.md5 = stage.compute_md5()
+            stage.repo.stage_cache.save(stage)
             stage.commit()
             record(stage)
         except FAILURES as error:  # most likely an output that the stage has not written
