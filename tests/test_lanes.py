@@ -94,6 +94,20 @@ def test_a_stage_is_kept_with_the_code_of_its_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.ci
+def test_a_stage_runs_again_when_what_it_reads_has_changed_and_is_known(tmp_path: Path) -> None:
+    """What DVC has in its cache of a stage is of other inputs."""
+    stages = {
+        "one": {"cmd": "grep number params.yaml > results/one", "params": ["number"]},
+        "two": {"cmd": "cat results/one > results/two", "deps": ["one"]},
+    }
+    project(tmp_path, stages, number=1)
+    for number in (1, 2, 1):
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump({"number": number}))
+        assert ran(tmp_path)[:2] == (0, {"one": "done", "two": "done"})
+        assert (tmp_path / "results/two").read_text() == f"number: {number}\n"
+
+
+@pytest.mark.ci
 def test_dvc_itself_finds_done_what_lanes_have_done(tmp_path: Path) -> None:
     long = {
         "text": "a sentence that is so long that the writer of YAML has to break it somewhere: here, or there",

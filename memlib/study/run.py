@@ -202,10 +202,10 @@ class Lanes:
             if not stage.changed():
                 return "unchanged"
             stage.remove_outs()
-            stage.save_deps()
             with contextlib.suppress(RunCacheNotFoundError):
                 stage.repo.stage_cache.restore(stage)
                 return self._keep(name)
+            stage.save_deps()
         except FAILURES as error:
             return self._failed(name, error)
         commands = [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd
