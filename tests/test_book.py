@@ -178,8 +178,10 @@ def test_the_page_on_reproducibility_tells_of_this_machine_or_of_the_committed_r
     text = book.reproducibility(STAGES)
     assert "| scores | 3 | 110.0 |" in text
     assert "minutes on this machine" in text
-    assert "| growth.n | 7 |" in text
-    assert "| run.arms.single | none |" in text
+    folds = dict(re.findall(r"^:::\{dropdown\} (\S+)\n(.*?)\n:::$", text, re.MULTILINE | re.DOTALL))
+    assert list(folds) == ["growth", "run"]
+    assert "| growth.n | 7 |" in folds["growth"]
+    assert "| run.arms.single | none |" in folds["run"]
     (study / "results/times/sets.json").unlink()
     text = book.reproducibility(STAGES)
     assert "minutes where the results of the repository were made" in text
