@@ -145,23 +145,15 @@ def score_candidates(
         except ValueError as error:
             refused = str(error)
             continue
-        probed = min(len(items.ids), field.rows)
+        probed, count = min(len(items.ids), field.rows), len(items.ids)
         try:
             with one_thread():
                 each = sum(check(detector, field, items) for detector in detectors) / probed
-        except ValueError as error:
-            if not found:
-                raise
-            told.append(f"{name}: not scored; {error}")
-            continue
-        affordable = int(max(seconds - (time.monotonic() - begun), 0) / each) if each else len(items.ids)
-        count = len(items.ids)
-        if not found and affordable < count:
-            count = max(affordable, probed)
-            items = items.rows(
-                torch.randperm(len(items.ids), generator=torch.Generator().manual_seed(0))[:count].tolist()
-            )
-        try:
+            affordable = int(max(seconds - (time.monotonic() - begun), 0) / each) if each else count
+            if not found and affordable < count:
+                order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+                count = max(affordable, probed)
+                items = items.rows(order[:count].tolist())
             with TemporaryDirectory() as folder:
                 paths = {detector.name: Path(folder) / f"{number}.parquet" for number, detector in enumerate(detectors)}
                 for detector, path in zip(detectors, paths.values(), strict=True):

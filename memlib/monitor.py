@@ -141,13 +141,17 @@ class Monitor:
         self.latest = step
         begun = time.perf_counter()
         found = self.watched.score()
-        broken = found.loc[~np.isfinite(found["score"]), "picture"].unique()
+        broken = found[~np.isfinite(found["score"])]
         if len(broken) and self.first is None:
             raise ValueError(
-                f"the score of {broken[0]} is not finite at the first look, with which all later ones are compared; look at its "
-                "values, and score in full precision"
+                f"the score of {broken['picture'].iloc[0]} is not finite at the first look, with which all later ones are "
+                "compared; look at its values, and score in full precision"
             )
         if processes().is_main_process:
+            if len(broken):
+                logger.warning(
+                    f"step {step}: {len(broken)} of {len(found)} scores are not finite, so nothing can be told apart"
+                )
             self._add(step, found, time.perf_counter() - begun)
         self._share()
         return self.looks[self.looks["step"] == step] if len(self.looks) else self.looks
@@ -178,9 +182,6 @@ class Monitor:
             self.report(
                 {f"monitor/{row['detector']}/{name}": float(row[name]) for row in rows for name in figures}, step
             )
-        bad = int((~np.isfinite(found["score"])).sum())
-        if bad:
-            logger.warning(f"step {step}: {bad} of {len(found)} scores are not finite, so nothing can be told apart")
         if not told and self.onset is not None:
             logger.warning(self._words(next(row for row in rows if row["told_apart"])))
 

@@ -380,18 +380,14 @@ def test_a_moved_embedding_stays_moved_where_guidance_ends() -> None:
     pipe, how = made("U-Net")
     guard, magnitudes, call = guarded(pipe, how, 0.6, "U-Net")
     worst, seen = int(np.argmax(magnitudes)), []
-    handle = pipe.unet.register_forward_pre_hook(
-        lambda _, arguments, keywords: seen.append(keywords["encoder_hidden_states"]), with_kwargs=True
-    )
     ending = {"callback_on_step_end": without_guidance_from(1), "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     given = pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]
     with guard.on(pipe, "moved embedding", iterations=60, learning_rate=0.02):
-        network = pipe.unet.register_forward_pre_hook(
+        handle = pipe.unet.register_forward_pre_hook(
             lambda _, arguments, keywords: seen.append(keywords["encoder_hidden_states"]), with_kwargs=True
         )
-        handle.remove()
         drawn(pipe, call | ending)
-        network.remove()
+        handle.remove()
     last = seen[-1]
     assert last.shape == given.shape, "the prompts alone"
     assert not torch.allclose(last[worst], given[worst], atol=1e-3), "moved"

@@ -21,7 +21,7 @@ import yaml
 
 from memlib.files import atomic_write, read_json, write_json
 from memlib.study import front
-from memlib.study.claims import answers, fill_markers, table
+from memlib.study.claims import answers, dropdown, fill_markers, table
 from memlib.study.digests import NOTEBOOKS, tree_digest
 from memlib.study.history import last_change
 from memlib.study.notebook import normalise, tagged
@@ -169,7 +169,7 @@ def reproducibility(stages: Mapping[str, Collection[str]]) -> str:
         draw(stages),
         "## Parameters and seeds",
         *(
-            "\n".join([f":::{{dropdown}} {name}", table(_flat(name, section), ("parameter", "value")), ":::"])
+            dropdown(name, [table(_flat(name, section), ("parameter", "value"))])
             for name, section in yaml.safe_load(PARAMS.read_text()).items()
         ),
     ]

@@ -107,6 +107,11 @@ def first_page(rows: Sequence[Mapping[str, Any]]) -> str:
 def _criteria(title: str, claims: Iterable[Claim]) -> str:
     """How claims are judged, as a box to open."""
     lines = [f"- *{claim.claim}* {criterion(claim)}" for claim in claims]
+    return dropdown(title, lines)
+
+
+def dropdown(title: str, lines: Iterable[str]) -> str:
+    """A box of MyST to open."""
     return "\n".join([f":::{{dropdown}} {title}", *lines, ":::"])
 
 
@@ -128,7 +133,7 @@ def answers(page: str, sentences: Sequence[str] = ()) -> str:
     if len(lines) + len(told) > ITEMS and told:
         counts = Counter(_verdict(claim, row, "holm_verdict") for claim, row in judged)
         verdicts = ", ".join(f"{verdict} ({count})" for verdict, count in counts.items())
-        below = ["", ":::{dropdown} The claims with what was found, n and the plain baseline", *told, ":::"]
+        below = ["", dropdown("The claims with what was found, n and the plain baseline", told)]
         told = [f"- **Claims**, {len(told)} on this page, after correction for their number: {verdicts}."]
     lines += told
     return (
